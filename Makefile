@@ -1,0 +1,55 @@
+# Two commands do everything: `make repro` and `make test`. Each makes .venv first, once.
+PYTHON ?= python3.11
+PORT ?= 5000
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DO_NOT_TRACK = 1
+export MLFLOW_DISABLE_TELEMETRY = true
+
+.PHONY: help repro test test-slow test-base lint lock ui clean
+
+help:
+	@echo "make repro      fetch, train, fold, export, prove, deploy"
+	@echo "make test       the fast tests"
+	@echo "make test-slow  the whole pipeline twice, and the MLflow UI in a browser"
+	@echo "make test-base  prediction in an environment with the base install only"
+	@echo "make lint       ruff and mypy"
+	@echo "make lock       write the installed versions to constraints.txt"
+	@echo "make ui         MLflow's UI on this project's runs, http://127.0.0.1:$(PORT)"
+	@echo "make clean      remove what can be made again (not the runs in mlflow.db)"
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --disable-pip-version-check -q -c constraints.txt -e '.[train,dev]'
+	touch $@
+
+.venv-base/installed: pyproject.toml constraints.txt $(shell find sdpipe -name '*.py')
+	$(PYTHON) -m venv .venv-base
+	.venv-base/bin/pip install --disable-pip-version-check -q -c constraints.txt .
+	touch $@
+
+repro: .venv/installed
+	dvc repro
+
+test: .venv/installed
+	pytest -m "not slow"
+
+test-slow: .venv/installed
+	pytest -m slow
+
+test-base: .venv/installed .venv-base/installed
+	python tests/base_install.py .venv-base
+
+lint: .venv/installed
+	ruff check .
+	ruff format --check .
+	mypy
+
+lock: .venv/installed
+	{ head -n 1 constraints.txt; .venv/bin/pip freeze --exclude-editable; } > constraints.new && mv constraints.new constraints.txt
+
+ui: .venv/installed
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
+		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+clean:
+	rm -rf .venv .venv-base data models/*/ models/model.onnx .sdpipe/runs .pytest_cache .mypy_cache .ruff_cache build *.egg-info

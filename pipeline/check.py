@@ -1,0 +1,22 @@
+"""Stage check: every key of params.yaml, before anything runs for hours.
+
+Its output never changes, so that a change in one section re-runs only the stages that read it.
+"""
+
+from pathlib import Path
+
+from sdpipe.config import read_params
+from sdpipe.errors import errors_on_one_line
+from sdpipe.files import replacing
+from sdpipe.params import check_params
+
+
+def main() -> None:
+    check_params(read_params(Path("params.yaml")))
+    with replacing(Path("data/params.checked")) as beside:
+        beside.write_text("The keys, types and ranges of params.yaml are right.\n")
+
+
+if __name__ == "__main__":
+    with errors_on_one_line():
+        main()

@@ -1,0 +1,26 @@
+"""Stage evaluate@<run>: prove model.onnx against PyTorch; metrics, figures, latency."""
+
+import sys
+from pathlib import Path
+
+from sdpipe.config import get_value, parse_section, read_params
+from sdpipe.data.store import open_dataset
+from sdpipe.deploy.config import EvaluateConfig
+from sdpipe.deploy.evaluate import evaluate_run
+from sdpipe.errors import errors_on_one_line
+from sdpipe.track import track_quietly
+from sdpipe.training.run_files import read_rows
+
+
+def main(run: str) -> None:
+    params = read_params(Path("params.yaml"))
+    config = parse_section(EvaluateConfig, get_value(params, "evaluate"), "evaluate")
+    dataset = open_dataset(Path("data") / get_value(params, "train.dataset"))
+    folder = Path("models") / run
+    evaluate_run(folder, dataset, read_rows(folder / "history.csv"), config)
+    track_quietly(folder)
+
+
+if __name__ == "__main__":
+    with errors_on_one_line():
+        main(*sys.argv[1:])

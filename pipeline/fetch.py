@@ -1,0 +1,28 @@
+"""Stage fetch@<dataset>: from its source to data/<dataset>/."""
+
+import sys
+from pathlib import Path
+
+from sdpipe.config import get_value, parse_section, read_params
+from sdpipe.data.config import DATASET_SECTIONS
+from sdpipe.data.fetch import fetch
+from sdpipe.errors import ConfigError, errors_on_one_line
+from sdpipe.files import work_folder
+
+
+def main(dataset: str) -> None:
+    if dataset not in DATASET_SECTIONS:
+        raise ConfigError(f"no data set {dataset!r}; there are {', '.join(DATASET_SECTIONS)}")
+    values = get_value(read_params(Path("params.yaml")), f"fetch.{dataset}")
+    config = parse_section(DATASET_SECTIONS[dataset], values, f"fetch.{dataset}")
+    meta = fetch(dataset, config, Path("data") / dataset, work_folder() / "downloads" / dataset)
+    print(
+        f"{dataset}: {meta['num_train']:,} training and {meta['num_test']:,} test images "
+        f"of {len(meta['class_names'])} classes, {meta['image_size'][0]} x {meta['image_size'][1]}; "
+        f"{meta['test_images_also_in_train']:,} test images are identical to a training image"
+    )
+
+
+if __name__ == "__main__":
+    with errors_on_one_line():
+        main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Train residual networks with stochastic depth, fold, export, prove and deploy them."""

@@ -1,0 +1,80 @@
+"""How a section of params.yaml becomes a frozen, typed object. The sections stand beside their users.
+
+params.yaml is the one home of every number, so sections hold no defaults. It is read with ruamel.yaml, as
+DVC reads it: `1e-4` is a number and `yes` a string, in both or in neither.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from sdpipe.errors import ConfigError
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A frozen section: unknown, missing, mistyped and out-of-range keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """Read a params.yaml.
+
+    Raises ConfigError if the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        params = YAML(typ="safe").load(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(params, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(params).__name__}")
+    return params
+
+
+def get_value(params: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key such as `fetch.digits`; ConfigError names the key that is missing."""
+    value: Any = params
+    for depth, part in enumerate(key.split("."), start=1):
+        if not isinstance(value, Mapping) or part not in value:
+            raise ConfigError(f"params.yaml: {'.'.join(key.split('.')[:depth])}: missing")
+        value = value[part]
+    return value
+
+
+def parse_section(
+    section: type[AnySection], values: Any, key: str, overrides: Mapping[str, str] | None = None
+) -> AnySection:
+    """Check `values` against a section class.
+
+    key: where the section stands in params.yaml, for messages.
+    overrides: for fields that came from elsewhere, the key of that place.
+    Raises ConfigError with one clause for each fault: key, expectation, value found.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        faults = [_describe(fault, key, overrides or {}) for fault in error.errors()]
+        raise ConfigError("params.yaml: " + "; ".join(faults)) from error
+
+
+def _describe(fault: Any, key: str, overrides: Mapping[str, str]) -> str:
+    where = [str(part) for part in fault["loc"] if part != "[key]"]
+    base = overrides.get(where[0], key) if where else key
+    message = fault["msg"].removeprefix("Value error, ")
+    expectation = message.replace("Input should be", "expected", 1).replace(
+        "Extra inputs are not", "key not", 1
+    )
+    found = "" if fault["type"] in ("missing", "extra_forbidden") else f", got {fault['input']!r}"
+    return f"{'.'.join([base, *where]).strip('.')}: {expectation}{found}"

@@ -1,0 +1,1 @@
+"""Data sets: fetch, store, split, augment."""

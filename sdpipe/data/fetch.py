@@ -1,0 +1,175 @@
+"""Fetch one data set: from its source to data/<dataset>/, or nothing at all."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from sdpipe.config import Section
+from sdpipe.data.archives import read_gzip, unpack
+from sdpipe.data.config import ArchiveConfig, DigitsConfig, ImageFolderConfig
+from sdpipe.data.formats import read_cifar, read_idx, read_svhn
+from sdpipe.data.imagefolder import hold_out_test, list_pictures, write_pictures
+from sdpipe.data.sources import is_url, local_path, locate
+from sdpipe.data.store import write_meta, write_part
+from sdpipe.errors import DataError
+from sdpipe.files import replacing_folder
+
+DIGITS_MAX = 16  # scikit-learn's digits have 17 grey levels, 0..16
+
+FASHION_MNIST_CLASSES = [
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+]  # fmt: skip
+"""Label order of https://github.com/zalandoresearch/fashion-mnist."""
+
+
+def fetch(dataset: str, config: Section, folder: Path, downloads: Path) -> dict[str, Any]:
+    """Fetch data set `dataset` into `folder`. Returns the content of its meta.json.
+
+    downloads: where downloaded files are kept and continued.
+    The folder appears only when everything is in it and checked. Raises DataError naming the file.
+    """
+    with replacing_folder(folder) as beside:
+        return _FETCHERS[dataset](config, beside, downloads)
+
+
+def _fetch_digits(config: DigitsConfig, folder: Path, _downloads: Path) -> dict[str, Any]:
+    pixels, labels_N = load_digits(return_X_y=True)
+    images_NHWC = np.rint(pixels.reshape(-1, 8, 8, 1) * (255 / DIGITS_MAX)).astype(np.uint8)
+    train, test = train_test_split(
+        np.arange(len(labels_N)), test_size=config.test_fraction, random_state=config.seed, stratify=labels_N
+    )
+    for part, indices in (("train", np.sort(train)), ("test", np.sort(test))):
+        write_part(folder, part, [(images_NHWC[indices], labels_N[indices])])
+    return write_meta(
+        folder,
+        name="digits",
+        class_names=[str(digit) for digit in range(10)],
+        source={"source": "sklearn.datasets.load_digits"},
+    )
+
+
+def _fetch_fashion_mnist(config: ArchiveConfig, folder: Path, downloads: Path) -> dict[str, Any]:
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        images_NHW = _read_checked_idx(config, f"{prefix}-images-idx3-ubyte", downloads)
+        labels_N = _read_checked_idx(config, f"{prefix}-labels-idx1-ubyte", downloads)
+        if images_NHW.ndim != 3 or labels_N.shape != images_NHW.shape[:1]:
+            raise DataError(f"fashion-mnist: {images_NHW.shape} images for {labels_N.shape} {part} labels")
+        write_part(folder, part, [(images_NHW[..., np.newaxis], labels_N.astype(np.int64))])
+    return write_meta(
+        folder,
+        name="fashion-mnist",
+        class_names=FASHION_MNIST_CLASSES,
+        source={"source": config.source, "sha256_unpacked": config.sha256},
+    )
+
+
+def _read_checked_idx(config: ArchiveConfig, name: str, downloads: Path) -> np.ndarray:
+    """Compression differs between mirrors, so the digest is that of the unpacked bytes."""
+    unpacked = not is_url(config.source) and (local_path(config.source) / name).is_file()
+    packed_name = name if unpacked else f"{name}.gz"
+    path = locate(config.source, packed_name, downloads, None)
+    expected = _digest_of(config, name)
+    try:
+        raw = read_gzip(path)
+        found = hashlib.sha256(raw).hexdigest()
+        if found != expected:
+            raise DataError(f"{path}: SHA-256 of the unpacked bytes expected {expected}, found {found}")
+    except DataError:
+        if is_url(config.source):
+            path.unlink(missing_ok=True)  # or it would be taken for good the next time
+        raise
+    return read_idx(raw, name)
+
+
+def _digest_of(config: ArchiveConfig, name: str) -> str:
+    if name not in config.sha256:
+        raise DataError(f"{name}: no digest for it in params.yaml")
+    return config.sha256[name]
+
+
+def _fetch_cifar(config: ArchiveConfig, folder: Path, downloads: Path, classes: int) -> dict[str, Any]:
+    name = "cifar-10-binary.tar.gz" if classes == 10 else "cifar-100-binary.tar.gz"
+    label_bytes, names_file = (1, "batches.meta.txt") if classes == 10 else (2, "fine_label_names.txt")
+    train_pattern, test_pattern = (
+        ("data_batch_*.bin", "test_batch.bin") if classes == 10 else ("train.bin", "test.bin")
+    )
+    archive = locate(config.source, name, downloads, _digest_of(config, name))
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+        unpack(archive, Path(unpacked))
+        for part, pattern in (("train", train_pattern), ("test", test_pattern)):
+            files = _find(archive, Path(unpacked), pattern)
+            write_part(folder, part, [read_cifar(file, label_bytes) for file in files])
+        text = _find(archive, Path(unpacked), names_file)[0].read_text()
+    return write_meta(
+        folder,
+        name=f"cifar{classes}",
+        class_names=[line.strip() for line in text.splitlines() if line.strip()],
+        source={"source": config.source, "sha256": config.sha256},
+    )
+
+
+def _find(archive: Path, unpacked: Path, pattern: str) -> list[Path]:
+    files = sorted(unpacked.rglob(pattern))
+    if not files:
+        raise DataError(f"{archive}: holds no {pattern}")
+    return files
+
+
+def _fetch_svhn(config: ArchiveConfig, folder: Path, downloads: Path) -> dict[str, Any]:
+    parts = {}
+    for part in ("train", "extra", "test"):
+        name = f"{part}_32x32.mat"
+        parts[part] = read_svhn(locate(config.source, name, downloads, _digest_of(config, name)))
+    write_part(folder, "train", [parts["train"], parts["extra"]])
+    write_part(folder, "test", [parts["test"]])
+    return write_meta(
+        folder,
+        name="svhn",
+        class_names=[str(digit) for digit in range(10)],
+        source={"source": config.source, "sha256": config.sha256},
+        train_parts=[(part, len(parts[part][1])) for part in ("train", "extra")],
+    )
+
+
+def _fetch_imagefolder(config: ImageFolderConfig, folder: Path, downloads: Path) -> dict[str, Any]:
+    local = local_path(config.source)
+    if not is_url(config.source) and not local.is_file():
+        return _read_tree(local, config, folder)
+    archive = locate(config.source, "", downloads / "imagefolder", config.sha256)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+        unpack(archive, Path(unpacked))
+        return _read_tree(Path(unpacked), config, folder)
+
+
+def _read_tree(tree: Path, config: ImageFolderConfig, folder: Path) -> dict[str, Any]:
+    listing = list_pictures(tree)
+    train, validation = listing.splits["train"], listing.splits.get("validation", [])
+    if "test" in listing.splits:
+        test = listing.splits["test"]
+    else:
+        train, test = hold_out_test(train, config.test_fraction, config.seed)
+    write_pictures(folder, "train", train + validation, config)
+    write_pictures(folder, "test", test, config)
+    return write_meta(
+        folder,
+        name="imagefolder",
+        class_names=listing.class_names,
+        source={"source": config.source, "num_ignored_files": listing.num_ignored},
+        train_parts=[("train", len(train))] + ([("validation", len(validation))] if validation else []),
+    )
+
+
+_FETCHERS: dict[str, Callable[[Any, Path, Path], dict[str, Any]]] = {
+    "digits": _fetch_digits,
+    "fashion-mnist": _fetch_fashion_mnist,
+    "cifar10": lambda config, folder, downloads: _fetch_cifar(config, folder, downloads, 10),
+    "cifar100": lambda config, folder, downloads: _fetch_cifar(config, folder, downloads, 100),
+    "svhn": _fetch_svhn,
+    "imagefolder": _fetch_imagefolder,
+}

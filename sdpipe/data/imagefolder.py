@@ -1,0 +1,163 @@
+"""A user's own pictures in class folders, as training and test arrays.
+
+Accepted: `<split>/<class>/**/*` with the splits train, test and validation (or val, valid), where test and
+validation may be missing; or `<class>/**/*`. What has no test part is split, stratified, with a seed.
+"""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+from tqdm import tqdm
+
+from sdpipe.data.config import ImageFolderConfig
+from sdpipe.data.store import ArrayWriter
+from sdpipe.errors import DataError, ImageError
+from sdpipe.runtime.image import decode, image_suffixes
+
+SPLIT_NAMES = {
+    "train": "train",
+    "test": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+}
+_CHUNK = 256  # pictures decoded at a time
+_MAX_NAMED = 5  # damaged pictures named in one error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The pictures of a tree: for each split, paths and class numbers."""
+
+    class_names: list[str]
+    splits: dict[str, list[tuple[Path, int]]]
+    num_ignored: int  # files without a picture's ending
+
+
+def list_pictures(root: Path) -> Listing:
+    """Find the class folders and their pictures, sorted by name.
+
+    Raises DataError naming the folder: no classes, a class without a picture, a class that one split has
+    and another has not.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    root = _descend(root)
+    folders = _subfolders(root)
+    by_split = {
+        SPLIT_NAMES[folder.name.lower()]: folder for folder in folders if folder.name.lower() in SPLIT_NAMES
+    }
+    if "train" not in by_split:
+        by_split = {"train": root}
+    elif extra := [folder for folder in folders if folder.name.lower() not in SPLIT_NAMES]:
+        raise DataError(f"{extra[0]}: beside a train folder, expected only {', '.join(sorted(SPLIT_NAMES))}")
+    class_names = [folder.name for folder in _subfolders(by_split["train"])]
+    if len(class_names) < 2:
+        raise DataError(
+            f"{by_split['train']}: expected a folder for each of at least 2 classes, found {class_names}"
+        )
+    num_ignored = 0
+    splits = {}
+    for split, folder in by_split.items():
+        splits[split], ignored = _list_split(folder, class_names)
+        num_ignored += ignored
+    return Listing(class_names=class_names, splits=splits, num_ignored=num_ignored)
+
+
+def _descend(root: Path) -> Path:
+    """Archives often hold everything in one folder; go into it."""
+    inside = _subfolders(root)
+    if len(inside) == 1 and inside[0].name.lower() not in SPLIT_NAMES and _subfolders(inside[0]):
+        return _descend(inside[0])
+    return root
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))
+    )
+
+
+def _list_split(folder: Path, class_names: list[str]) -> tuple[list[tuple[Path, int]], int]:
+    found = [path.name for path in _subfolders(folder)]
+    if missing := sorted(set(class_names) - set(found)):
+        raise DataError(f"{folder / missing[0]}: class folder missing, the training part has it")
+    if unknown := sorted(set(found) - set(class_names)):
+        raise DataError(f"{folder / unknown[0]}: a class that the training part does not have")
+    endings = image_suffixes()
+    pictures: list[tuple[Path, int]] = []
+    num_ignored = 0
+    for k, name in enumerate(class_names):
+        files = [
+            path for path in sorted((folder / name).rglob("*")) if path.is_file() and path.name[0] != "."
+        ]
+        chosen = [path for path in files if path.suffix.lower() in endings]
+        if not chosen:
+            raise DataError(f"{folder / name}: class folder without a picture")
+        pictures += [(path, k) for path in chosen]
+        num_ignored += len(files) - len(chosen)
+    return pictures, num_ignored
+
+
+def hold_out_test(
+    pictures: list[tuple[Path, int]], fraction: float, seed: int
+) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
+    """Split into training and test part, stratified by class, each in the given order."""
+    labels = [label for _, label in pictures]
+    counts = np.bincount(labels)
+    if counts.min() < 2:
+        raise DataError(
+            f"{pictures[labels.index(int(counts.argmin()))][0].parent}: 1 picture, a split needs 2"
+        )
+    try:
+        train, test = train_test_split(
+            range(len(labels)), test_size=fraction, random_state=seed, stratify=labels
+        )
+    except ValueError as error:
+        raise DataError(
+            f"fetch.imagefolder.test_fraction: {fraction} of {len(labels)} pictures: {error}"
+        ) from error
+    return [pictures[at] for at in sorted(train)], [pictures[at] for at in sorted(test)]
+
+
+def write_pictures(
+    folder: Path, part: str, pictures: list[tuple[Path, int]], config: ImageFolderConfig
+) -> None:
+    """Decode pictures into `<part>_images.npy` and `<part>_labels.npy`.
+
+    Raises DataError that names the unreadable ones.
+    """
+    size = (config.image_size, config.image_size)
+    writer = ArrayWriter(folder, part, len(pictures), (*size, config.channels))
+    unreadable: list[str] = []
+
+    def read(picture: tuple[Path, int]) -> np.ndarray | str:
+        try:
+            return decode(picture[0], config.channels, size)
+        except ImageError as error:
+            return f"{picture[0]}: {error}"
+
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(pictures), desc=part, disable=None) as bar,
+    ):
+        for chunk in _chunks(pictures):
+            results = list(pool.map(read, chunk))
+            unreadable += [result for result in results if isinstance(result, str)]
+            if not unreadable:
+                images = [result for result in results if not isinstance(result, str)]
+                writer.append(np.stack(images), np.array([label for _, label in chunk]))
+            bar.update(len(chunk))
+    if unreadable:
+        more = f" (and {len(unreadable) - _MAX_NAMED} more)" if len(unreadable) > _MAX_NAMED else ""
+        raise DataError("; ".join(unreadable[:_MAX_NAMED]) + more)
+    writer.close()
+
+
+def _chunks(pictures: list[tuple[Path, int]]) -> Iterable[list[tuple[Path, int]]]:
+    return (pictures[start : start + _CHUNK] for start in range(0, len(pictures), _CHUNK))

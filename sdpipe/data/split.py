@@ -1,0 +1,60 @@
+"""The paper's split of the training images into a training and a validation part."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sdpipe.errors import DataError
+
+
+def split_validation(
+    labels_N: np.ndarray,
+    train_parts: tuple[tuple[str, int], ...],
+    validation: float | Mapping[str, int],
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (int64, sorted) of the training and of the validation images; together they are all images.
+
+    validation: a fraction of the images, shuffled by the seed (0.1 makes CIFAR's 45,000 and 5,000); or
+    images per class from each part (SVHN: {"train": 400, "extra": 200}, 6,000 in all). Source: paper
+    section 4. A data set with a part named "validation" has its split already, and keeps it.
+    Raises DataError if a part has too few images.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    starts = np.cumsum([0, *(count for _, count in train_parts)])
+    ranges = {name: np.arange(starts[at], starts[at + 1]) for at, (name, _) in enumerate(train_parts)}
+    if "validation" in ranges:
+        chosen = ranges["validation"]
+    elif isinstance(validation, Mapping):
+        chosen = _choose_per_class(labels_N, ranges, validation, rng)
+    else:
+        chosen = rng.permutation(len(labels_N))[: round(validation * len(labels_N))]
+    is_validation = np.zeros(len(labels_N), dtype=bool)
+    is_validation[chosen] = True
+    train, held_out = np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
+    if not len(train) or not len(held_out):
+        raise DataError(
+            f"train.validation: {validation} of {len(labels_N)} images leaves {len(train)} to train on "
+            f"and {len(held_out)} to validate on"
+        )
+    return train, held_out
+
+
+def _choose_per_class(
+    labels_N: np.ndarray,
+    ranges: dict[str, np.ndarray],
+    validation: Mapping[str, int],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    chosen = []
+    for part, count in validation.items():
+        if part not in ranges:
+            raise DataError(f"train.validation.{part}: the data set has the parts {', '.join(ranges)}")
+        for k in np.unique(labels_N):
+            members = ranges[part][labels_N[ranges[part]] == k]
+            if len(members) < count:
+                raise DataError(
+                    f"train.validation.{part}: {count} of class {k} asked for, {len(members)} there"
+                )
+            chosen.append(rng.permutation(members)[:count])
+    return np.concatenate(chosen)

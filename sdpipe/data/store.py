@@ -1,0 +1,168 @@
+"""A fetched data set on disk: arrays that can be memory-mapped, and meta.json.
+
+data/<dataset>/
+    train_images.npy  uint8 (N, H, W, C)     test_images.npy
+    train_labels.npy  int64 (N,)             test_labels.npy
+    meta.json         classes, counts, source, SHA-256 of the arrays, images shared by both parts
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdpipe.errors import DataError
+from sdpipe.files import sha256_of, write_json
+
+_CHUNK = 4096  # images hashed or copied at a time
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DataSet:
+    """A data set as arrays: images uint8 NHWC (memory-mapped), labels int64 (N,).
+
+    train_parts: (name, count) of what the training images consist of, in order, such as
+    (("train", 73257), ("extra", 531131)); a part named "validation" is used as such.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train_images_NHWC: np.ndarray
+    train_labels_N: np.ndarray
+    test_images_NHWC: np.ndarray
+    test_labels_N: np.ndarray
+    train_parts: tuple[tuple[str, int], ...]
+    digest: str
+
+
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+class ArrayWriter:
+    """Writes `<part>_images.npy` and `<part>_labels.npy` chunk by chunk, with memory for one chunk."""
+
+    def __init__(self, folder: Path, part: str, num_images: int, image_shape_HWC: tuple[int, ...]) -> None:
+        self.images_NHWC = np.lib.format.open_memmap(
+            folder / f"{part}_images.npy", mode="w+", dtype=np.uint8, shape=(num_images, *image_shape_HWC)
+        )
+        self.labels_N = np.zeros(num_images, dtype=np.int64)
+        self._labels_path = folder / f"{part}_labels.npy"
+        self._filled = 0
+
+    def append(self, images_NHWC: np.ndarray, labels_N: np.ndarray) -> None:
+        """Add images and their labels behind those already written."""
+        end = self._filled + len(labels_N)
+        for start in range(0, len(labels_N), _CHUNK):
+            chunk = images_NHWC[start : start + _CHUNK]
+            self.images_NHWC[self._filled + start : self._filled + start + len(chunk)] = chunk
+        self.labels_N[self._filled : end] = labels_N
+        self._filled = end
+
+    def close(self) -> None:
+        """Write everything out."""
+        assert self._filled == len(self.labels_N), "fewer images appended than announced"
+        self.images_NHWC.flush()
+        np.save(self._labels_path, self.labels_N)
+
+
+def write_part(folder: Path, part: str, chunks: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Write one part from (images, labels) pairs that are already in memory."""
+    pairs = list(chunks)
+    writer = ArrayWriter(folder, part, sum(len(labels) for _, labels in pairs), pairs[0][0].shape[1:])
+    for images_NHWC, labels_N in pairs:
+        writer.append(images_NHWC, labels_N)
+    writer.close()
+
+
+def write_meta(
+    folder: Path,
+    *,
+    name: str,
+    class_names: list[str],
+    source: dict[str, Any],
+    train_parts: list[tuple[str, int]] | None = None,
+) -> dict[str, Any]:
+    """Check the arrays in `folder`, then write meta.json about them. Returns its content.
+
+    Raises DataError if labels and classes do not fit or a class has no training image.
+    """
+    arrays = {array: np.load(folder / f"{array}.npy", mmap_mode="r") for array in ARRAYS}
+    num_train, num_test = len(arrays["train_labels"]), len(arrays["test_labels"])
+    _check_labels(name, class_names, arrays["train_labels"], arrays["test_labels"])
+    shared = count_shared(arrays["train_images"], arrays["test_images"])
+    height, width, channels = arrays["train_images"].shape[1:]
+    meta = {
+        "name": name,
+        "class_names": class_names,
+        "image_size": [height, width],
+        "channels": channels,
+        "num_train": num_train,
+        "num_test": num_test,
+        "train_parts": train_parts or [("train", num_train)],
+        "train_images_per_class": np.bincount(arrays["train_labels"], minlength=len(class_names)).tolist(),
+        "test_images_per_class": np.bincount(arrays["test_labels"], minlength=len(class_names)).tolist(),
+        "test_images_also_in_train": shared,
+        "source": source,
+        "sha256": {array: sha256_of(folder / f"{array}.npy") for array in ARRAYS},
+    }
+    write_json(folder / "meta.json", meta)
+    return meta
+
+
+def _check_labels(name: str, class_names: list[str], train_N: np.ndarray, test_N: np.ndarray) -> None:
+    for part, labels_N in (("train", train_N), ("test", test_N)):
+        if len(labels_N) == 0:
+            raise DataError(f"{name}: the {part} part has no image")
+        if labels_N.min() < 0 or labels_N.max() >= len(class_names):
+            raise DataError(
+                f"{name}: {part} labels run from {labels_N.min()} to {labels_N.max()}, "
+                f"expected 0 to {len(class_names) - 1}"
+            )
+    missing = [
+        class_names[k] for k in sorted(set(range(len(class_names))) - set(np.unique(train_N).tolist()))
+    ]
+    if missing:
+        raise DataError(f"{name}: no training image of class {', '.join(missing)}")
+
+
+def count_shared(train_images_NHWC: np.ndarray, test_images_NHWC: np.ndarray) -> int:
+    """How many test images stand, pixel for pixel, among the training images too."""
+    seen = {_image_digest(image) for image in train_images_NHWC}
+    return sum(_image_digest(image) in seen for image in test_images_NHWC)
+
+
+def _image_digest(image_HWC: np.ndarray) -> bytes:
+    return hashlib.blake2b(image_HWC.tobytes(), digest_size=16).digest()
+
+
+def open_dataset(folder: Path) -> DataSet:
+    """Open a fetched data set; images are memory-mapped (copy on write), labels loaded.
+
+    Raises DataError if it is not there or not whole.
+    """
+    try:
+        text = (folder / "meta.json").read_text()
+        meta = json.loads(text)
+        images = {part: np.load(folder / f"{part}_images.npy", mmap_mode="c") for part in ("train", "test")}
+        labels = {part: np.load(folder / f"{part}_labels.npy") for part in ("train", "test")}
+        return DataSet(
+            name=meta["name"],
+            class_names=tuple(meta["class_names"]),
+            train_images_NHWC=images["train"],
+            train_labels_N=labels["train"],
+            test_images_NHWC=images["test"],
+            test_labels_N=labels["test"],
+            train_parts=tuple((part, count) for part, count in meta["train_parts"]),
+            # The arrays' digests decide, not where they were fetched from.
+            digest=hashlib.sha256(
+                json.dumps([meta["sha256"], meta["class_names"], meta["train_parts"]]).encode()
+            ).hexdigest(),
+        )
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(
+            f"{folder}: no whole data set: {error}; run `dvc repro fetch@{folder.name}`"
+        ) from error

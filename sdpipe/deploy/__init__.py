@@ -1,0 +1,1 @@
+"""From trained weights to a proven file: fold, export, evaluate, release."""

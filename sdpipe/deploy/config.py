@@ -1,0 +1,31 @@
+"""The sections `export`, `evaluate` and `deploy` of params.yaml."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from sdpipe.config import Section
+
+BatchSizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
+
+
+class ExportConfig(Section):
+    """How the ONNX file is written."""
+
+    opset: Annotated[int, Field(ge=18, le=24)]  # ONNX operator set; runtimes read all older ones
+
+
+class EvaluateConfig(Section):
+    """What is proved of the ONNX file, and what is measured."""
+
+    batch_sizes: BatchSizes  # the whole test set goes through at each
+    max_relative_logit_diff: Annotated[float, Field(gt=0, lt=1)]  # of the reference's logit spread
+    latency_batch_sizes: BatchSizes
+    latency_repeats: Annotated[int, Field(ge=3)]  # timed calls of each kind, interleaved
+
+
+class DeployConfig(Section):
+    """Which run is shipped, and what is asked of it."""
+
+    run: str
+    max_test_error: Annotated[float, Field(gt=0, le=1)]  # fraction, of the ONNX file on the test set

@@ -1,0 +1,120 @@
+"""Export: the test network, with normalisation in front and probabilities behind, as one ONNX file.
+
+N: images, H, W, C: height, width, channels, K: classes.
+"""
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from sdpipe.deploy.config import ExportConfig
+from sdpipe.deploy.fold import TestNetwork, build_test_network
+from sdpipe.errors import ModelError
+from sdpipe.files import replacing
+from sdpipe.runtime.artifact import INPUT, OUTPUTS, open_artifact
+from sdpipe.runtime.metadata import SCHEMA_VERSION, Metadata
+from sdpipe.training.weights import Weights, load_weights
+from sdpipe.version import __version__
+
+EXAMPLE_BATCH = 2  # with 1 the exporter would take the batch dimension for a constant
+
+
+class DeployedNetwork(nn.Module):
+    """uint8 pixels in, logits and probabilities out."""
+
+    def __init__(self, weights: Weights, network: TestNetwork) -> None:
+        super().__init__()
+        # NCHW, as the graph needs it behind the transposition.
+        self.mean_CHW: Tensor
+        self.std: Tensor
+        self.register_buffer("mean_CHW", weights.normalisation.mean_HWC.permute(2, 0, 1).contiguous())
+        self.register_buffer("std", weights.normalisation.std)
+        self.network = network
+
+    def forward(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and probabilities, float32 (N, K), of uint8 images."""
+        images_NCHW = images_NHWC.permute(0, 3, 1, 2).float()
+        logits_NK = self.network((images_NCHW - self.mean_CHW) / self.std)
+        return logits_NK, torch.softmax(logits_NK, dim=1)
+
+
+def export_file(folded_path: Path, onnx_path: Path, config: ExportConfig) -> None:
+    """folded.safetensors to model.onnx, checked by onnx and opened in onnxruntime.
+
+    The same folded weights give the same bytes. Raises ModelError if the first cannot be read.
+    """
+    export_network(load_weights(folded_path), onnx_path, config)
+
+
+def export_network(folded: Weights, onnx_path: Path, config: ExportConfig) -> None:
+    """Write folded weights as an ONNX file; it appears only after onnx and onnxruntime accepted it."""
+    model = _to_onnx(DeployedNetwork(folded, build_test_network(folded)).eval(), folded, config)
+    _strip(model)
+    for name, value in describe(folded).to_properties().items():
+        model.metadata_props.add(key=name, value=value)
+    onnx.checker.check_model(model, full_check=True)
+    with replacing(onnx_path) as beside:
+        beside.write_bytes(model.SerializeToString(deterministic=True))
+        open_artifact(beside, device="cpu")
+
+
+def describe(folded: Weights) -> Metadata:
+    """What the file says of itself."""
+    info = folded.info
+    return Metadata(
+        schema_version=SCHEMA_VERSION,
+        class_names=list(info.class_names),
+        image_size=list(info.image_size),
+        channels=info.network.in_channels,
+        resize="bilinear with antialiasing, aspect ratio kept, until the picture covers image_size",
+        crop="centre",
+        data_set=info.dataset,
+        data_digest=info.dataset_digest,
+        depth=info.network.depth,
+        rule=info.network.rule,
+        p_L=info.network.p_L,
+        survival_probs=list(info.network.survival_probs),
+        best_epoch=info.best_epoch,
+        fingerprint=info.fingerprint,
+        sdpipe_version=__version__,
+    )
+
+
+def _to_onnx(network: nn.Module, folded: Weights, config: ExportConfig) -> onnx.ModelProto:
+    shape = (EXAMPLE_BATCH, *folded.info.image_size, folded.info.network.in_channels)
+    example_NHWC = torch.zeros(shape, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        program = torch.onnx.export(
+            network,
+            (example_NHWC,),
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            opset_version=config.opset,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise ModelError("the exporter returned nothing")
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Take out what the exporter notes of its machine: stack traces with absolute paths in every node."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for part in (graph.node, graph.initializer, graph.input, graph.output, graph.value_info):
+        for item in part:
+            item.doc_string = ""
+            del item.metadata_props[:]

@@ -1,0 +1,105 @@
+"""The pictures of a run, as PNG. Matplotlib without a screen; the same data give the same bytes."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from sdpipe.files import replacing
+
+mpl.use("Agg")
+
+_STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
+_MAX_CLASSES_WITH_NUMBERS = 20
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", bbox_inches="tight", metadata={"Software": ""})
+
+
+def draw_confusion(path: Path, counts_KK: np.ndarray, class_names: Sequence[str], title: str) -> None:
+    """Confusion matrix: rows are true classes, columns predicted ones, colour is the share of the row."""
+    num = len(class_names)
+    share_KK = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
+    side = max(4.0, 0.42 * num if num <= _MAX_CLASSES_WITH_NUMBERS else 10.0)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(side + 1.5, side + 0.5))
+        axes = figure.add_subplot()
+        image = axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
+        if num <= _MAX_CLASSES_WITH_NUMBERS:
+            axes.set_xticks(range(num), class_names, rotation=45, ha="right")
+            axes.set_yticks(range(num), class_names)
+            for row, column in np.argwhere(counts_KK):
+                colour = "white" if share_KK[row, column] > 0.5 else "black"
+                axes.text(
+                    column,
+                    row,
+                    str(counts_KK[row, column]),
+                    ha="center",
+                    va="center",
+                    color=colour,
+                    fontsize=7,
+                )
+        axes.set(xlabel="predicted", ylabel="true", title=title)
+        figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+        _save(figure, path)
+
+
+def draw_training(path: Path, history: Sequence[dict[str, float]], best_epoch: int, title: str) -> None:
+    """Validation error and training loss against epoch; the kept epoch is marked (paper, figure 3)."""
+    epochs = [row["epoch"] for row in history]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6, 3.6))
+        axes = figure.add_subplot()
+        errors = [100 * row["validation_error"] for row in history]
+        axes.plot(epochs, errors, color="tab:blue", label="validation error")
+        kept = errors[best_epoch - 1]
+        axes.plot(best_epoch, kept, "o", color="tab:blue", label=f"kept: epoch {best_epoch}, {kept:.2f} %")
+        axes.set(xlabel="epoch", ylabel="validation error (%)", yscale="symlog", title=title)
+        axes.set_ylim(bottom=0)
+        loss_axes = axes.twinx()
+        loss_axes.spines["right"].set_visible(True)
+        loss_axes.plot(
+            epochs, [row["train_loss"] for row in history], color="tab:orange", lw=1, label="training loss"
+        )
+        loss_axes.set_ylabel("training loss")
+        loss_axes.set_yscale("log")
+        for before, after in pairwise(history):
+            if after["learning_rate"] != before["learning_rate"]:
+                axes.axvline(after["epoch"], color="grey", lw=0.8, ls=":")
+        handles = axes.get_legend_handles_labels()[0] + loss_axes.get_legend_handles_labels()[0]
+        axes.legend(handles=handles, loc="upper right", frameon=False)
+        _save(figure, path)
+
+
+def draw_mistakes(
+    path: Path,
+    images_NHWC: np.ndarray,
+    labels_N: np.ndarray,
+    probabilities_NK: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+) -> None:
+    """The most confident mistakes, up to 24, each with what it was taken for, how surely, and what it is."""
+    predicted_N, surety_N = probabilities_NK.argmax(axis=1), probabilities_NK.max(axis=1)
+    wrong = np.flatnonzero(predicted_N != labels_N)
+    wrong = wrong[np.argsort(-surety_N[wrong], kind="stable")][:24]
+    columns = 8
+    rows = max(1, -(-len(wrong) // columns))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(1.5 * columns, 1.75 * rows + 0.5), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in grid:
+            axes.axis("off")
+        for axes, at in zip(grid, wrong, strict=False):
+            image = images_NHWC[at]
+            axes.imshow(image.squeeze(), cmap="gray" if image.shape[2] == 1 else None, vmin=0, vmax=255)
+            taken, true = class_names[predicted_N[at]], class_names[labels_N[at]]
+            axes.set_title(f"{taken} {surety_N[at]:.0%}\nis {true}", fontsize=8)
+        figure.suptitle(title if len(wrong) else f"{title}: none")
+        _save(figure, path)

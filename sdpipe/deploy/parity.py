@@ -1,0 +1,127 @@
+"""Parity: the deployed file against the un-folded PyTorch network, over the whole test set.
+
+N: images, K: classes. The reference is what was trained, with BatchNorm and p_l in their places, so that a
+mistake in fold or export cannot be on both sides.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdpipe.errors import ParityError
+from sdpipe.runtime.artifact import Artifact
+from sdpipe.training.weights import Weights
+
+REFERENCE_BATCH = 256  # images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disagreement:
+    """A test image for which the two name different classes."""
+
+    batch_size: int  # of the ONNX run
+    image_index: int  # in the test part
+    pytorch_class: int
+    onnx_class: int
+    margin: float  # of the reference: its logit of the one class minus that of the other
+    near_tie: bool  # the allowed difference of both logits could turn it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """The comparison at one batch size."""
+
+    batch_size: int
+    max_abs_logit_diff: float
+    relative_logit_diff: float  # the same over logit_spread
+    logit_spread: float  # largest minus smallest logit of the reference
+    disagreements: tuple[Disagreement, ...]
+
+
+def compare_logits(
+    reference_NK: np.ndarray, onnx_NK: np.ndarray, *, batch_size: int, max_relative_logit_diff: float
+) -> Parity:
+    """Compare float32 logits, both (N, K). A logit that is not finite counts as an infinite difference."""
+    reference_NK, onnx_NK = reference_NK.astype(np.float64), onnx_NK.astype(np.float64)
+    difference = float(np.abs(reference_NK - onnx_NK).max())
+    spread = float(reference_NK.max() - reference_NK.min())
+    if not (np.isfinite(difference) and np.isfinite(spread)):
+        difference = float("inf")
+    allowed = max_relative_logit_diff * spread
+    return Parity(
+        batch_size=batch_size,
+        max_abs_logit_diff=difference,
+        relative_logit_diff=difference / spread if spread > 0 else (0.0 if difference == 0 else float("inf")),
+        logit_spread=spread,
+        disagreements=tuple(_disagreements(reference_NK, onnx_NK, batch_size, allowed)),
+    )
+
+
+def _disagreements(
+    reference_NK: np.ndarray, onnx_NK: np.ndarray, batch_size: int, allowed: float
+) -> list[Disagreement]:
+    reference_N, onnx_N = reference_NK.argmax(axis=1), onnx_NK.argmax(axis=1)
+    found = []
+    for at in np.flatnonzero(reference_N != onnx_N):
+        margin = float(reference_NK[at, reference_N[at]] - reference_NK[at, onnx_N[at]])
+        found.append(
+            Disagreement(
+                batch_size=batch_size,
+                image_index=int(at),
+                pytorch_class=int(reference_N[at]),
+                onnx_class=int(onnx_N[at]),
+                margin=margin,
+                near_tie=margin <= 2 * allowed,  # each of the two logits may be off by `allowed`
+            )
+        )
+    return found
+
+
+def check_parity(parities: Sequence[Parity], max_relative_logit_diff: float, name: str) -> None:
+    """Raise ParityError, naming the file and the figures, unless every comparison holds."""
+    faults = []
+    for parity in parities:
+        if not parity.relative_logit_diff <= max_relative_logit_diff:
+            faults.append(
+                f"batch {parity.batch_size}: logits differ by {parity.max_abs_logit_diff:.3g}, "
+                f"{parity.relative_logit_diff:.3g} of their spread {parity.logit_spread:.3g}; "
+                f"allowed {max_relative_logit_diff:.3g}"
+            )
+        real = [found for found in parity.disagreements if not found.near_tie]
+        faults += [
+            f"batch {parity.batch_size}: image {found.image_index} is class {found.pytorch_class} in PyTorch "
+            f"and {found.onnx_class} in ONNX, margin {found.margin:.3g}"
+            for found in real[:5]
+        ]
+    if faults:
+        raise ParityError(f"{name}: parity fails: " + "; ".join(faults))
+
+
+def onnx_logits(artifact: Artifact, images_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
+    """Logits (N, K) of the deployed file, batch after batch."""
+    batches = range(0, len(images_NHWC), batch_size)
+    return np.concatenate([artifact.run(images_NHWC[at : at + batch_size])[0] for at in batches])
+
+
+class Reference:
+    """The un-folded network in PyTorch eager, on the CPU, float32."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.network = weights.build_network()
+        self.normalisation = weights.normalisation
+
+    @torch.inference_mode()
+    def __call__(self, images_NHWC: np.ndarray) -> np.ndarray:
+        """Logits (N, K) of one batch of uint8 images."""
+        images: Tensor = self.normalisation(torch.from_numpy(np.array(images_NHWC)))
+        logits_NK: np.ndarray[Any, Any] = self.network(images.permute(0, 3, 1, 2)).numpy()
+        return logits_NK
+
+    def logits(self, images_NHWC: np.ndarray) -> np.ndarray:
+        """Logits (N, K) of all images."""
+        batches = range(0, len(images_NHWC), REFERENCE_BATCH)
+        return np.concatenate([self(images_NHWC[at : at + REFERENCE_BATCH]) for at in batches])

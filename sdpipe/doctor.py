@@ -1,0 +1,103 @@
+"""What this machine has, and whether it works: for people, and for their bug reports."""
+
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from sdpipe.errors import SdpipeError
+from sdpipe.runtime.artifact import cuda_works, num_cuda_devices, open_artifact
+from sdpipe.version import __version__
+
+_BASE = ("click", "numpy", "Pillow", "onnxruntime-gpu")
+_TRAIN = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "mlflow", "dvc")
+_LOW_DISK_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One finding. `ok` is False where something will fail."""
+
+    name: str
+    finding: str
+    ok: bool = True
+
+
+def report() -> Iterator[Check]:
+    """All findings, one after the other; each is there as soon as it is known."""
+    yield Check(
+        name="sdpipe", finding=f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
+    )
+    yield from (_package(name, needed=True) for name in _BASE)
+    yield from (_package(name, needed=False) for name in _TRAIN)
+    if _version("onnxruntime") is not None:
+        yield Check(
+            name="onnxruntime", finding="installed beside onnxruntime-gpu in one folder: keep one", ok=False
+        )
+    yield Check(
+        name="processor",
+        finding=f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores for this process",
+    )
+    yield _training_device()
+    yield Check(name="CUDA driver", finding=f"{num_cuda_devices()} devices")
+    yield Check(name="onnxruntime providers", finding="CUDA, CPU" if cuda_works() else "CPU")
+    yield _model(Path(os.environ.get("SDPIPE_MODEL") or "models/model.onnx"))
+    yield from _stores()
+    free = shutil.disk_usage(Path.cwd()).free
+    yield Check(
+        name="disk", finding=f"{free / 2**30:.1f} GiB free in {Path.cwd()}", ok=free > _LOW_DISK_BYTES
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _package(name: str, *, needed: bool) -> Check:
+    found = _version(name)
+    if found is not None:
+        return Check(name=name, finding=found)
+    return Check(
+        name=name, finding="missing" if needed else "not installed; needed to train only", ok=not needed
+    )
+
+
+def _training_device() -> Check:
+    if importlib.util.find_spec("torch") is None:
+        return Check(name="training device", finding="none, PyTorch is not installed")
+    from sdpipe.training.compute import choose_compute
+
+    return Check(name="training device", finding=choose_compute("auto", "auto").reason)
+
+
+def _model(path: Path) -> Check:
+    if not path.is_file():
+        return Check(name="model", finding=f"{path} is not there yet; `make repro` makes it")
+    try:
+        artifact = open_artifact(path)
+        height, width = artifact.metadata.image_size
+        artifact.run(np.zeros((1, height, width, artifact.metadata.channels), dtype=np.uint8))
+    except SdpipeError as error:
+        return Check(name="model", finding=str(error), ok=False)
+    return Check(name="model", finding=f"{path} runs on {', '.join(artifact.providers)}")
+
+
+def _stores() -> Iterator[Check]:
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    store = Path("mlflow.db")
+    yield Check(
+        name="MLflow store", finding=uri or (str(store.resolve()) if store.exists() else "not made yet")
+    )
+    yield Check(
+        name="DVC",
+        finding="this folder is a DVC repository" if Path(".dvc").is_dir() else "no DVC repository here",
+    )

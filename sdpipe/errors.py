@@ -1,0 +1,85 @@
+"""Every error that is not our bug. The library raises the leaves; the command line prints one line.
+
+SdpipeError
+├── ConfigError        params.yaml: a wrong key, type or range
+├── DataError          a data set: source, digest, archive, format, class folder
+│   └── ImageError     one picture that cannot be read
+├── ModelError         a model file: missing, damaged, foreign, of another schema
+├── DeviceError        a device or precision that this machine does not have
+├── BusyError          another process holds what this one needs
+├── TrainingError      a training that cannot go on: a loss that is not finite, a checkpoint of another run
+├── ParityError        ONNX and PyTorch differ
+├── GateError          a run that may not be deployed
+└── TrackingError      the MLflow store cannot be reached
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class SdpipeError(Exception):
+    """The user's mistake or the outside world's; its text is one plain sentence for a person."""
+
+
+class ConfigError(SdpipeError):
+    """params.yaml does not hold what sdpipe expects; the text names the key."""
+
+
+class DataError(SdpipeError):
+    """A data set cannot be fetched, read or split; the text names the file."""
+
+
+class ImageError(DataError):
+    """One picture cannot be read.
+
+    `code` is a word for programs (`not_found`, `not_an_image`, ...); the text is for people.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ModelError(SdpipeError):
+    """A model file is missing, damaged, foreign or of another schema."""
+
+
+class DeviceError(SdpipeError):
+    """A device or a precision was asked for that this machine does not have."""
+
+
+class BusyError(SdpipeError):
+    """Another process holds what this one needs."""
+
+
+class TrainingError(SdpipeError):
+    """A training cannot go on."""
+
+
+class ParityError(SdpipeError):
+    """The deployed file does not compute what the PyTorch reference computes."""
+
+
+class GateError(SdpipeError):
+    """A run did not pass what deployment asks of it."""
+
+
+class TrackingError(SdpipeError):
+    """The MLflow store cannot be reached or refuses."""
+
+
+@contextmanager
+def errors_on_one_line() -> Iterator[None]:
+    """Turn an `SdpipeError` into one line on standard error and exit status 1.
+
+    With SDPIPE_DEBUG=1 the traceback comes through. Every other exception is our bug and does too.
+    """
+    try:
+        yield
+    except SdpipeError as error:
+        if os.environ.get("SDPIPE_DEBUG") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,80 @@
+"""Writing files so that a reader never sees a half of one, and their digests."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def project_root() -> Path:
+    """The repository that DVC runs in, also when `dvc exp` runs a stage in a temporary copy of it.
+
+    Unfinished work and the MLflow store belong there.
+    """
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def work_folder() -> Path:
+    """`.sdpipe/` in the project's root: what is unfinished (downloads, checkpoints, locks)."""
+    folder = project_root() / ".sdpipe"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path`; when the block succeeds, sync it and rename it over `path`.
+
+    When the block fails, the new file is removed and the old one stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield beside
+        with beside.open("rb") as stream:
+            os.fsync(stream.fileno())
+        beside.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; when the block succeeds, it takes the place of `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield beside
+        beside.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        beside.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON with keys in the given order; NaN and infinities are refused."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,38 @@
+"""All of params.yaml at once: what one stage alone cannot check."""
+
+from typing import Any
+
+from pydantic import Field
+
+from sdpipe.config import Section, parse_section
+from sdpipe.data.config import DATASET_SECTIONS, FetchConfig
+from sdpipe.deploy.config import DeployConfig, EvaluateConfig, ExportConfig
+from sdpipe.errors import ConfigError
+from sdpipe.training.config import parse_run
+
+
+class Params(Section):
+    """The sections of params.yaml. `train` is checked once for each run, with the run's overrides."""
+
+    fetch: FetchConfig
+    train: dict[str, Any]
+    runs: dict[str, dict[str, Any] | None] = Field(min_length=1)
+    export: ExportConfig
+    evaluate: EvaluateConfig
+    deploy: DeployConfig
+
+
+def check_params(values: Any) -> None:
+    """Raise ConfigError, naming the key, unless every section and every run is right."""
+    params = parse_section(Params, values, "")
+    for run in params.runs:
+        if not run.replace("-", "").replace("_", "").isalnum():
+            raise ConfigError(f"params.yaml: runs.{run}: expected letters, digits, - and _ in the name")
+        config = parse_run(params.train, params.runs, run)
+        if config.dataset not in DATASET_SECTIONS:
+            known = ", ".join(DATASET_SECTIONS)
+            raise ConfigError(f"params.yaml: train.dataset: expected one of {known}, got {config.dataset!r}")
+    if params.deploy.run not in params.runs:
+        raise ConfigError(
+            f"params.yaml: deploy.run: expected one of {', '.join(params.runs)}, got {params.deploy.run!r}"
+        )

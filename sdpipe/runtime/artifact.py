@@ -1,0 +1,147 @@
+"""Opening a deployed ONNX file: the session, what the file says of itself, and its operators."""
+
+import ctypes
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from sdpipe.errors import DeviceError, ModelError
+from sdpipe.runtime.metadata import Metadata
+
+onnxruntime.set_default_logger_severity(3)  # errors; it warns about GPUs that a machine without them lacks
+
+INPUT = "images"
+OUTPUTS = ("logits", "probabilities")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Artifact:
+    """A deployed network, ready to run."""
+
+    path: Path
+    metadata: Metadata
+    session: Any
+
+    def run(self, images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and probabilities, float32 (N, K), of uint8 images (N, H, W, C)."""
+        logits_NK, probabilities_NK = self.session.run(list(OUTPUTS), {INPUT: images_NHWC})
+        return logits_NK, probabilities_NK
+
+    @property
+    def providers(self) -> list[str]:
+        """The onnxruntime providers that the session really uses."""
+        return list(self.session.get_providers())
+
+
+def open_artifact(path: Path, device: str = "auto") -> Artifact:
+    """Open a deployed file on `auto`, `cpu` or `cuda`.
+
+    Raises ModelError if the file is missing, damaged or not ours, DeviceError if CUDA was asked for and does
+    not work.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file; `make repro` makes models/model.onnx")
+    use_cuda = device == "cuda" or (device == "auto" and cuda_works())
+    if device == "cuda" and not cuda_works():
+        raise DeviceError("--device cuda: no CUDA device here that onnxruntime can use")
+    session = _open_session(path, ["CUDAExecutionProvider"] * use_cuda + ["CPUExecutionProvider"])
+    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise DeviceError(
+            "--device cuda: onnxruntime cannot start its CUDA provider here; `sdpipe doctor` says more"
+        )
+    metadata = Metadata.from_properties(session.get_modelmeta().custom_metadata_map, str(path))
+    return Artifact(path=path, metadata=metadata, session=session)
+
+
+def _open_session(path: Path, providers: list[str]) -> Any:
+    # onnxruntime's exceptions have no common base but RuntimeError and Exception.
+    failures = onnxruntime.capi.onnxruntime_pybind11_state
+    try:
+        return onnxruntime.InferenceSession(path, providers=providers)
+    except (
+        failures.Fail,
+        failures.InvalidProtobuf,
+        failures.InvalidGraph,
+        failures.InvalidArgument,
+        failures.NoSuchFile,
+        failures.NotImplemented,
+        failures.RuntimeException,
+        RuntimeError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: not a working ONNX file: {reason}") from error
+
+
+def cuda_works() -> bool:
+    """Whether a CUDA device and onnxruntime's CUDA provider are both here.
+
+    onnxruntime lists its provider on every machine, so the driver is asked first.
+    """
+    return num_cuda_devices() > 0 and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def num_cuda_devices() -> int:
+    """How many devices the CUDA driver reports; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+# Field numbers of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+_MODEL_GRAPH, _GRAPH_NODE, _NODE_OP_TYPE = 7, 1, 4
+
+
+def count_operators(path: Path) -> dict[str, int]:
+    """How often each operator stands in an ONNX file, by name; read from the file, without onnx.
+
+    Raises ModelError if the file is damaged.
+    """
+    counts: Counter[str] = Counter()
+    try:
+        for graph in _fields(memoryview(path.read_bytes()), _MODEL_GRAPH):
+            for node in _fields(graph, _GRAPH_NODE):
+                counts.update(str(op, "utf-8") for op in _fields(node, _NODE_OP_TYPE))
+    except (IndexError, ValueError) as error:
+        raise ModelError(f"{path}: damaged ONNX file") from error
+    return dict(sorted(counts.items()))
+
+
+def _fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
+    """The length-delimited fields `wanted` of a protobuf message (https://protobuf.dev/programming-guides/encoding)."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        number, wire_type = key >> 3, key & 7
+        if wire_type == 0:
+            _, at = _varint(message, at)
+        elif wire_type in (1, 5):
+            at += 8 if wire_type == 1 else 4
+        elif wire_type == 2:
+            length, at = _varint(message, at)
+            if at + length > len(message):
+                raise ValueError("truncated")
+            if number == wanted:
+                yield message[at : at + length]
+            at += length
+        else:
+            raise ValueError(f"wire type {wire_type}")
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if not byte & 0x80:
+            return value, at

@@ -1,0 +1,143 @@
+"""The one image decoder: training on folders, evaluation and prediction see the same pixels.
+
+H, W: height and width; C: channels, 1 (grey) or 3 (RGB).
+"""
+
+import io
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sdpipe.errors import ImageError
+
+MAX_PIXELS = 64_000_000
+"""Larger pictures are refused before their pixels are decoded (192 MB as RGB)."""
+
+MAX_BYTES = 256 * 1024 * 1024
+"""Larger files are refused before they are read."""
+
+# What Pillow's decoders raise on damaged files, seen over its own test corpus; none of it is our bug,
+# since nothing but Pillow runs inside the try block.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    AttributeError,
+    NotImplementedError,
+    struct.error,
+    MemoryError,
+    RuntimeError,
+)
+
+# Pictures between Pillow's two thresholds warn; they are refused here by MAX_PIXELS.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def image_suffixes() -> frozenset[str]:
+    """File name endings that Pillow can open, in lower case with the dot."""
+    Image.init()
+    return frozenset(ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN)
+
+
+def decode(source: Path | bytes, channels: int, size_HW: tuple[int, int] | None) -> np.ndarray:
+    """Read one picture as uint8 pixels, shape (H, W, channels).
+
+    The EXIF orientation is applied, transparency is laid over white, 16-bit grey keeps its upper 8 bits'
+    range, an animation gives its first frame. With `size_HW` the largest centred box of that aspect ratio
+    is cut out and resized (bilinear, antialiased); a picture of that size already is left as it is.
+
+    Raises ImageError with a code and a reason.
+    """
+    raw = source if isinstance(source, bytes) else _read(source)
+    if not raw:
+        raise ImageError("empty", "the file is empty")
+    image = _to_mode(_open(raw), "L" if channels == 1 else "RGB")
+    if size_HW is not None:
+        image = _fit(image, size_HW)
+    return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise ImageError("is_a_folder", "is a folder, expected a picture")
+        if path.exists() and not path.is_file():
+            raise ImageError("not_a_file", "is no regular file, expected a picture")
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ImageError("not_found", "no such file") from error
+    except PermissionError as error:
+        raise ImageError("no_permission", "no permission to read it") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise ImageError("unreadable", f"cannot be read: {error}") from error
+    if len(raw) > MAX_BYTES:
+        raise ImageError("too_large", f"is over {MAX_BYTES // 2**20} MiB")
+    return raw
+
+
+def _open(raw: bytes) -> Image.Image:
+    try:
+        image: Image.Image = Image.open(io.BytesIO(raw))
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ImageError("too_large", f"{width} x {height} pixels, at most {MAX_PIXELS:,} are decoded")
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", f"over {MAX_PIXELS:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise ImageError("not_an_image", "not a picture in any format that Pillow reads") from error
+    except _DAMAGED as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError("damaged", f"damaged or unsupported picture: {reason}") from error
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Bring any Pillow mode to `L` or `RGB` without losing range or showing what is transparent."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = _sixteen_bit_to_eight(image)
+    elif image.mode == "F":
+        raise ImageError(
+            "unsupported_mode", "floating-point pixels have no agreed range; convert it to 8 bits"
+        )
+    if image.mode == mode:
+        return image
+    try:
+        if image.has_transparency_data:
+            overlay = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", overlay.size, "white"), overlay)
+        return image.convert(mode)
+    except _DAMAGED as error:
+        raise ImageError(
+            "unsupported_mode", f"pixels of mode {image.mode} cannot be converted: {error}"
+        ) from error
+
+
+def _sixteen_bit_to_eight(image: Image.Image) -> Image.Image:
+    # convert("L") would saturate at 255. 65535 / 257 = 255 exactly.
+    values_HW = np.asarray(image).astype(np.int64)
+    if values_HW.size and (values_HW.min() < 0 or values_HW.max() > 65535):
+        raise ImageError("unsupported_mode", "grey values outside 0..65535; convert it to 8 or 16 bits")
+    return Image.fromarray(((values_HW + 128) // 257).astype(np.uint8))
+
+
+def _fit(image: Image.Image, size_HW: tuple[int, int]) -> Image.Image:
+    height, width = size_HW
+    if image.size == (width, height):
+        return image
+    # Cropping inside resize() bounds the work: a 1 x 1,000,000 strip is never blown up.
+    scale = min(image.width / width, image.height / height)
+    box_width, box_height = width * scale, height * scale
+    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
+    box = (left, top, min(left + box_width, image.width), min(top + box_height, image.height))
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)

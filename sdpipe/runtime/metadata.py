@@ -1,0 +1,58 @@
+"""What model.onnx says of itself: the keys of its metadata, written by export, read by predict."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sdpipe.errors import ModelError
+
+SCHEMA_VERSION = 1
+"""Raised when a reader of the old form would misread the new one."""
+
+PREFIX = "sdpipe."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """The description of a deployed network. Each field is one metadata entry, `sdpipe.<field>`, as JSON."""
+
+    schema_version: int
+    class_names: list[str]
+    image_size: list[int]  # height, width in pixels
+    channels: int  # 1 grey, 3 RGB
+    resize: str  # how a picture of another size is brought to image_size
+    crop: str
+    data_set: str
+    data_digest: str
+    depth: int
+    rule: str
+    p_L: float
+    survival_probs: list[float]  # p_1..p_L, which were folded into the weights
+    best_epoch: int
+    fingerprint: str
+    sdpipe_version: str
+
+    def to_properties(self) -> dict[str, str]:
+        """Metadata entries, text to text."""
+        return {PREFIX + name: json.dumps(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, str], name: str) -> "Metadata":
+        """Read the entries back; ModelError names `name` if they are foreign or of another schema."""
+        if PREFIX + "schema_version" not in properties:
+            raise ModelError(f"{name}: an ONNX file, but not one that sdpipe exported")
+        values: dict[str, Any] = {}
+        for entry in ("schema_version", *(column.name for column in fields(cls))):
+            try:
+                values[entry] = json.loads(properties[PREFIX + entry])
+            except (KeyError, ValueError) as error:
+                raise ModelError(
+                    f"{name}: its metadata entry {PREFIX}{entry} is missing or damaged"
+                ) from error
+            if entry == "schema_version" and values[entry] != SCHEMA_VERSION:
+                raise ModelError(
+                    f"{name}: schema {values[entry]}, this sdpipe reads schema {SCHEMA_VERSION}; "
+                    "export it again or install the sdpipe that made it"
+                )
+        return cls(**values)

@@ -1,0 +1,24 @@
+"""Bring MLflow up to what the files of a finished run say."""
+
+import sys
+from pathlib import Path
+
+from sdpipe.errors import TrackingError
+from sdpipe.training.records import record_from_files
+from sdpipe.training.tracking import publish
+
+
+def track(folder: Path) -> str:
+    """Publish models/<run>/ to MLflow; what is there already is left. Returns the MLflow run id.
+
+    Raises TrackingError if the store refuses, ModelError or DataError if the files are not whole.
+    """
+    return publish(record_from_files(folder))
+
+
+def track_quietly(folder: Path) -> None:
+    """The same, for a stage: a store that is down costs a warning, since the files are the truth."""
+    try:
+        track(folder)
+    except TrackingError as error:
+        print(f"warning: {error}; nothing is lost, `sdpipe track` sends it later", file=sys.stderr)

@@ -1,0 +1,87 @@
+"""The section `train` of params.yaml, with what a run in `runs` overrides."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sdpipe.config import Fraction, Section, Seed, parse_section
+from sdpipe.errors import ConfigError
+from sdpipe.network import NetworkConfig
+
+PositiveInt = Annotated[int, Field(ge=1)]
+LearningRate = Annotated[float, Field(gt=0)]
+
+
+class Warmup(Section):
+    """A lower learning rate at the start (the 1202-layer recipe); 0 epochs: none."""
+
+    epochs: Annotated[int, Field(ge=0)]
+    learning_rate: LearningRate
+
+
+class TrainConfig(Section):
+    """Everything that decides one training."""
+
+    dataset: str
+    seed: Seed  # of every random draw
+    validation: Fraction | dict[str, PositiveInt]  # of the training images, or images per class by part
+    depth: PositiveInt  # layers with weights, 6n + 2
+    widths: Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # channels of the three groups
+    rule: Literal["linear_decay", "uniform"]
+    p_L: Annotated[float, Field(gt=0, le=1)]  # survival probability of the last block; 1: constant depth
+    epochs: PositiveInt
+    batch_size: Annotated[int, Field(ge=2)]  # images
+    learning_rate: LearningRate
+    milestones: Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # epochs after which it is divided
+    drop_factor: Annotated[float, Field(gt=1)]  # by this
+    warmup: Warmup
+    momentum: Annotated[float, Field(ge=0, lt=1)]  # Nesterov, dampening 0
+    weight_decay: Annotated[float, Field(ge=0)]  # on every parameter
+    shift_px: Annotated[int, Field(ge=0)]  # largest random shift in each axis, pixels; 0: none
+    flip: bool  # horizontal, with probability 1/2
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones: expected rising epochs, got {list(self.milestones)}")
+        if self.warmup.epochs >= self.epochs:
+            raise ValueError(
+                f"warmup.epochs: expected less than epochs ({self.epochs}), got {self.warmup.epochs}"
+            )
+        self.network_config(in_channels=1, num_classes=2)
+        return self
+
+    def network_config(self, *, in_channels: int, num_classes: int) -> NetworkConfig:
+        """The network for images of so many channels and classes."""
+        return NetworkConfig(
+            depth=self.depth,
+            widths=self.widths,
+            rule=self.rule,
+            p_L=self.p_L,
+            in_channels=in_channels,
+            num_classes=num_classes,
+        )
+
+
+def parse_run(train: Any, runs: Any, run: str) -> TrainConfig:
+    """The section `train` with the overrides of `runs.<run>`.
+
+    Raises ConfigError naming the key where the fault stands.
+    """
+    if not isinstance(train, Mapping) or not isinstance(runs, Mapping):
+        raise ConfigError("params.yaml: train and runs: expected mappings")
+    if run not in runs:
+        raise ConfigError(f"params.yaml: runs.{run}: missing; there are {', '.join(map(str, runs))}")
+    overrides = runs[run] if runs[run] is not None else {}
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(f"params.yaml: runs.{run}: expected a mapping, got {overrides!r}")
+    if "dataset" in overrides:
+        raise ConfigError(
+            f"params.yaml: runs.{run}.dataset: all runs share train.dataset, so that they compare"
+        )
+    return parse_section(
+        TrainConfig, {**train, **overrides}, "train", {str(key): f"runs.{run}" for key in overrides}
+    )

@@ -1,0 +1,46 @@
+"""Every random draw of a training, as a function of (seed, epoch, step, sample, block).
+
+Nothing random has a state, so nothing random is saved, and any step can be repeated alone.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+
+
+class _Purpose(IntEnum):
+    """Keeps the streams of different draws apart."""
+
+    ORDER = 1
+    SHIFTS = 2
+    FLIPS = 3
+    ACTIVE_BLOCKS = 4
+
+
+class Draws:
+    """The draws of one training. Epochs, steps and samples count from 0, blocks are l = 1..L in order."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def _generator(self, purpose: _Purpose, *counters: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, purpose, *counters))))
+
+    def order(self, epoch: int, num_samples: int) -> np.ndarray:
+        """A permutation of the samples, int64 (N,)."""
+        return self._generator(_Purpose.ORDER, epoch).permutation(num_samples)
+
+    def shifts(self, epoch: int, num_samples: int, max_shift_px: int) -> np.ndarray:
+        """For each sample (down, right) in pixels, uniform in [-max, max], int64 (N, 2)."""
+        generator = self._generator(_Purpose.SHIFTS, epoch)
+        return generator.integers(-max_shift_px, max_shift_px, size=(num_samples, 2), endpoint=True)
+
+    def flips(self, epoch: int, num_samples: int) -> np.ndarray:
+        """For each sample whether it is mirrored, with probability 1/2, bool (N,)."""
+        return self._generator(_Purpose.FLIPS, epoch).random(num_samples) < 0.5
+
+    def active_blocks(self, epoch: int, step: int, survival_probs: Sequence[float]) -> list[bool]:
+        """b_1..b_L of one mini-batch, b_l ~ Bernoulli(p_l) (paper eq. 2)."""
+        uniform_L = self._generator(_Purpose.ACTIVE_BLOCKS, epoch, step).random(len(survival_probs))
+        return [bool(active) for active in uniform_L < np.asarray(survival_probs)]

@@ -1,0 +1,112 @@
+"""What MLflow shall hold of a run: from a training in progress, or from the files that it left."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdpipe.training.run_files import read_json, read_rows
+from sdpipe.training.tracking import RunRecord
+from sdpipe.training.weights import load_weights
+
+_FIGURES = (
+    "training.png",
+    "confusion.png",
+    "mistakes.png",
+    "confusion.csv",
+    "disagreements.csv",
+    "metrics.json",
+)
+_SUMMARY = {
+    "train.json": ("test_error", "best_epoch", "expected_depth", "num_parameters"),
+    "timing.json": ("train_s",),
+    "metrics.json": (
+        "negative_log_likelihood",
+        "max_abs_logit_diff",
+        "relative_logit_diff",
+        "argmax_disagreements",
+    ),
+}
+
+
+def start_record(
+    run: str,
+    *,
+    fingerprint: str,
+    data_digest: str,
+    train_params: Mapping[str, Any],
+    git: Mapping[str, Any],
+    hardware: str,
+) -> RunRecord:
+    """The record of a training that begins."""
+    tags = {
+        "run": run,
+        "stage": "train",
+        "data_digest": data_digest,
+        "git_commit": str(git["git_commit"]),
+        "git_dirty": str(git["git_dirty"]),
+        "hardware": hardware,
+    }
+    return RunRecord(
+        name=run,
+        fingerprint=fingerprint,
+        status="RUNNING",
+        params=dict(_flat(train_params)),
+        tags=tags,
+    )
+
+
+def epoch_metrics(
+    history: Sequence[Mapping[str, float]], timing: Sequence[Mapping[str, float]]
+) -> list[dict[str, float]]:
+    """One mapping of metrics for each epoch."""
+    return [
+        {name: value for name, value in row.items() if name != "epoch"}
+        | {"images_per_s": times["images_per_s"]}
+        for row, times in zip(history, timing, strict=True)
+    ]
+
+
+def record_from_files(folder: Path) -> RunRecord:
+    """The record of a finished run in models/<run>/, with its ONNX model and figures where they are there.
+
+    Raises ModelError or DataError if a file of the training is missing or damaged.
+    """
+    info = load_weights(folder / "weights.safetensors").info
+    timing = read_json(folder / "timing.json")
+    started = start_record(
+        folder.name,
+        fingerprint=info.fingerprint,
+        data_digest=info.dataset_digest,
+        train_params=info.train_params,
+        git=timing,
+        hardware=timing["hardware"],
+    )
+    metrics_path = folder / "metrics.json"
+    # An evaluation of an older training, which a failed repro may leave, is not this run's.
+    is_current = metrics_path.exists() and read_json(metrics_path).get("fingerprint") == info.fingerprint
+    sources = [name for name in _SUMMARY if name != "metrics.json" or is_current]
+    summary = {
+        metric: value
+        for name in sources
+        for metric, value in read_json(folder / name).items()
+        if metric in _SUMMARY[name] and value is not None
+    }
+    return RunRecord(
+        name=started.name,
+        fingerprint=started.fingerprint,
+        status="FINISHED",
+        params=started.params,
+        tags={**started.tags, "stage": "evaluate" if is_current else "train"},
+        epochs=epoch_metrics(read_rows(folder / "history.csv"), read_rows(folder / "timing.csv")),
+        summary=summary,
+        artifacts=[path for name in _FIGURES if is_current and (path := folder / name).exists()],
+        model=folder / "model.onnx" if is_current else None,
+    )
+
+
+def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,73 @@
+"""The files that `train` leaves in models/<run>/, and reading them back: they are the truth about a run."""
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from sdpipe.errors import DataError
+from sdpipe.files import replacing, write_json
+from sdpipe.network import expected_depth
+from sdpipe.training.loop import EpochRecord, EpochTiming, TrainResult
+from sdpipe.training.weights import ModelInfo, Weights, save_weights
+
+
+def write_training(folder: Path, result: TrainResult, info: ModelInfo, measured: dict[str, Any]) -> None:
+    """Write weights.safetensors, history.csv, train.json, and the measured timing.csv and timing.json.
+
+    measured: where and when (hardware, git state), kept with the times, out of what later stages read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = Weights(info=info, normalisation=result.normalisation, state=result.state)
+    save_weights(folder / "weights.safetensors", weights)
+    _write_csv(folder / "history.csv", EpochRecord, result.progress.history)
+    _write_csv(folder / "timing.csv", EpochTiming, result.progress.timing)
+    best = result.progress.best
+    summary = {
+        "test_error": result.test_error,
+        "validation_error": best.validation_error,
+        "best_epoch": best.epoch,
+        "num_epochs": len(result.progress.history),
+        "num_train": result.num_train,
+        "num_validation": result.num_validation,
+        "num_parameters": sum(
+            tensor.numel() for name, tensor in result.state.items() if name.endswith((".weight", ".bias"))
+        ),
+        "num_blocks": info.network.num_blocks,
+        "expected_depth": expected_depth(info.network.survival_probs),
+        "fingerprint": info.fingerprint,
+    }
+    write_json(folder / "train.json", summary)
+    timing = result.progress.timing
+    images_per_s = sorted(row.images_per_s for row in timing)[len(timing) // 2]
+    train_s = sum(row.epoch_s for row in timing)
+    write_json(folder / "timing.json", {"train_s": train_s, "images_per_s": images_per_s, **measured})
+
+
+def _write_csv(path: Path, row_type: type, rows: Iterable[Any]) -> None:
+    with replacing(path) as beside, beside.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [column.name for column in fields(row_type)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of history.csv or timing.csv, all numbers. Raises DataError if it is missing or damaged."""
+    try:
+        with path.open(newline="") as stream:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises DataError if it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object")
+    return value

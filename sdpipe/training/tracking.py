@@ -1,0 +1,236 @@
+"""MLflow, the only file that imports it: runs as a view of the files that a training leaves.
+
+The files are the truth. `publish()` brings a run in MLflow up to what a `RunRecord` says, and may be called
+again at any time: it sends what is missing. `LiveTracker` does that in the background while a training goes
+on, so that a server that hangs or is down delays nothing; what it missed, `sdpipe track` sends later.
+
+A run is found again by its fingerprint, so a training that was killed and continued stays one run.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from sdpipe.errors import SdpipeError, TrackingError
+from sdpipe.files import project_root, sha256_of, work_folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "sdpipe"  # MLFLOW_EXPERIMENT_NAME overrides it
+CLOSE_TIMEOUT_S = 15.0  # how long the end of a training waits for a slow server
+_METRICS_PER_CALL = 1000  # MLflow's limit for one log_batch
+
+# MLflow's own variables; its defaults would block for minutes on a server that is down.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What MLflow shall hold of one run.
+
+    epochs: metrics by name for each epoch, in order; summary: metrics of the whole run.
+    status: RUNNING, FINISHED, FAILED or KILLED.
+    """
+
+    name: str
+    fingerprint: str
+    status: str
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+    epochs: Sequence[Mapping[str, float]] = ()
+    summary: Mapping[str, float] = field(default_factory=dict)
+    artifacts: Sequence[Path] = ()
+    model: Path | None = None
+
+
+def publish(record: RunRecord) -> str:
+    """Bring MLflow up to `record`; returns the MLflow run id. Raises TrackingError if the store refuses."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return _Publisher(mlflow, _open_store(mlflow)).publish(record)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise TrackingError(f"MLflow: {' '.join(str(error).split())[:300]}") from error
+
+
+def store_uri() -> str:
+    """Where runs are kept: MLFLOW_TRACKING_URI, else mlflow.db in the project's root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+
+
+def _open_store(mlflow: Any) -> str:
+    """Set the store, create what is missing. Returns the experiment's id."""
+    uri = store_uri()
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient()
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    # Two processes that create the same database at once crash each other.
+    with FileLock(work_folder() / "mlflow.lock"):
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        # A server knows where its artifacts go; for our own database we say it.
+        location = (project_root() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+        return str(client.create_experiment(name, artifact_location=location))
+
+
+class _Publisher:
+    """Sends the difference between a record and the store."""
+
+    def __init__(self, mlflow: Any, experiment_id: str) -> None:
+        self.mlflow = mlflow
+        self.client: MlflowClient = mlflow.MlflowClient()
+        self.experiment_id = experiment_id
+
+    def publish(self, record: RunRecord) -> str:
+        run_id = self._find(record) or self._create(record)
+        run = self.client.get_run(run_id)
+        if record.status == "RUNNING" and run.info.status != "RUNNING":
+            self.client.update_run(run_id, status="RUNNING")
+        self._send_metrics(run_id, record, run.data.metrics)
+        for name, value in record.tags.items():
+            if run.data.tags.get(name) != value:
+                self.client.set_tag(run_id, name, value)
+        self._send_files(run_id, record, run.data.tags)
+        if record.status not in ("RUNNING", run.info.status):
+            self.client.set_terminated(run_id, status=record.status)
+        return run_id
+
+    def _find(self, record: RunRecord) -> str | None:
+        found = self.client.search_runs(
+            [self.experiment_id], filter_string=f"tags.fingerprint = '{record.fingerprint}'", max_results=1
+        )
+        return str(found[0].info.run_id) if found else None
+
+    def _create(self, record: RunRecord) -> str:
+        from mlflow.entities import Param
+
+        tags = {"fingerprint": record.fingerprint, **record.tags}
+        run = self.client.create_run(self.experiment_id, run_name=record.name, tags=tags)
+        params = [Param(name, str(value)) for name, value in record.params.items()]
+        self.client.log_batch(run.info.run_id, params=params)
+        return str(run.info.run_id)
+
+    def _send_metrics(self, run_id: str, record: RunRecord, logged: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        num_logged = 0
+        if record.epochs and (name := next(iter(record.epochs[0]))) in logged:
+            num_logged = len({metric.step for metric in self.client.get_metric_history(run_id, name)})
+        now_ms = int(time.time() * 1000)
+        metrics = [
+            Metric(name, float(value), now_ms, step)
+            for step, row in enumerate(record.epochs[num_logged:], start=num_logged + 1)
+            for name, value in row.items()
+        ]
+        metrics += [
+            Metric(name, float(value), now_ms, 0)
+            for name, value in record.summary.items()
+            if logged.get(name) != float(value)
+        ]
+        for start in range(0, len(metrics), _METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
+
+    def _send_files(self, run_id: str, record: RunRecord, tags: Mapping[str, str]) -> None:
+        digests = {path: sha256_of(path) for path in record.artifacts}
+        for path, digest in digests.items():
+            if tags.get(f"sha256.{path.name}") != digest:
+                self.client.log_artifact(run_id, str(path))
+                self.client.set_tag(run_id, f"sha256.{path.name}", digest)
+        if record.model is not None and tags.get("model_sha256") != (digest := sha256_of(record.model)):
+            self._send_model(run_id, record.model)
+            self.client.set_tag(run_id, "model_sha256", digest)
+
+    def _send_model(self, run_id: str, path: Path) -> None:
+        import numpy as np
+        import onnx
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        model = onnx.load(path)
+        image_shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
+        num_classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *image_shape), "images")]),
+            outputs=Schema(
+                [
+                    TensorSpec(np.dtype(np.float32), (-1, num_classes), name)
+                    for name in ("logits", "probabilities")
+                ]
+            ),
+        )
+        with self.mlflow.start_run(run_id=run_id):
+            self.mlflow.onnx.log_model(
+                model,
+                name="model",
+                signature=signature,
+                pip_requirements=["onnxruntime", "numpy"],
+                onnx_execution_providers=["CPUExecutionProvider"],
+                save_as_external_data=False,  # True would change the model and split the file
+            )
+
+
+class LiveTracker:
+    """Publishes a growing record from a thread of its own; never raises, never delays the training."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self._record = record
+        self._changed = threading.Condition()
+        self._version = 1
+        self._closed = False
+        self._told = False
+        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def update(self, epochs: Sequence[Mapping[str, float]]) -> None:
+        """Give the epochs so far; returns at once."""
+        self._put(replace(self._record, epochs=tuple(epochs)))
+
+    def close(self, status: str, summary: Mapping[str, float] | None = None) -> None:
+        """Give the outcome and wait for the store, at most CLOSE_TIMEOUT_S."""
+        self._put(replace(self._record, status=status, summary=summary or {}), last=True)
+        self._thread.join(CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():
+            self._tell(f"MLflow: no answer from {store_uri()} in {CLOSE_TIMEOUT_S:.0f} s")
+
+    def _put(self, record: RunRecord, *, last: bool = False) -> None:
+        with self._changed:
+            self._record = record
+            self._version += 1
+            self._closed = last
+            self._changed.notify()
+
+    def _run(self) -> None:
+        seen = 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._version > seen)  # noqa: B023
+                record, seen, last = self._record, self._version, self._closed
+            try:
+                publish(record)
+            except SdpipeError as error:
+                self._tell(str(error))
+            if last:
+                return
+
+    def _tell(self, text: str) -> None:
+        if not self._told:
+            print(f"warning: {text}; nothing is lost, `sdpipe track` sends it later", file=sys.stderr)
+        self._told = True

@@ -1,0 +1,104 @@
+"""The weights file: what was trained, and everything needed to build and feed it again, without pickle."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sdpipe.data.augment import Normalisation
+from sdpipe.errors import ModelError
+from sdpipe.files import replacing
+from sdpipe.network import NetworkConfig, ResNet
+
+_NETWORK = "network."
+_META = "sdpipe"  # safetensors metadata is text to text; ours is one JSON text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What the tensors do not say of themselves."""
+
+    network: NetworkConfig
+    dataset: str
+    dataset_digest: str  # SHA-256 over the arrays
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]  # height, width
+    fingerprint: str
+    best_epoch: int  # of lowest validation error, counted from 1
+    train_params: dict[str, Any]  # the run's section of params.yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A state dict, the normalisation that belongs to it, and what it is."""
+
+    info: ModelInfo
+    normalisation: Normalisation
+    state: dict[str, Tensor]
+
+    def build_network(self) -> ResNet:
+        """The trained network on the CPU, float32, in eval mode."""
+        network = ResNet(self.info.network)
+        network.load_state_dict(self.state)
+        return network.eval()
+
+
+def save_weights(path: Path, weights: Weights) -> None:
+    """Write a safetensors file; the same weights give the same bytes."""
+    tensors = {
+        **{_NETWORK + name: tensor for name, tensor in weights.state.items()},
+        "normalisation.mean_HWC": weights.normalisation.mean_HWC,
+        "normalisation.std": weights.normalisation.std,
+    }
+    save_tensors(path, tensors, asdict(weights.info))
+
+
+def load_weights(path: Path) -> Weights:
+    """Read what `save_weights` wrote. Raises ModelError if it is missing, damaged or foreign."""
+    tensors, meta = load_tensors(path)
+    try:
+        network = NetworkConfig(**{**meta["network"], "widths": tuple(meta["network"]["widths"])})
+        info = ModelInfo(
+            **{
+                **meta,
+                "network": network,
+                "class_names": tuple(meta["class_names"]),
+                "image_size": tuple(meta["image_size"]),
+            }
+        )
+        normalisation = Normalisation(
+            mean_HWC=tensors.pop("normalisation.mean_HWC"), std=tensors.pop("normalisation.std")
+        )
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{path}: no weights of sdpipe: {error} missing or unexpected") from error
+    state = {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items()}
+    return Weights(info=info, normalisation=normalisation, state=state)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors (any device, any layout) and a JSON-able description."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as beside:
+        save_file(plain, beside, metadata={_META: json.dumps(meta)})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote, to the CPU. Raises ModelError naming the file."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            meta = json.loads((file.metadata() or {})[_META])
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path}: not a readable weights file: {error}") from error
+    return tensors, meta
+
+
+def snapshot(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of a state dict that later steps do not change."""
+    return {name: torch.clone(tensor, memory_format=torch.preserve_format) for name, tensor in state.items()}
