@@ -8,7 +8,7 @@ from sdpipe.config import Section, parse_section
 from sdpipe.data.config import DATASET_SECTIONS, FetchConfig
 from sdpipe.deploy.config import DeployConfig, EvaluateConfig, ExportConfig
 from sdpipe.errors import ConfigError
-from sdpipe.training.config import parse_run
+from sdpipe.training.config import TrainConfig, parse_run
 
 
 class Params(Section):
@@ -25,6 +25,7 @@ class Params(Section):
 def check_params(values: Any) -> None:
     """Raise ConfigError, naming the key, unless every section and every run is right."""
     params = parse_section(Params, values, "")
+    parse_section(TrainConfig, params.train, "train")  # by itself too: runs may hide a fault of it
     for run in params.runs:
         if not run.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(f"params.yaml: runs.{run}: expected letters, digits, - and _ in the name")

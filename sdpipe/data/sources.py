@@ -14,7 +14,7 @@ from tqdm import tqdm
 from sdpipe.errors import DataError
 from sdpipe.files import project_root, sha256_of
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 14  # what is lost when a connection breaks within a chunk
 TIMEOUT_S = (10, 60)  # to connect, and between two chunks
 ATTEMPTS = 4
 

@@ -102,7 +102,7 @@ def write_meta(
         "channels": channels,
         "num_train": num_train,
         "num_test": num_test,
-        "train_parts": train_parts or [("train", num_train)],
+        "train_parts": [list(part) for part in train_parts or [("train", num_train)]],
         "train_images_per_class": np.bincount(arrays["train_labels"], minlength=len(class_names)).tolist(),
         "test_images_per_class": np.bincount(arrays["test_labels"], minlength=len(class_names)).tolist(),
         "test_images_also_in_train": shared,

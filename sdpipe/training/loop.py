@@ -63,8 +63,8 @@ class Progress:
 
     @property
     def best(self) -> EpochRecord:
-        """The epoch of lowest validation error; of equal ones the one of lower loss, then the first."""
-        return min(self.history, key=lambda record: (record.validation_error, record.validation_loss))
+        """The epoch of lowest validation error; of equal ones the last, whose learning rate is lowest."""
+        return min(reversed(self.history), key=lambda record: record.validation_error)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Progress":

@@ -1,0 +1,164 @@
+"""Small nets and data for all tests. No network, nothing of the user's: each test gets a project of its own."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sdpipe.data.augment import Normalisation
+from sdpipe.data.store import DataSet, open_dataset, write_meta, write_part
+from sdpipe.deploy.config import ExportConfig
+from sdpipe.deploy.export import export_network
+from sdpipe.deploy.fold import fold_weights
+from sdpipe.network import NetworkConfig, ResNet, initialise
+from sdpipe.training.config import TrainConfig
+from sdpipe.training.weights import ModelInfo, Weights
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASS_NAMES = ("cat", "dog", "eel")
+SIZE = 9  # odd on purpose: 9, 5, 3
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder that counts as the project's root; nothing tracks anywhere else."""
+    folder = tmp_path_factory.mktemp("project")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "SDPIPE_MODEL", "SDPIPE_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+def make_weights(*, depth: int = 20, channels: int = 1, p_L: float = 0.5, seed: int = 0) -> Weights:
+    """A network whose BatchNorm statistics and biases are as uneven as trained ones."""
+    config = NetworkConfig(
+        depth=depth, widths=(4, 8, 16), rule="linear_decay", p_L=p_L, in_channels=channels, num_classes=3
+    )
+    network = ResNet(config)
+    initialise(network, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.3, generator=generator)
+                module.running_var.uniform_(0.2, 2, generator=generator)
+                module.weight.uniform_(0.3, 1.2, generator=generator)
+                module.bias.normal_(0, 0.2, generator=generator)
+        network.head.bias.normal_(0, 0.2, generator=generator)
+    mean_HWC = torch.rand((SIZE, SIZE, channels), generator=generator) * 200
+    return Weights(
+        info=ModelInfo(
+            network=config,
+            dataset="animals",
+            dataset_digest="d" * 64,
+            class_names=CLASS_NAMES,
+            image_size=(SIZE, SIZE),
+            fingerprint="0123456789abcdef",
+            best_epoch=1,
+            train_params={"p_L": p_L},
+        ),
+        normalisation=Normalisation(mean_HWC=mean_HWC, std=torch.tensor(60.0)),
+        state=network.state_dict(),
+    )
+
+
+@pytest.fixture(scope="session")
+def weights() -> Weights:
+    return make_weights()
+
+
+@pytest.fixture(scope="session")
+def rgb_weights() -> Weights:
+    return make_weights(channels=3, seed=1)
+
+
+def export_to(path: Path, weights: Weights) -> Path:
+    export_network(fold_weights(weights), path, ExportConfig(opset=20))
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory, weights: Weights) -> Path:
+    """A deployed file for grey images."""
+    return export_to(tmp_path_factory.mktemp("model") / "model.onnx", weights)
+
+
+@pytest.fixture(scope="session")
+def rgb_model_path(tmp_path_factory: pytest.TempPathFactory, rgb_weights: Weights) -> Path:
+    """A deployed file for RGB images."""
+    return export_to(tmp_path_factory.mktemp("rgb_model") / "model.onnx", rgb_weights)
+
+
+def random_images(num: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, size=(num, SIZE, SIZE, channels), dtype=np.uint8)
+
+
+def make_dataset(folder: Path, *, num_train: int = 120, num_test: int = 30, seed: int = 0) -> DataSet:
+    """Three classes that a small net can learn: bright rows, bright columns, noise."""
+    rng = np.random.default_rng(seed)
+    for part, num in (("train", num_train), ("test", num_test)):
+        labels_N = np.arange(num) % 3
+        images_NHWC = rng.integers(0, 80, size=(num, SIZE, SIZE, 1), dtype=np.uint8)
+        for at, label in enumerate(labels_N):
+            line = rng.integers(1, SIZE - 1)
+            if label == 0:
+                images_NHWC[at, line] += 150
+            elif label == 1:
+                images_NHWC[at, :, line] += 150
+        write_part(folder, part, [(images_NHWC, labels_N)])
+    write_meta(folder, name="animals", class_names=list(CLASS_NAMES), source={})
+    return open_dataset(folder)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+def train_config(**overrides: object) -> TrainConfig:
+    """A training of seconds."""
+    values = {
+        "dataset": "animals",
+        "seed": 0,
+        "validation": 0.2,
+        "depth": 20,
+        "widths": [4, 8, 8],
+        "rule": "linear_decay",
+        "p_L": 0.5,
+        "epochs": 3,
+        "batch_size": 16,
+        "learning_rate": 0.1,
+        "milestones": [2],
+        "drop_factor": 10.0,
+        "warmup": {"epochs": 0, "learning_rate": 0.01},
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "shift_px": 1,
+        "flip": True,
+        "device": "cpu",
+        "precision": "fp32",
+    }
+    return TrainConfig.model_validate(values | overrides)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making one takes seconds, copying it none."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    SqlAlchemyStore(f"sqlite:///{path}", str(path.parent / "artifacts"))
+    return path
+
+
+@pytest.fixture
+def mlflow_store(project: Path, empty_store: Path) -> Path:
+    """The project's own store, empty."""
+    shutil.copy(empty_store, project / "mlflow.db")
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    return project / "mlflow.db"

@@ -1,0 +1,66 @@
+"""A file server on loopback that can do what bad servers do."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Files:
+    """What the server serves and how; `requests` lists (path, Range header) as they came."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, bytes] = {}
+        self.cut_after: int | None = None  # bytes of a body, then the connection breaks
+        self.cuts_left = 0
+        self.knows_ranges = True
+        self.requests: list[tuple[str, str | None]] = []
+        self.url = ""
+
+
+@contextmanager
+def serve() -> Iterator[Files]:
+    files = Files()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:  # noqa: N802  the name is the library's
+            wanted = self.headers.get("Range")
+            files.requests.append((self.path, wanted))
+            body = files.content.get(self.path)
+            if body is None:
+                self.send_error(404)
+                return
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and files.knows_ranges else 0
+            if start >= len(body) > 0:
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(body)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            rest = body[start:]
+            if files.cut_after is not None and files.cuts_left:
+                files.cuts_left -= 1
+                rest = rest[: files.cut_after]
+                self.close_connection = True
+            self.wfile.write(rest)
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    files.url = f"http://127.0.0.1:{server.server_port}/"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield files
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

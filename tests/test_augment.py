@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+import torch
+
+from sdpipe.data.augment import fit_normalisation, shift_and_flip
+from sdpipe.errors import DataError
+
+
+def test_statistics_are_of_the_training_part_in_float64() -> None:
+    """Against numpy in float64 over the chosen images only; float32 sums would be far off at this size."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, size=(9_000, 6, 5, 3), dtype=np.uint8)
+    chosen = np.arange(0, 9_000, 2)
+    images[1::2] = 255  # must not be seen
+    fitted = fit_normalisation(images, chosen)
+    mean = images[chosen].astype(np.float64).mean(axis=0)
+    std = (images[chosen] - mean).std()
+    np.testing.assert_allclose(fitted.mean_HWC.numpy(), mean, rtol=1e-6)
+    assert fitted.std.item() == pytest.approx(std, rel=1e-6)
+    normalised = fitted(torch.from_numpy(images[chosen])).double()
+    assert normalised.mean().item() == pytest.approx(0, abs=1e-6)
+    assert normalised.std(correction=0).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_equal_images_are_refused() -> None:
+    with pytest.raises(DataError, match="all training images are the same"):
+        fit_normalisation(np.full((4, 3, 3, 1), 7, np.uint8), np.arange(4))
+
+
+def shifted(image: np.ndarray, down: int, right: int, flip: bool) -> np.ndarray:
+    """The oracle: pixel by pixel, zeros outside."""
+    height, width = image.shape[:2]
+    out = np.zeros_like(image)
+    for row in range(height):
+        for column in range(width):
+            y, x = row - down, (width - 1 - column if flip else column) - right
+            if 0 <= y < height and 0 <= x < width:
+                out[row, column] = image[y, x]
+    return out
+
+
+def test_shift_and_flip_against_a_loop_over_pixels() -> None:
+    """The border is 0, after normalisation; a flip mirrors the shifted picture."""
+    rng = np.random.default_rng(1)
+    images = rng.normal(size=(40, 5, 7, 2)).astype(np.float32)
+    shifts = rng.integers(-3, 4, size=(40, 2))
+    flips = rng.random(40) < 0.5
+    out = shift_and_flip(torch.from_numpy(images), torch.from_numpy(shifts), torch.from_numpy(flips), 3)
+    for at in range(40):
+        np.testing.assert_array_equal(out[at].numpy(), shifted(images[at], *shifts[at], flips[at]))

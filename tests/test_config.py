@@ -1,0 +1,106 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from sdpipe.config import read_params
+from sdpipe.errors import ConfigError
+from sdpipe.params import check_params
+from sdpipe.training.config import parse_run
+
+
+@pytest.fixture
+def params() -> dict[str, Any]:
+    return copy.deepcopy(read_params(ROOT / "params.yaml"))
+
+
+def put(params: dict[str, Any], key: str, value: object) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        params = params[part]
+    params[last] = value
+
+
+def test_the_committed_params_are_right(params: dict[str, Any]) -> None:
+    check_params(params)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("train.p_L", 1.5, r"train\.p_L: .*1.*got 1\.5"),
+        ("train.p_L", 0, r"train\.p_L"),
+        ("train.epochs", "60", r"train\.epochs: .*integer.*got '60'"),
+        ("train.epochs", True, r"train\.epochs"),
+        ("train.epocs", 60, r"train\.epocs: key not permitted"),
+        ("train.depth", 21, r"train: depth: expected 6n \+ 2"),
+        ("train.widths", [16, 32], r"widths: expected 3"),
+        ("train.widths", [16, "32", 64], r"train\.widths\.1"),
+        ("train.milestones", [45, 30], r"milestones: expected rising"),
+        ("train.warmup.epochs", -1, r"train\.warmup\.epochs"),
+        ("train.warmup.epochs", 60, r"warmup\.epochs: expected less than epochs"),
+        ("train.learning_rate", float("nan"), r"train\.learning_rate"),
+        ("train.rule", "linear", r"train\.rule: expected 'linear_decay' or 'uniform', got 'linear'"),
+        ("train.dataset", "cifr10", r"train\.dataset: expected one of digits"),
+        ("runs.stochastic", {"p_l": 0.5}, r"runs\.stochastic\.p_l: key not permitted"),
+        ("runs.stochastic", {"p_L": 2.0}, r"runs\.stochastic\.p_L"),
+        ("runs.stochastic", {"dataset": "digits"}, r"runs\.stochastic\.dataset"),
+        ("runs.stochastic", 3, r"runs\.stochastic"),
+        ("runs.a/b", {}, r"runs\.a/b"),
+        ("runs", {}, r"runs"),
+        ("deploy.run", "best", r"deploy\.run: expected one of stochastic, constant"),
+        ("deploy.max_test_error", 2, r"deploy\.max_test_error"),
+        ("fetch.cifar10.sha256", {"a": "xyz"}, r"fetch\.cifar10\.sha256"),
+        ("fetch.imagefolder.channels", 2, r"fetch\.imagefolder\.channels: expected 1 or 3, got 2"),
+        ("evaluate.batch_sizes", [], r"evaluate\.batch_sizes"),
+        ("evaluate.batch_sizes", [0], r"evaluate\.batch_sizes\.0"),
+        ("exprot", {}, r"exprot: key not permitted"),
+        ("train", [], r"train"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key(
+    params: dict[str, Any], key: str, value: object, said: str
+) -> None:
+    put(params, key, value)
+    with pytest.raises(ConfigError, match=said):
+        check_params(params)
+
+
+@pytest.mark.parametrize("key", ["train.momentum", "fetch.digits.seed", "export", "deploy.run"])
+def test_a_missing_key_is_named(params: dict[str, Any], key: str) -> None:
+    *path, last = key.split(".")
+    section = params
+    for part in path:
+        section = section[part]
+    del section[last]
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        check_params(params)
+
+
+def test_an_empty_run_is_the_train_section_itself(params: dict[str, Any]) -> None:
+    assert parse_run(params["train"], {"plain": None}, "plain").p_L == 0.5
+
+
+def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
+    """YAML 1.2: 1e-4 is a number (PyYAML says string), yes is a string (PyYAML says True)."""
+    (tmp_path / "params.yaml").write_text("a: 1e-4\nb: yes\n")
+    assert read_params(tmp_path / "params.yaml") == {"a": 1e-4, "b": "yes"}
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: 1\na: 2\n", "- 1\n", "", "\t: x"])
+def test_what_is_no_mapping_is_refused_with_the_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"params\.yaml"):
+        read_params(tmp_path / "params.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        read_params(tmp_path / "nowhere.yaml")
+
+
+def test_sections_are_frozen(params: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_run(params["train"], params["runs"], "constant").epochs = 3

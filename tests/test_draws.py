@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from sdpipe.network import linear_decay
+from sdpipe.training.draws import Draws
+
+
+def test_a_draw_is_a_function_of_its_arguments() -> None:
+    """The same again in any order of asking; another seed, epoch or step gives other draws."""
+    draws = Draws(7)
+    probs = [0.5] * 64
+    first = draws.active_blocks(3, 5, probs)
+    draws.order(0, 10)
+    assert Draws(7).active_blocks(3, 5, probs) == first
+    for other in (
+        Draws(8).active_blocks(3, 5, probs),
+        draws.active_blocks(4, 5, probs),
+        draws.active_blocks(3, 6, probs),
+    ):
+        assert other != first
+
+
+def test_order_is_a_permutation_and_changes_each_epoch() -> None:
+    draws = Draws(0)
+    assert sorted(draws.order(0, 100)) == list(range(100))
+    assert not np.array_equal(draws.order(0, 100), draws.order(1, 100))
+
+
+def test_active_blocks_follow_the_survival_probabilities() -> None:
+    """20,000 steps: the standard error of a frequency is at most 0.0036; 5 of them are allowed."""
+    probs = linear_decay(9, 0.5)
+    draws = Draws(1)
+    frequency = np.mean([draws.active_blocks(0, step, probs) for step in range(20_000)], axis=0)
+    assert frequency == pytest.approx(np.array(probs), abs=5 * 0.0036)
+
+
+def test_probability_1_is_always_active() -> None:
+    assert all(all(Draws(0).active_blocks(0, step, [1.0] * 54)) for step in range(200))
+
+
+def test_shifts_and_flips_cover_their_range_evenly() -> None:
+    """[-4, 4] has 9 values; 90,000 draws give each 1/9 +- 0.005."""
+    shifts = Draws(2).shifts(0, 45_000, 4)
+    values, counts = np.unique(shifts, return_counts=True)
+    assert values.tolist() == list(range(-4, 5))
+    assert counts / counts.sum() == pytest.approx(1 / 9, abs=0.005)
+    assert Draws(2).flips(0, 45_000).mean() == pytest.approx(0.5, abs=0.012)

@@ -1,0 +1,225 @@
+"""Parity catches planted faults; evaluate measures against independent oracles; deploy keeps its gates."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import export_to, make_weights, random_images
+from torch import nn
+
+from sdpipe.data.store import DataSet
+from sdpipe.deploy import fold as fold_module
+from sdpipe.deploy.config import DeployConfig, EvaluateConfig
+from sdpipe.deploy.evaluate import evaluate_run
+from sdpipe.deploy.parity import Reference, check_parity, compare_logits, onnx_logits
+from sdpipe.deploy.release import release
+from sdpipe.errors import GateError, ModelError, ParityError
+from sdpipe.network import ResNet
+from sdpipe.runtime.artifact import open_artifact
+from sdpipe.training.weights import Weights, save_weights
+
+TOLERANCE = 2e-6
+
+CONFIG = EvaluateConfig(
+    batch_sizes=(1, 7, 256), max_relative_logit_diff=TOLERANCE, latency_batch_sizes=(1,), latency_repeats=3
+)
+
+HISTORY = [
+    {"epoch": 1.0, "learning_rate": 0.1, "train_loss": 1.0, "validation_error": 0.5},
+    {"epoch": 2.0, "learning_rate": 0.01, "train_loss": 0.5, "validation_error": 0.25},
+]
+
+
+def with_probs(change: Callable[[list[float]], list[float]]) -> Callable[[ResNet], None]:
+    def plant(network: ResNet) -> None:
+        probs = change([block.survival_prob for block in network.blocks])
+        for block, prob in zip(network.blocks, probs, strict=True):
+            block.survival_prob = prob
+
+    return plant
+
+
+def wrong_epsilon(network: ResNet) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-4  # instead of 1e-5
+
+
+def dropped_bias(network: ResNet) -> None:
+    with torch.no_grad():
+        # What folding puts into the bias of one convolution is this BatchNorm's shift.
+        bn = network.blocks[4].branch.bn1
+        bn.bias.copy_(bn.weight * bn.running_mean / torch.sqrt(bn.running_var + bn.eps))
+
+
+FAULTS: dict[str, Callable[[ResNet], None]] = {
+    "p_l folded twice": with_probs(lambda probs: [prob * prob for prob in probs]),
+    "p_l not folded at all": with_probs(lambda probs: [1.0 for _ in probs]),
+    "p_l shifted by one block": with_probs(lambda probs: [1.0, *probs[:-1]]),
+    "BatchNorm epsilon wrong": wrong_epsilon,
+    "one bias dropped": dropped_bias,
+}
+
+
+def fold_with(weights: Weights, plant: Callable[[ResNet], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every fold of this test fold a network in which the fault is planted."""
+    sound = fold_module.fold
+
+    def faulty(network: ResNet) -> fold_module.TestNetwork:
+        plant(network)
+        return sound(network)
+
+    monkeypatch.setattr(fold_module, "fold", faulty)
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """models/<run>/ as train, fold and export leave it."""
+    return make_run(tmp_path / "models" / "stochastic", make_weights())
+
+
+def make_run(folder: Path, weights: Weights) -> Path:
+    folder.mkdir(parents=True)
+    weights = replace(weights, info=replace(weights.info, best_epoch=2))
+    save_weights(folder / "weights.safetensors", weights)
+    export_to(folder / "model.onnx", weights)
+    return folder
+
+
+def test_a_sound_fold_passes_at_every_batch_size(run_folder: Path, dataset: DataSet) -> None:
+    evaluate_run(run_folder, dataset, HISTORY, CONFIG)
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert metrics["parity"] is True
+    assert set(metrics["by_batch_size"]) == {"batch_1", "batch_7", "batch_256"}
+    assert 0 < metrics["relative_logit_diff"] < TOLERANCE
+    assert metrics["relative_logit_diff"] == metrics["max_abs_logit_diff"] / metrics["logit_spread"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_fail_evaluate(
+    tmp_path: Path, dataset: DataSet, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the five makes evaluate raise, say so in metrics.json, and be refused by deploy."""
+    weights = make_weights()
+    fold_with(weights, FAULTS[fault], monkeypatch)
+    folder = make_run(tmp_path / "models" / "faulty", weights)
+    with pytest.raises(ParityError, match="logits differ by"):
+        evaluate_run(folder, dataset, HISTORY, CONFIG)
+    assert json.loads((folder / "metrics.json").read_text())["parity"] is False
+    with pytest.raises(GateError, match="parity"):
+        release(folder, tmp_path / "model.onnx", DeployConfig(run="faulty", max_test_error=1.0))
+
+
+def test_scores_against_plain_counting(run_folder: Path, dataset: DataSet) -> None:
+    """Error, likelihood, precision, recall and confusion from the float64 network, counted by hand."""
+    evaluate_run(run_folder, dataset, HISTORY, CONFIG)
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    weights = make_weights()
+    images, labels = dataset.test_images_NHWC, dataset.test_labels_N
+    normalised = (images.astype(np.float64) - weights.normalisation.mean_HWC.numpy()) / 60.0
+    with torch.no_grad():
+        logits = weights.build_network().double()(torch.from_numpy(normalised).permute(0, 3, 1, 2))
+    predicted = logits.argmax(dim=1).numpy()
+    assert metrics["test_error"] == metrics["test_error_pytorch"] == np.mean(predicted != labels)
+    likelihood = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()
+    assert metrics["negative_log_likelihood"] == pytest.approx(likelihood, rel=1e-5)
+    rows = list(csv.reader((run_folder / "confusion.csv").read_text().splitlines()))
+    for k, name in enumerate(("cat", "dog", "eel")):
+        counts = [int(np.sum((labels == k) & (predicted == other))) for other in range(3)]
+        assert rows[k + 1] == [name, *map(str, counts)]
+        assert metrics["classes"][name]["recall"] == pytest.approx(counts[k] / sum(counts))
+        named = max(int(np.sum(predicted == k)), 1)
+        assert metrics["classes"][name]["precision"] == pytest.approx(counts[k] / named)
+    for figure in ("confusion.png", "training.png", "mistakes.png"):
+        assert (run_folder / figure).read_bytes().startswith(b"\x89PNG")
+    latency = json.loads((run_folder / "latency.json").read_text())
+    assert latency["batch_1"]["onnxruntime"]["n"] == 3
+
+
+def test_evaluation_writes_the_same_bytes_each_time(run_folder: Path, dataset: DataSet) -> None:
+    """All but the measured latency."""
+    names = (
+        "metrics.json",
+        "confusion.csv",
+        "disagreements.csv",
+        "confusion.png",
+        "training.png",
+        "mistakes.png",
+    )
+    evaluate_run(run_folder, dataset, HISTORY, CONFIG)
+    first = {name: (run_folder / name).read_bytes() for name in names}
+    evaluate_run(run_folder, dataset, HISTORY, CONFIG)
+    assert {name: (run_folder / name).read_bytes() for name in names} == first
+
+
+def test_disagreements_are_listed_and_only_near_ties_pass() -> None:
+    """Spread 10, so 2e-6 allows 2e-5 each way: a margin of 3e-5 may turn, one of 1e-2 may not."""
+    reference = np.array([[0.0, 10.0], [1.0, 1.0 - 3e-5], [2.0, 1.99]])
+    turned = np.array([[0.0, 10.0], [1.0 - 2e-5, 1.0 - 1e-5], [1.98, 1.99]])
+    parity = compare_logits(reference, turned, batch_size=7, max_relative_logit_diff=TOLERANCE)
+    listed = [(found.image_index, round(found.margin, 6), found.near_tie) for found in parity.disagreements]
+    assert listed == [(1, 3e-5, True), (2, 0.01, False)]
+    with pytest.raises(ParityError, match="image 2 is class 0 in PyTorch and 1 in ONNX, margin 0.01"):
+        check_parity([parity], 1.0, "model.onnx")
+    near = compare_logits(reference[:2], turned[:2], batch_size=7, max_relative_logit_diff=3e-6)
+    check_parity([near], 3e-6, "model.onnx")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_never_pass(value: float) -> None:
+    reference = np.array([[0.0, 1.0]])
+    parity = compare_logits(
+        reference, np.array([[0.0, value]]), batch_size=1, max_relative_logit_diff=TOLERANCE
+    )
+    with pytest.raises(ParityError):
+        check_parity([parity], TOLERANCE, "model.onnx")
+
+
+def test_parity_uses_every_image(run_folder: Path) -> None:
+    """13 images in batches of 5 are 5, 5 and 3; order is kept."""
+    images = random_images(13)
+    artifact = open_artifact(run_folder / "model.onnx")
+    one_by_one = np.concatenate([artifact.run(image[None])[0] for image in images])
+    np.testing.assert_allclose(onnx_logits(artifact, images, 5), one_by_one, atol=1e-5)
+    np.testing.assert_allclose(Reference(make_weights()).logits(images), one_by_one, atol=1e-4)
+
+
+def test_files_of_two_runs_are_not_compared(tmp_path: Path, dataset: DataSet) -> None:
+    folder = make_run(tmp_path / "models" / "mixed", make_weights())
+    other = make_weights()
+    save_weights(
+        folder / "weights.safetensors", replace(other, info=replace(other.info, fingerprint="f" * 16))
+    )
+    with pytest.raises(ModelError, match="its run is"):
+        evaluate_run(folder, dataset, HISTORY, CONFIG)
+
+
+def test_deploy_keeps_its_gates(run_folder: Path, tmp_path: Path, dataset: DataSet) -> None:
+    """The error gate, then another file than the evaluated one; the deployed file stays as it was."""
+    evaluate_run(run_folder, dataset, HISTORY, CONFIG)
+    destination = tmp_path / "out" / "model.onnx"
+    release(run_folder, destination, DeployConfig(run="stochastic", max_test_error=1.0))
+    assert destination.read_bytes() == (run_folder / "model.onnx").read_bytes()
+    deployed = destination.read_bytes()
+    with pytest.raises(GateError, match=r"over deploy\.max_test_error 0\.001"):
+        release(run_folder, destination, DeployConfig(run="stochastic", max_test_error=0.001))
+    (run_folder / "model.onnx").write_bytes(b"other")
+    with pytest.raises(GateError, match="about another file"):
+        release(run_folder, destination, DeployConfig(run="stochastic", max_test_error=1.0))
+    (run_folder / "metrics.json").unlink()
+    with pytest.raises(GateError, match=r"metrics\.json: no readable evaluation"):
+        release(run_folder, destination, DeployConfig(run="stochastic", max_test_error=1.0))
+    assert destination.read_bytes() == deployed
+
+
+def test_more_classes_than_fit_with_numbers_are_drawn(tmp_path: Path) -> None:
+    """CIFAR-100's matrix has no room for numbers or names."""
+    from sdpipe.deploy.figures import draw_confusion
+
+    draw_confusion(tmp_path / "big.png", np.eye(100, dtype=int), [str(k) for k in range(100)], "title")
+    assert (tmp_path / "big.png").stat().st_size > 10_000

@@ -1,0 +1,491 @@
+"""Every data set from a server on loopback or from disk, in the true formats; and everything that goes wrong."""
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loopback import Files, serve
+from PIL import Image
+from scipy.io import savemat
+from sklearn.datasets import load_digits
+
+from sdpipe.data import sources
+from sdpipe.data.config import ArchiveConfig, DigitsConfig, ImageFolderConfig
+from sdpipe.data.fetch import fetch
+from sdpipe.data.store import open_dataset
+from sdpipe.errors import DataError
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
+    monkeypatch.setattr(sources, "ATTEMPTS", 2)  # of 4, so that failures take a second
+    with serve() as served:
+        yield served
+
+
+def sha256(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+def tar_of(members: dict[str, bytes], *, links: dict[str, str] | None = None) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        for name, target in (links or {}).items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            tar.addfile(info)
+    return stream.getvalue()
+
+
+def cifar_records(num: int, num_label_bytes: int, seed: int) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """Records as the format's page describes them: label bytes, then 1024 red, 1024 green, 1024 blue."""
+    rng = np.random.default_rng(seed)
+    images_NHWC = rng.integers(0, 256, size=(num, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(num, dtype=np.uint8) % 10
+    raw = b""
+    for image, label in zip(images_NHWC, labels, strict=True):
+        raw += bytes([99] * (num_label_bytes - 1) + [label])
+        raw += b"".join(image[:, :, channel].tobytes() for channel in range(3))
+    return raw, images_NHWC, labels
+
+
+NAMES = [f"class {k}" for k in range(10)]
+
+
+def cifar10_archive() -> bytes:
+    members = {f"cifar-10-batches-bin/data_batch_{at}.bin": cifar_records(10, 1, at)[0] for at in range(1, 6)}
+    members["cifar-10-batches-bin/test_batch.bin"] = cifar_records(10, 1, 9)[0]
+    members["cifar-10-batches-bin/batches.meta.txt"] = "\n".join([*NAMES, "", ""]).encode()
+    return tar_of(members)
+
+
+def cifar10_config(source: str, archive: bytes) -> ArchiveConfig:
+    return ArchiveConfig(source=source, sha256={"cifar-10-binary.tar.gz": sha256(archive)})
+
+
+def left_behind(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_digits_are_scikit_learns_at_256_levels(tmp_path: Path) -> None:
+    """1,797 digits, a fifth held out, stratified; level 16 becomes 255."""
+    meta = fetch("digits", DigitsConfig(test_fraction=0.2, seed=0), tmp_path / "digits", tmp_path / "dl")
+    dataset = open_dataset(tmp_path / "digits")
+    assert (meta["num_train"], meta["num_test"]) == (1437, 360)
+    assert max(meta["test_images_per_class"]) - min(meta["test_images_per_class"]) <= 2
+    pixels = np.sort(load_digits().data.ravel())
+    ours = np.sort(np.concatenate([dataset.train_images_NHWC.ravel(), dataset.test_images_NHWC.ravel()]))
+    np.testing.assert_array_equal(np.rint(pixels * 255 / 16), ours)
+
+
+def test_cifar10_from_a_server(tmp_path: Path, files: Files) -> None:
+    """Five training files in order, pixels channel after channel, names from batches.meta.txt."""
+    archive = cifar10_archive()
+    files.content["/cifar-10-binary.tar.gz"] = archive
+    meta = fetch("cifar10", cifar10_config(files.url, archive), tmp_path / "cifar10", tmp_path / "dl")
+    dataset = open_dataset(tmp_path / "cifar10")
+    assert meta["class_names"] == NAMES
+    assert dataset.train_images_NHWC.shape == (50, 32, 32, 3)
+    for at in range(5):
+        _, images_NHWC, labels = cifar_records(10, 1, at + 1)
+        np.testing.assert_array_equal(dataset.train_images_NHWC[10 * at : 10 * at + 10], images_NHWC)
+        np.testing.assert_array_equal(dataset.train_labels_N[10 * at : 10 * at + 10], labels)
+    np.testing.assert_array_equal(dataset.test_images_NHWC, cifar_records(10, 1, 9)[1])
+    assert left_behind(tmp_path / "dl") == ["cifar-10-binary.tar.gz"]
+
+
+def test_a_second_fetch_downloads_nothing(tmp_path: Path, files: Files) -> None:
+    archive = cifar10_archive()
+    files.content["/cifar-10-binary.tar.gz"] = archive
+    config = cifar10_config(files.url, archive)
+    for _ in range(2):
+        fetch("cifar10", config, tmp_path / "cifar10", tmp_path / "dl")
+    assert len(files.requests) == 1
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_cifar10_from_a_copy_on_disk(tmp_path: Path, as_folder: bool) -> None:
+    archive = cifar10_archive()
+    path = tmp_path / ("cifar-10-binary.tar.gz" if as_folder else "my copy.tgz")
+    path.write_bytes(archive)
+    source = str(tmp_path if as_folder else path)
+    fetch("cifar10", cifar10_config(source, archive), tmp_path / "data" / "cifar10", tmp_path / "dl")
+    assert len(open_dataset(tmp_path / "data" / "cifar10").train_labels_N) == 50
+
+
+def test_cifar100_takes_the_fine_label(tmp_path: Path, files: Files) -> None:
+    """Two label bytes a record, coarse then fine; names from fine_label_names.txt."""
+    raw, images_NHWC, labels = cifar_records(20, 2, 3)
+    archive = tar_of(
+        {
+            "cifar-100-binary/train.bin": raw,
+            "cifar-100-binary/test.bin": cifar_records(10, 2, 4)[0],
+            "cifar-100-binary/fine_label_names.txt": "\n".join(NAMES).encode(),
+            "cifar-100-binary/coarse_label_names.txt": b"coarse",
+        }
+    )
+    files.content["/cifar-100-binary.tar.gz"] = archive
+    config = ArchiveConfig(source=files.url, sha256={"cifar-100-binary.tar.gz": sha256(archive)})
+    fetch("cifar100", config, tmp_path / "cifar100", tmp_path / "dl")
+    dataset = open_dataset(tmp_path / "cifar100")
+    np.testing.assert_array_equal(dataset.train_labels_N, labels)
+    np.testing.assert_array_equal(dataset.train_images_NHWC, images_NHWC)
+
+
+def svhn_files(seed: int) -> dict[str, tuple[bytes, np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    made = {}
+    for part, num in (("train", 30), ("extra", 40), ("test", 20)):
+        images_NHWC = rng.integers(0, 256, size=(num, 32, 32, 3), dtype=np.uint8)
+        labels = np.arange(num) % 10
+        stream = io.BytesIO()
+        y = np.where(labels == 0, 10, labels).astype(np.uint8)[
+            :, None
+        ]  # the format writes 10 for the digit 0
+        savemat(stream, {"X": images_NHWC.transpose(1, 2, 3, 0), "y": y}, do_compression=True)
+        made[part] = (stream.getvalue(), images_NHWC, labels)
+    return made
+
+
+def test_svhn_train_extra_and_test(tmp_path: Path, files: Files) -> None:
+    """Training images are train, then extra, and meta.json keeps the border; the digit 0 is class 0."""
+    made = svhn_files(0)
+    for part, (raw, _, _) in made.items():
+        files.content[f"/{part}_32x32.mat"] = raw
+    digests = {f"{part}_32x32.mat": sha256(raw) for part, (raw, _, _) in made.items()}
+    fetch("svhn", ArchiveConfig(source=files.url, sha256=digests), tmp_path / "svhn", tmp_path / "dl")
+    dataset = open_dataset(tmp_path / "svhn")
+    assert dataset.train_parts == (("train", 30), ("extra", 40))
+    np.testing.assert_array_equal(
+        dataset.train_images_NHWC, np.concatenate([made["train"][1], made["extra"][1]])
+    )
+    np.testing.assert_array_equal(dataset.test_labels_N, made["test"][2])
+
+
+def test_a_damaged_svhn_file_is_named(tmp_path: Path) -> None:
+    made = svhn_files(0)
+    for part, (raw, _, _) in made.items():
+        (tmp_path / f"{part}_32x32.mat").write_bytes(raw[: len(raw) // 2] if part == "extra" else raw)
+    digests = {f"{part}_32x32.mat": sha256((tmp_path / f"{part}_32x32.mat").read_bytes()) for part in made}
+    with pytest.raises(DataError, match=r"extra_32x32\.mat"):
+        fetch("svhn", ArchiveConfig(source=str(tmp_path), sha256=digests), tmp_path / "svhn", tmp_path / "dl")
+
+
+def idx(array: np.ndarray) -> bytes:
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return header + array.tobytes()
+
+
+def fashion_files() -> dict[str, bytes]:
+    rng = np.random.default_rng(0)
+    made = {}
+    for prefix, num in (("train", 30), ("t10k", 20)):
+        made[f"{prefix}-images-idx3-ubyte"] = idx(rng.integers(0, 256, size=(num, 28, 28), dtype=np.uint8))
+        made[f"{prefix}-labels-idx1-ubyte"] = idx((np.arange(num) % 10).astype(np.uint8))
+    return made
+
+
+def fashion_config(source: str) -> ArchiveConfig:
+    return ArchiveConfig(source=source, sha256={name: sha256(raw) for name, raw in fashion_files().items()})
+
+
+@pytest.mark.parametrize("kind", ["server", "packed", "unpacked"])
+def test_fashion_mnist_however_it_is_packed(tmp_path: Path, files: Files, kind: str) -> None:
+    """The digest is of the unpacked bytes, so any compression level and plain files will do."""
+    for name, raw in fashion_files().items():
+        packed = gzip.compress(raw, compresslevel=1, mtime=5)
+        files.content[f"/{name}.gz"] = packed
+        (tmp_path / (name if kind == "unpacked" else f"{name}.gz")).write_bytes(
+            raw if kind == "unpacked" else packed
+        )
+    source = files.url if kind == "server" else str(tmp_path)
+    meta = fetch(
+        "fashion-mnist", fashion_config(source), tmp_path / "data" / "fashion-mnist", tmp_path / "dl"
+    )
+    assert (meta["image_size"], meta["channels"], meta["num_train"]) == ([28, 28], 1, 30)
+    assert meta["class_names"][9] == "Ankle boot"
+
+
+def test_a_wrong_digest_is_refused_and_nothing_is_left(tmp_path: Path, files: Files) -> None:
+    """One error with the address, the digest expected and the one found."""
+    archive = cifar10_archive()
+    files.content["/cifar-10-binary.tar.gz"] = archive[:-1] + b"x"
+    with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz: SHA-256 expected \w{64}, found \w{64}"):
+        fetch("cifar10", cifar10_config(files.url, archive), tmp_path / "data" / "cifar10", tmp_path / "dl")
+    assert left_behind(tmp_path / "data") == left_behind(tmp_path / "dl") == []
+
+
+def test_a_wrong_digest_of_a_local_file_leaves_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    path.write_bytes(b"mine")
+    with pytest.raises(DataError, match="SHA-256 expected"):
+        fetch(
+            "cifar10", cifar10_config(str(tmp_path), b"other"), tmp_path / "data" / "cifar10", tmp_path / "dl"
+        )
+    assert path.read_bytes() == b"mine"
+    assert left_behind(tmp_path / "data") == []
+
+
+def test_a_wrong_fashion_digest_names_the_file(tmp_path: Path) -> None:
+    for name, raw in fashion_files().items():
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(raw + b"x" if "t10k-labels" in name else raw))
+    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte.*SHA-256"):
+        fetch("fashion-mnist", fashion_config(str(tmp_path)), tmp_path / "out", tmp_path / "dl")
+
+
+def test_a_broken_connection_is_resumed(tmp_path: Path, files: Files) -> None:
+    """The second request asks for the rest, and the file is right."""
+    archive = cifar10_archive()
+    files.content["/cifar-10-binary.tar.gz"] = archive
+    files.cut_after, files.cuts_left = 40_000, 1
+    fetch("cifar10", cifar10_config(files.url, archive), tmp_path / "data" / "cifar10", tmp_path / "dl")
+    assert [wanted for _, wanted in files.requests] == [None, "bytes=32768-"]  # whole chunks of 16,384
+
+
+def test_a_download_that_ended_early_is_continued_by_the_next_fetch(tmp_path: Path, files: Files) -> None:
+    archive = cifar10_archive()
+    files.content["/cifar-10-binary.tar.gz"] = archive
+    files.cut_after, files.cuts_left = 20_000, 99
+    config = cifar10_config(files.url, archive)
+    with pytest.raises(DataError, match=r"cifar-10-binary.*run again to continue"):
+        fetch("cifar10", config, tmp_path / "data" / "cifar10", tmp_path / "dl")
+    assert left_behind(tmp_path / "data") == []
+    files.cuts_left = 0
+    fetch("cifar10", config, tmp_path / "data" / "cifar10", tmp_path / "dl")
+    assert files.requests[-1][1] == "bytes=32768-"
+
+
+def test_a_server_without_ranges_sends_everything_again(tmp_path: Path, files: Files) -> None:
+    archive = cifar10_archive()
+    files.content["/cifar-10-binary.tar.gz"] = archive
+    files.cut_after, files.cuts_left, files.knows_ranges = 40_000, 1, False
+    fetch("cifar10", cifar10_config(files.url, archive), tmp_path / "data" / "cifar10", tmp_path / "dl")
+    assert len(open_dataset(tmp_path / "data" / "cifar10").train_labels_N) == 50
+
+
+def test_a_missing_file_on_the_server_is_said_at_once(tmp_path: Path, files: Files) -> None:
+    with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz: the server answered 404"):
+        fetch("cifar10", cifar10_config(files.url, b""), tmp_path / "data" / "cifar10", tmp_path / "dl")
+    assert len(files.requests) == 1
+
+
+def test_no_server_at_all(tmp_path: Path, files: Files) -> None:
+    with pytest.raises(DataError, match="the server cannot be reached"):
+        fetch("cifar10", cifar10_config("http://127.0.0.1:9/", b""), tmp_path / "cifar10", tmp_path / "dl")
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "parent": lambda: tar_of({"../escaped.txt": b"x"}),
+    "deep parent": lambda: tar_of({"a/../../escaped.txt": b"x"}),
+    "absolute": lambda: tar_of({"/escaped.txt": b"x"}),
+    "link out": lambda: tar_of({"a.txt": b"x"}, links={"link": "../../outside"}),
+    "link absolute": lambda: tar_of({"a.txt": b"x"}, links={"link": "/etc/passwd"}),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_members_that_would_escape_are_refused(tmp_path: Path, kind: str) -> None:
+    """The error names archive and member; nothing is written outside, nothing is left inside."""
+    archive = HOSTILE[kind]()
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(archive)
+    before = left_behind(tmp_path)
+    with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz: refused, its member '.*(escaped|link)"):
+        fetch(
+            "cifar10", cifar10_config(str(tmp_path), archive), tmp_path / "data" / "cifar10", tmp_path / "dl"
+        )
+    assert [path for path in left_behind(tmp_path) if path != "data"] == before
+    assert left_behind(tmp_path / "data") == []
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "no archive", "no records", "half a record", "too few names"]
+)
+def test_damaged_archives_with_the_right_digest(tmp_path: Path, damage: str) -> None:
+    archive = {
+        "truncated": lambda: cifar10_archive()[:5_000],
+        "no archive": lambda: b"<html>moved</html>" * 50,
+        "no records": lambda: tar_of({"batches.meta.txt": b"a\nb"}),
+        "half a record": lambda: tar_of({"data_batch_1.bin": b"x" * 5_000, "test_batch.bin": b""}),
+        "too few names": lambda: tar_of(
+            {
+                "data_batch_1.bin": cifar_records(10, 1, 0)[0],
+                "test_batch.bin": cifar_records(10, 1, 0)[0],
+                "batches.meta.txt": b"a\nb",
+            }
+        ),
+    }[damage]()
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(archive)
+    with pytest.raises(DataError, match="cifar-10-binary|data_batch_1|cifar10"):
+        fetch(
+            "cifar10", cifar10_config(str(tmp_path), archive), tmp_path / "data" / "cifar10", tmp_path / "dl"
+        )
+    assert left_behind(tmp_path / "data") == []
+
+
+def test_a_failed_fetch_leaves_the_old_data_set(tmp_path: Path) -> None:
+    archive = cifar10_archive()
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(archive)
+    config = cifar10_config(str(tmp_path), archive)
+    fetch("cifar10", config, tmp_path / "data" / "cifar10", tmp_path / "dl")
+    before = left_behind(tmp_path / "data")
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(archive[:100])
+    with pytest.raises(DataError):
+        fetch("cifar10", config, tmp_path / "data" / "cifar10", tmp_path / "dl")
+    assert left_behind(tmp_path / "data") == before
+
+
+# ---------------------------------------------------------------- image folders
+
+
+def folder_config(source: Path | str, **overrides: object) -> ImageFolderConfig:
+    values = {
+        "source": str(source),
+        "sha256": None,
+        "image_size": 8,
+        "channels": 3,
+        "test_fraction": 0.25,
+        "seed": 0,
+    }
+    return ImageFolderConfig(**(values | overrides))
+
+
+def draw(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def make_tree(root: Path, splits: tuple[str, ...] = ("",), num: int = 8) -> Path:
+    for number, split in enumerate(splits):
+        for k, name in enumerate(("ant", "bee", "cow")):
+            for at in range(num):
+                draw(root / split / name / f"{at}.png", (80 * k, 10 * at, 40 * number), (5 + at, 9))
+    return root
+
+
+def test_one_tree_is_split_stratified_and_the_same_each_time(tmp_path: Path) -> None:
+    """A quarter of 8 pictures of each class is 2; any size becomes the configured one."""
+    tree = make_tree(tmp_path / "mine")
+    metas = [
+        fetch("imagefolder", folder_config(tree), tmp_path / f"out{at}", tmp_path / "dl") for at in range(2)
+    ]
+    assert metas[0]["class_names"] == ["ant", "bee", "cow"]
+    assert metas[0]["train_images_per_class"] == [6, 6, 6]
+    assert metas[0]["test_images_per_class"] == [2, 2, 2]
+    assert metas[0] == metas[1]
+    other = fetch("imagefolder", folder_config(tree, seed=1), tmp_path / "out2", tmp_path / "dl")
+    assert other["sha256"] != metas[0]["sha256"]
+
+
+def test_given_splits_are_kept(tmp_path: Path) -> None:
+    """The validation folder becomes a part of the training images, which the split uses as it is."""
+    tree = make_tree(tmp_path / "mine", ("train", "val", "test"), num=4)
+    fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.train_parts == (("train", 12), ("validation", 12))
+    assert len(dataset.test_labels_N) == 12
+    # Blue tells the split: train 0, val 40, test 80.
+    assert {int(image[0, 0, 2]) for image in dataset.train_images_NHWC[12:]} == {40}
+    assert {int(image[0, 0, 2]) for image in dataset.test_images_NHWC} == {80}
+
+
+def test_a_lone_train_folder_is_split_too(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "mine", ("train",))
+    assert fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")["num_test"] == 6
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_an_archive_of_a_tree(tmp_path: Path, kind: str) -> None:
+    tree = make_tree(tmp_path / "mine", ("train", "test"))
+    members = {f"pictures/{p.relative_to(tree)}": p.read_bytes() for p in sorted(tree.rglob("*.png"))}
+    path = tmp_path / f"pictures.{kind}"
+    if kind == "tar":
+        path.write_bytes(tar_of(members))
+    else:
+        with zipfile.ZipFile(path, "w") as zip_file:
+            for name, content in members.items():
+                zip_file.writestr(name, content)
+    meta = fetch("imagefolder", folder_config(path), tmp_path / "out", tmp_path / "dl")
+    assert (meta["num_train"], meta["num_test"]) == (24, 24)
+
+
+def test_a_zip_that_would_escape_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as zip_file:
+        zip_file.writestr("../escaped.png", b"x")
+    with pytest.raises(DataError, match=r"x\.zip: refused, its member '\.\./escaped\.png'"):
+        fetch("imagefolder", folder_config(tmp_path / "x.zip"), tmp_path / "data" / "out", tmp_path / "dl")
+    assert left_behind(tmp_path) == ["data", "x.zip"]
+
+
+def test_an_unreadable_picture_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "mine")
+    (tree / "bee" / "3.png").write_bytes((tree / "bee" / "3.png").read_bytes()[:40])
+    (tree / "cow" / "x.jpg").write_text("not a picture")
+    with pytest.raises(DataError, match=r"bee/3\.png: .*; .*cow/x\.jpg: not a picture"):
+        fetch("imagefolder", folder_config(tree), tmp_path / "data" / "out", tmp_path / "dl")
+    assert left_behind(tmp_path / "data") == []
+
+
+def test_other_files_are_counted_not_read(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "mine")
+    (tree / "bee" / "notes.txt").write_text("hello")
+    (tree / "bee" / ".DS_Store").write_text("junk")
+    meta = fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")
+    assert meta["source"]["num_ignored_files"] == 1
+
+
+def test_a_class_that_one_split_lacks_is_named(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "mine", ("train", "test"))
+    for path in sorted((tree / "test" / "cow").iterdir()):
+        path.unlink()
+    with pytest.raises(DataError, match="test/cow: class folder without a picture"):
+        fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")
+    (tree / "test" / "cow").rmdir()
+    with pytest.raises(DataError, match="test/cow: class folder missing"):
+        fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")
+    draw(tree / "test" / "cow" / "0.png", (0, 0, 0))
+    draw(tree / "test" / "dog" / "0.png", (0, 0, 0))
+    with pytest.raises(DataError, match="test/dog: a class that the training part does not have"):
+        fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")
+
+
+def test_no_folder_and_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        fetch("imagefolder", folder_config(tmp_path / "nowhere"), tmp_path / "out", tmp_path / "dl")
+    draw(tmp_path / "flat" / "0.png", (0, 0, 0))
+    with pytest.raises(DataError, match="flat: expected a folder for each of at least 2 classes"):
+        fetch("imagefolder", folder_config(tmp_path / "flat"), tmp_path / "out", tmp_path / "dl")
+
+
+def test_images_in_both_parts_are_counted(tmp_path: Path) -> None:
+    """Two of the test pictures are, pixel for pixel, training pictures, under other names."""
+    for split, shades in (("train", [0, 1, 2, 3]), ("test", [2, 3, 4])):
+        for k, name in enumerate(("ant", "bee")):
+            for shade in shades:
+                draw(
+                    tmp_path / "mine" / split / name / f"{split}{shade}.png",
+                    (100 * k, 9 * shade, 7 if k else 0),
+                )
+    draw(tmp_path / "mine" / "test" / "ant" / "again.png", (0, 18, 0))  # ant's shade 2
+    meta = fetch("imagefolder", folder_config(tmp_path / "mine"), tmp_path / "out", tmp_path / "dl")
+    # ant 2, ant 3, bee 2, bee 3, and ant 2 again.
+    assert meta["test_images_also_in_train"] == 5
+    assert json.loads((tmp_path / "out" / "meta.json").read_text()) == meta
+
+
+def test_an_unfinished_data_set_is_not_opened(tmp_path: Path) -> None:
+    make_tree(tmp_path / "mine")
+    fetch("imagefolder", folder_config(tmp_path / "mine"), tmp_path / "out", tmp_path / "dl")
+    (tmp_path / "out" / "test_labels.npy").unlink()
+    with pytest.raises(DataError, match="out: no whole data set"):
+        open_dataset(tmp_path / "out")

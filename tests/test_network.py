@@ -1,0 +1,136 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sdpipe.network import (
+    NetworkConfig,
+    ResidualBlock,
+    ResNet,
+    expected_depth,
+    initialise,
+    linear_decay,
+    skip,
+    uniform,
+)
+
+
+def config(depth: int = 20, **overrides: object) -> NetworkConfig:
+    values = {
+        "depth": depth,
+        "widths": (16, 32, 64),
+        "rule": "linear_decay",
+        "p_L": 0.5,
+        "in_channels": 3,
+        "num_classes": 10,
+    }
+    return NetworkConfig(**(values | overrides))
+
+
+def test_linear_decay_is_the_papers_equation_4() -> None:
+    """L = 54, p_L = 0.5: p_1 = 1 - 1/108, p_27 = 1 - 27/108 = 0.75, p_54 = 0.5; p_1 is not 1."""
+    probs = linear_decay(54, 0.5)
+    assert len(probs) == 54
+    assert probs[0] == pytest.approx(1 - 1 / 108, abs=1e-15)
+    assert probs[26] == pytest.approx(0.75, abs=1e-15)
+    assert probs[53] == pytest.approx(0.5, abs=1e-15)
+
+
+def test_expected_depth_of_the_110_layer_net_is_40_25() -> None:
+    """(3L - 1)/4 with L = 54 is 161/4 (section 3)."""
+    assert expected_depth(config(110).survival_probs) == pytest.approx(40.25, abs=1e-12)
+
+
+def test_uniform_gives_every_block_the_same() -> None:
+    assert uniform(3, 0.7) == (0.7, 0.7, 0.7)
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(20, 9), (56, 27), (110, 54), (152, 75), (1202, 600)])
+def test_depth_is_6n_plus_2(depth: int, blocks: int) -> None:
+    assert config(depth).num_blocks == blocks
+
+
+@pytest.mark.parametrize("depth", [1, 2, 21, 109])
+def test_other_depths_are_refused_with_what_was_expected(depth: int) -> None:
+    with pytest.raises(ValueError, match="6n"):
+        config(depth)
+
+
+def test_the_110_layer_net_has_1_7_million_parameters() -> None:
+    """Stem 3*16*9; group convolutions 18 blocks each; BatchNorms 2 a channel; head 64*10 + 10.
+
+    432 + (36*16*16 + (16*32 + 35*32*32) + (32*64 + 35*64*64)) * 9 + 2*(16 + 36*(16 + 32 + 64)) + 650
+    = 432 + (9216 + 36352 + 145408) * 9 + 2*4048 + 650 = 1,727,962.
+    """
+    assert sum(parameter.numel() for parameter in ResNet(config(110)).parameters()) == 1_727_962
+
+
+@pytest.mark.parametrize("size", [(32, 32), (28, 28), (8, 8), (9, 13)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_image_size_and_1_or_3_channels(size: tuple[int, int], channels: int) -> None:
+    network = ResNet(config(in_channels=channels, num_classes=7))
+    assert network(torch.zeros(2, channels, *size)).shape == (2, 7)
+    assert network(torch.zeros(2, channels, *size), [False] * 9).shape == (2, 7)
+
+
+def test_training_rule_is_equation_2_and_test_rule_equation_5() -> None:
+    """Active: ReLU(f + id), nothing divided by p; inactive: id; test: ReLU(p f + id)."""
+    torch.manual_seed(0)
+    block = ResidualBlock(4, 4, 1, survival_prob=0.3).eval()
+    hidden = torch.rand(2, 4, 5, 5)
+    branch = block.branch(hidden)
+    torch.testing.assert_close(block(hidden, True), F.relu(branch + hidden))
+    torch.testing.assert_close(block(hidden, False), hidden)
+    torch.testing.assert_close(block(hidden, None), F.relu(0.3 * branch + hidden))
+
+
+def test_transitional_skip_pools_and_appends_zero_channels() -> None:
+    """Option A: kernel = stride = 2; new channels are 0."""
+    hidden = torch.arange(16.0).reshape(1, 1, 4, 4)
+    out = skip(hidden, out_channels=3, stride=2)
+    # Means of the 2x2 windows: (0+1+4+5)/4 = 2.5 and so on.
+    assert out[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+    assert out.shape == (1, 3, 2, 2)
+    assert not out[0, 1:].any()
+
+
+def test_pooling_at_an_odd_size_averages_what_is_there() -> None:
+    """3 x 3 becomes 2 x 2; the last window of a row holds one column only."""
+    out = skip(torch.tensor([[[[0.0, 2, 4], [2, 4, 6], [8, 10, 9]]]]), out_channels=1, stride=2)
+    assert out[0, 0].tolist() == [[2.0, 5.0], [9.0, 9.0]]
+
+
+def test_inactive_blocks_compute_nothing_and_keep_their_statistics() -> None:
+    """No forward, so no backward and no BatchNorm update, in exactly the inactive blocks."""
+    network = ResNet(config()).train()
+    ran: list[int] = []
+    for at, block in enumerate(network.blocks):
+        block.branch.register_forward_hook(lambda *_, at=at: ran.append(at))
+    before = [block.branch.bn1.running_mean.clone() for block in network.blocks]
+    active = [True, False, True, False, False, True, True, False, True]
+    network(torch.randn(4, 3, 8, 8), active).sum().backward()
+    assert ran == [at for at, is_active in enumerate(active) if is_active]
+    for at, block in enumerate(network.blocks):
+        assert torch.equal(block.branch.bn1.running_mean, before[at]) != active[at]
+        assert (block.branch.conv1.weight.grad is not None) == active[at]
+
+
+def test_number_of_switches_must_fit() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        ResNet(config())(torch.zeros(2, 3, 8, 8), [True] * 8)
+
+
+def test_he_initialisation() -> None:
+    """Normal with variance 2 / fan in (gain of ReLU), biases 0, the same for the same seed."""
+    network = ResNet(config(widths=(64, 64, 64)))
+    initialise(network, 3)
+    weight = network.get_parameter("blocks.4.branch.conv2.weight")
+    # 36,864 draws: the standard error of the deviation is 1 / sqrt(2 * 36864) = 0.4 %.
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
+    assert not network.head.bias.any()
+    other = ResNet(config(widths=(64, 64, 64)))
+    initialise(other, 3)
+    assert torch.equal(other.get_parameter("blocks.4.branch.conv2.weight"), weight)
+    initialise(other, 4)
+    assert not torch.equal(other.get_parameter("blocks.4.branch.conv2.weight"), weight)
