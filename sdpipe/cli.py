@@ -134,7 +134,7 @@ def inspect(model: Path, as_json: bool) -> None:
         click.echo(json.dumps(facts))
         return
     for name, value in facts.items():
-        click.echo(f"{name.replace('_', ' '):<16} {_readable(value)}")
+        click.echo(f"{name:<16} {_readable(value)}")
 
 
 def _readable(value: Any) -> str:

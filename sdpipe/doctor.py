@@ -1,5 +1,6 @@
 """What this machine has, and whether it works: for people, and for their bug reports."""
 
+import base64
 import importlib.util
 import os
 import platform
@@ -10,14 +11,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 
 from sdpipe.errors import SdpipeError
-from sdpipe.runtime.artifact import cuda_works, num_cuda_devices, open_artifact
+from sdpipe.runtime.artifact import num_cuda_devices, open_artifact
 from sdpipe.version import __version__
 
 _BASE = ("click", "numpy", "Pillow", "onnxruntime-gpu")
 _TRAIN = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "mlflow", "dvc")
 _LOW_DISK_BYTES = 2 * 2**30
+
+# An ONNX file of one Relu on one number (ir 8, opset 18), to see whether a provider really computes.
+_TINY_MODEL = base64.b64decode(
+    "CAg6MwoMCgF4EgF5IgRSZWx1EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQEg=="
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +53,9 @@ def report() -> Iterator[Check]:
     )
     yield _training_device()
     yield Check(name="CUDA driver", finding=f"{num_cuda_devices()} devices")
-    yield Check(name="onnxruntime providers", finding="CUDA, CPU" if cuda_works() else "CPU")
+    yield _provider("CPUExecutionProvider")
+    if num_cuda_devices():
+        yield _provider("CUDAExecutionProvider")
     yield _model(Path(os.environ.get("SDPIPE_MODEL") or "models/model.onnx"))
     yield from _stores()
     free = shutil.disk_usage(Path.cwd()).free
@@ -68,6 +77,17 @@ def _package(name: str, *, needed: bool) -> Check:
         return Check(name=name, finding=found)
     return Check(
         name=name, finding="missing" if needed else "not installed; needed to train only", ok=not needed
+    )
+
+
+def _provider(name: str) -> Check:
+    """Run one operator on a provider: onnxruntime lists CUDA on every machine, and falls back in silence."""
+    session = onnxruntime.InferenceSession(_TINY_MODEL, providers=[name])
+    works = (
+        session.get_providers()[0] == name and session.run(None, {"x": np.full(1, -1, np.float32)})[0] == 0
+    )
+    return Check(
+        name="onnxruntime provider", finding=f"{name} {'works' if works else 'does not work'}", ok=bool(works)
     )
 
 

@@ -1,4 +1,4 @@
-"""Small nets and data for all tests. No network, nothing of the user's: each test gets a project of its own."""
+"""Small nets and data for all tests. Each test gets a project of its own, and no network."""
 
 import os
 import shutil
@@ -20,6 +20,8 @@ from sdpipe.training.weights import ModelInfo, Weights
 ROOT = Path(__file__).resolve().parent.parent
 CLASS_NAMES = ("cat", "dog", "eel")
 SIZE = 9  # odd on purpose: 9, 5, 3
+
+torch.set_num_threads(1)  # nets this small wait for a second thread longer than it saves
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +102,7 @@ def random_images(num: int, channels: int = 1, seed: int = 0) -> np.ndarray:
 
 def make_dataset(folder: Path, *, num_train: int = 120, num_test: int = 30, seed: int = 0) -> DataSet:
     """Three classes that a small net can learn: bright rows, bright columns, noise."""
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for part, num in (("train", num_train), ("test", num_test)):
         labels_N = np.arange(num) % 3

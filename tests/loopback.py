@@ -25,7 +25,7 @@ def serve() -> Iterator[Files]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802  the name is the library's
+        def do_GET(self) -> None:
             wanted = self.headers.get("Range")
             files.requests.append((self.path, wanted))
             body = files.content.get(self.path)

@@ -13,7 +13,8 @@ from sdpipe.runtime.artifact import count_operators, open_artifact
 from sdpipe.training.weights import Weights
 
 ALLOWED = {
-    "Add", "AveragePool", "Cast", "Conv", "Div", "Gemm", "Pad", "ReduceMean", "Relu", "Softmax", "Sub", "Transpose",
+    "Add", "AveragePool", "Cast", "Conv", "Div", "Gemm", "Pad",
+    "ReduceMean", "Relu", "Softmax", "Sub", "Transpose",
 }  # fmt: skip
 
 

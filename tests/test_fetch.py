@@ -1,4 +1,4 @@
-"""Every data set from a server on loopback or from disk, in the true formats; and everything that goes wrong."""
+"""Every data set from a loopback server or from disk, in the true formats; and what goes wrong."""
 
 import gzip
 import hashlib

@@ -52,7 +52,7 @@ def test_exif_orientation_is_applied() -> None:
 
 
 def test_transparency_is_laid_over_white() -> None:
-    """Half transparent black over white is (255 + 0) / 2; the hidden colour of a transparent pixel is not seen."""
+    """Half transparent black over white is (255 + 0) / 2; what is wholly transparent is not seen."""
     image = Image.new("RGBA", (2, 1))
     image.putpixel((0, 0), (0, 0, 0, 128))
     image.putpixel((1, 0), (255, 0, 0, 0))

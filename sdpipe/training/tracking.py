@@ -79,10 +79,10 @@ def _open_store(mlflow: Any) -> str:
     """Set the store, create what is missing. Returns the experiment's id."""
     uri = store_uri()
     mlflow.set_tracking_uri(uri)
-    client = mlflow.MlflowClient()
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-    # Two processes that create the same database at once crash each other.
+    # Two processes that create the same database at once crash each other; the client creates it.
     with FileLock(work_folder() / "mlflow.lock"):
+        client = mlflow.MlflowClient()
         experiment = client.get_experiment_by_name(name)
         if experiment is not None:
             return str(experiment.experiment_id)

@@ -1,0 +1,185 @@
+"""MLflow as a view of the files: complete, rebuilt when lost, and never in the way."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import export_to, train_config
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from sdpipe.data.store import DataSet
+from sdpipe.deploy.config import EvaluateConfig
+from sdpipe.deploy.evaluate import evaluate_run
+from sdpipe.deploy.fold import fold_file
+from sdpipe.errors import TrackingError
+from sdpipe.track import track, track_quietly
+from sdpipe.training.records import record_from_files
+from sdpipe.training.run_files import read_rows
+from sdpipe.training.session import train_run
+from sdpipe.training.tracking import LiveTracker, RunRecord, publish
+from sdpipe.training.weights import load_weights
+
+RECORD = RunRecord(
+    name="plain",
+    fingerprint="0123456789abcdef",
+    status="RUNNING",
+    params={"p_L": 0.5},
+    tags={"stage": "train"},
+    epochs=[{"train_loss": 2.0}, {"train_loss": 1.0}],
+)
+
+
+def runs(store: Path) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{store}")
+    experiment = client.get_experiment_by_name("sdpipe")
+    return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
+
+
+def test_publishing_again_adds_only_what_is_missing(mlflow_store: Path) -> None:
+    """One run by fingerprint; each epoch once; the status follows."""
+    first = publish(RECORD)
+    assert publish(RECORD) == first
+    publish(replace(RECORD, epochs=[*RECORD.epochs, {"train_loss": 0.5}], status="FINISHED"))
+    (run,) = runs(mlflow_store)
+    assert run.info.status == "FINISHED"
+    client = MlflowClient(f"sqlite:///{mlflow_store}")
+    history = client.get_metric_history(run.info.run_id, "train_loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0), (3, 0.5)]
+    publish(replace(RECORD, status="RUNNING"))  # a killed run that goes on
+    assert runs(mlflow_store)[0].info.status == "RUNNING"
+
+
+@pytest.fixture
+def finished(project: Path, dataset: DataSet, mlflow_store: Path) -> Path:
+    """models/plain/ after train, fold, export and evaluate."""
+    folder = project / "models" / "plain"
+    train_run("plain", train_config(epochs=2, milestones=[]), dataset, "code", folder)
+    fold_file(folder / "weights.safetensors", folder / "folded.safetensors")
+    export_to(folder / "model.onnx", load_weights(folder / "weights.safetensors"))
+    config = EvaluateConfig(
+        batch_sizes=(64,), max_relative_logit_diff=1e-5, latency_batch_sizes=(1,), latency_repeats=3
+    )
+    evaluate_run(folder, dataset, read_rows(folder / "history.csv"), config)
+    return folder
+
+
+def test_a_finished_run_is_complete_and_is_rebuilt_when_lost(
+    finished: Path, mlflow_store: Path, empty_store: Path
+) -> None:
+    """Params, tags, per-epoch metrics, figures and model; the same from the files alone in an empty store."""
+    run_id = track(finished)
+    before = describe(mlflow_store)
+    assert before["params"]["p_L"] == "0.5"
+    assert before["params"]["warmup.epochs"] == "0"
+    assert {"git_commit", "git_dirty", "stage", "fingerprint", "data_digest", "model_sha256"} <= before[
+        "tags"
+    ]
+    assert before["status"] == "FINISHED"
+    assert before["steps"] == {
+        name: [1, 2]
+        for name in (
+            "train_loss", "validation_error", "validation_loss", "learning_rate", "blocks_active",
+            "images_per_s", "mean_abs_grad",
+        )
+    }  # fmt: skip
+    assert {"confusion.png", "training.png", "metrics.json", "mistakes.png"} <= before["artifacts"]
+    assert before["models"] == 1
+    assert track(finished) == run_id
+    assert describe(mlflow_store) == before, "a second time adds nothing"
+    mlflow_store.write_bytes(empty_store.read_bytes())
+    assert track(finished) != run_id
+    assert describe(mlflow_store) == before
+
+
+def describe(store: Path) -> dict[str, object]:
+    (run,) = runs(store)
+    client = MlflowClient(f"sqlite:///{store}")
+    per_epoch = {
+        name: [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
+        for name in run.data.metrics
+    }
+    return {
+        "params": run.data.params,
+        "tags": set(run.data.tags),
+        "status": run.info.status,
+        "metrics": dict(run.data.metrics),
+        "steps": {name: steps for name, steps in per_epoch.items() if steps != [0]},
+        "artifacts": {artifact.path for artifact in client.list_artifacts(run.info.run_id)},
+        "models": len(client.search_logged_models([run.info.experiment_id])),
+    }
+
+
+def test_an_evaluation_of_older_weights_is_not_published(finished: Path) -> None:
+    metrics = finished / "metrics.json"
+    metrics.write_text(metrics.read_text().replace('"fingerprint": "', '"fingerprint": "x'))
+    record = record_from_files(finished)
+    assert (record.model, record.artifacts, record.tags["stage"]) == (None, [], "train")
+
+
+@pytest.fixture
+def silent_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        yield uri
+
+
+def test_a_server_that_never_answers_delays_nothing(
+    silent_server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An update returns at once; the end waits for its time-out, then warns once and goes on."""
+    monkeypatch.setattr("sdpipe.training.tracking.CLOSE_TIMEOUT_S", 0.5)
+    tracker = LiveTracker(RECORD)
+    started = time.perf_counter()
+    for _ in range(100):
+        tracker.update(RECORD.epochs)
+    assert time.perf_counter() - started < 0.5
+    tracker.close("FINISHED")
+    assert time.perf_counter() - started < 3
+    assert capsys.readouterr().err.count("nothing is lost, `sdpipe track` sends it later") == 1
+    for thread in threading.enumerate():
+        if thread.name == "mlflow":
+            thread.join(30)
+
+
+def test_no_server_at_all_is_one_warning(
+    project: Path, dataset: DataSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The training ends with the same files as ever."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    train_run("plain", train_config(epochs=2, milestones=[]), dataset, "code", project / "out")
+    assert (project / "out" / "weights.safetensors").exists()
+    assert capsys.readouterr().err.count("warning: MLflow") == 1
+    with pytest.raises(TrackingError):
+        track(project / "out")
+    track_quietly(project / "out")
+    assert "nothing is lost" in capsys.readouterr().err
+
+
+def test_two_processes_may_make_the_store_at_once(project: Path) -> None:
+    """The second waits for the first; without the lock both crash in creating the same tables."""
+    import subprocess
+    import sys
+
+    code = (
+        "from sdpipe.training.tracking import RunRecord, publish\n"
+        "import sys\n"
+        "publish(RunRecord(name='x', fingerprint=sys.argv[1], status='FINISHED', params={}, tags={}))"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, name], stderr=subprocess.PIPE, text=True)
+        for name in "ab"
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
+    assert len(runs(project / "mlflow.db")) == 2
