@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from sdpipe.errors import SdpipeError
-from sdpipe.runtime.artifact import num_cuda_devices, open_artifact
+from sdpipe.runtime.artifact import load_cuda_libraries, num_cuda_devices, open_artifact
 from sdpipe.version import __version__
 
 _BASE = ("click", "numpy", "Pillow", "onnxruntime-gpu")
@@ -82,6 +82,8 @@ def _package(name: str, *, needed: bool) -> Check:
 
 def _provider(name: str) -> Check:
     """Run one operator on a provider: onnxruntime lists CUDA on every machine, and falls back in silence."""
+    if name == "CUDAExecutionProvider":
+        load_cuda_libraries()
     session = onnxruntime.InferenceSession(_TINY_MODEL, providers=[name])
     works = (
         session.get_providers()[0] == name and session.run(None, {"x": np.full(1, -1, np.float32)})[0] == 0

@@ -157,7 +157,7 @@ def test_plain_outputs_are_cached() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = (ROOT / path).read_text()
-    assert text.count("\n") <= 330
+    assert text.count("\n") <= 300
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno is not None

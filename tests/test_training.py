@@ -18,7 +18,8 @@ from sdpipe.errors import BusyError, DataError, DeviceError, TrainingError
 from sdpipe.training.checkpoint import Checkpoint, load_newest_checkpoint, save_checkpoint
 from sdpipe.training.compute import choose_compute
 from sdpipe.training.config import TrainConfig
-from sdpipe.training.loop import EpochRecord, Progress, Trainer, TrainResult, train
+from sdpipe.training.loop import Trainer, TrainResult, train
+from sdpipe.training.progress import EpochRecord, Progress
 from sdpipe.training.session import train_run
 
 CPU = choose_compute("cpu", "fp32")
@@ -174,7 +175,7 @@ def test_the_reported_test_error_is_that_of_the_kept_epoch(dataset: DataSet, tmp
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(dataset: DataSet, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="epoch 1: the training loss is (nan|inf) at learning rate"):
+    with pytest.raises(TrainingError, match="epoch 1: (train|validation)_loss is (nan|inf) at learning rate"):
         run(train_config(learning_rate=1e30, weight_decay=1.0), dataset, tmp_path)
 
 

@@ -59,7 +59,15 @@ def draw_training(path: Path, history: Sequence[dict[str, float]], best_epoch: i
         errors = [100 * row["validation_error"] for row in history]
         axes.plot(epochs, errors, color="tab:blue", label="validation error")
         kept = errors[best_epoch - 1]
-        axes.plot(best_epoch, kept, "o", color="tab:blue", label=f"kept: epoch {best_epoch}, {kept:.2f} %")
+        axes.plot(
+            best_epoch,
+            kept,
+            "o",
+            color="tab:blue",
+            clip_on=False,
+            zorder=3,
+            label=f"kept: epoch {best_epoch}, {kept:.2f} %",
+        )
         axes.set(xlabel="epoch", ylabel="validation error (%)", yscale="symlog", title=title)
         axes.set_ylim(bottom=0)
         loss_axes = axes.twinx()

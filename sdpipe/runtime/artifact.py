@@ -59,6 +59,8 @@ def open_artifact(path: Path, device: str = "auto") -> Artifact:
 
 
 def _open_session(path: Path, providers: list[str]) -> Any:
+    if "CUDAExecutionProvider" in providers:
+        load_cuda_libraries()
     # onnxruntime's exceptions have no common base but RuntimeError and Exception.
     failures = onnxruntime.capi.onnxruntime_pybind11_state
     try:
@@ -83,6 +85,11 @@ def cuda_works() -> bool:
     onnxruntime lists its provider on every machine, so the driver is asked first.
     """
     return num_cuda_devices() > 0 and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def load_cuda_libraries() -> None:
+    """Load CUDA and cuDNN from NVIDIA's Python packages, where those are; before a CUDA session."""
+    onnxruntime.preload_dlls()
 
 
 def num_cuda_devices() -> int:

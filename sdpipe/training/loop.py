@@ -6,7 +6,7 @@ N: images, K: classes. Images stay uint8 NHWC until their batch is made.
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,54 +25,12 @@ from sdpipe.training.checkpoint import Checkpoint, load_newest_checkpoint, save_
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.draws import Draws
+from sdpipe.training.progress import EpochRecord, EpochTiming, Progress
 from sdpipe.training.schedule import learning_rate_at
 from sdpipe.training.weights import snapshot
 
 EVALUATION_BATCH = 500  # images; only memory and speed depend on it
 MAX_LINES = 20  # of progress where there is no terminal to draw a bar in
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochRecord:
-    """One line of history.csv: the same inputs give the same numbers."""
-
-    epoch: int  # from 1
-    learning_rate: float
-    train_loss: float  # mean cross-entropy over the epoch's training steps
-    validation_loss: float
-    validation_error: float  # fraction
-    blocks_active: float  # mean number of active blocks in a step
-    mean_abs_grad: float  # of block 1's first convolution, mean over the steps in which block 1 was active
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochTiming:
-    """One line of timing.csv: wall-clock times, which differ from run to run."""
-
-    epoch: int
-    epoch_s: float
-    images_per_s: float  # training images over the time of the training steps
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """What has been learned of the run so far; JSON-able, part of each checkpoint."""
-
-    history: list[EpochRecord] = field(default_factory=list)
-    timing: list[EpochTiming] = field(default_factory=list)
-
-    @property
-    def best(self) -> EpochRecord:
-        """The epoch of lowest validation error; of equal ones the last, whose learning rate is lowest."""
-        return min(reversed(self.history), key=lambda record: record.validation_error)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Progress":
-        """What `dataclasses.asdict` made of it."""
-        return cls(
-            history=[EpochRecord(**record) for record in value["history"]],
-            timing=[EpochTiming(**record) for record in value["timing"]],
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +97,34 @@ class Trainer:
         return network
 
     def run_epoch(self, epoch: int, bar: "tqdm[Any]") -> None:
-        """Train one epoch, validate, and note both. Nothing in a step waits for the device."""
+        """Train one epoch, validate, and note both."""
         started = time.perf_counter()
         learning_rate = learning_rate_at(self.config, epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        trained = self._run_steps(epoch, bar)
+        train_s = time.perf_counter() - started
+        validated = self._validate()
+        for name in ("train_loss", "validation_loss"):
+            if not math.isfinite(value := (trained | validated)[name]):
+                raise TrainingError(
+                    f"epoch {epoch + 1}: {name} is {value} at learning rate {learning_rate}; "
+                    "a lower learning rate or a warm-up helps"
+                )
+        record = EpochRecord(epoch=epoch + 1, learning_rate=learning_rate, **trained, **validated)
+        timing = EpochTiming(
+            epoch=epoch + 1,
+            epoch_s=time.perf_counter() - started,
+            images_per_s=self.steps_per_epoch * self.batch_size / train_s,
+        )
+        self.progress.history.append(record)
+        self.progress.timing.append(timing)
+        if self.progress.best is record:
+            self.best_state = snapshot(self.network.state_dict())
+
+    def _run_steps(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
+        """The training steps of one epoch. Nothing in a step waits for the device."""
         self.network.train()
-        watched = self.watched_weight
         probs = self.network.config.survival_probs
         loss_sum = torch.zeros((), device=self.compute.device)
         grad_sum = torch.zeros((), device=self.compute.device)
@@ -159,41 +138,17 @@ class Trainer:
             loss_sum += loss.detach()
             num_active += sum(active)
             if active[0]:
-                grad_sum += _gradient(watched).abs().mean()
+                grad_sum += _gradient(self.watched_weight).abs().mean()
                 num_first_active += 1
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=False)
             bar.update()
-        train_loss = loss_sum.item() / self.steps_per_epoch
-        train_s = time.perf_counter() - started
-        if not math.isfinite(train_loss):
-            raise TrainingError(
-                f"epoch {epoch + 1}: the training loss is {train_loss} at learning rate {learning_rate}; "
-                "a lower learning rate or a warm-up helps"
-            )
-        self._note(
-            epoch,
-            EpochRecord(
-                epoch=epoch + 1,
-                learning_rate=learning_rate,
-                train_loss=train_loss,
-                **self._validate(),
-                blocks_active=num_active / self.steps_per_epoch,
-                mean_abs_grad=grad_sum.item() / max(num_first_active, 1),
-            ),
-            EpochTiming(
-                epoch=epoch + 1,
-                epoch_s=time.perf_counter() - started,
-                images_per_s=self.steps_per_epoch * self.batch_size / train_s,
-            ),
-        )
-
-    def _note(self, epoch: int, record: EpochRecord, timing: EpochTiming) -> None:
-        self.progress.history.append(record)
-        self.progress.timing.append(timing)
-        if self.progress.best is record:
-            self.best_state = snapshot(self.network.state_dict())
+        return {
+            "train_loss": loss_sum.item() / self.steps_per_epoch,
+            "blocks_active": num_active / self.steps_per_epoch,
+            "mean_abs_grad": grad_sum.item() / max(num_first_active, 1),
+        }
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The epoch's mini-batches. Images that do not fill the last one are left out; each epoch others."""

@@ -43,6 +43,7 @@ def start_record(
         "stage": "train",
         "data_digest": data_digest,
         "git_commit": str(git["git_commit"]),
+        "mlflow.source.git.commit": str(git["git_commit"]),  # the column "Version" of MLflow's UI
         "git_dirty": str(git["git_dirty"]),
         "hardware": hardware,
     }

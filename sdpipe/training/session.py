@@ -19,7 +19,8 @@ from sdpipe.files import project_root, work_folder
 from sdpipe.provenance import fingerprint, git_state, hardware, processor_name
 from sdpipe.training.compute import Compute, choose_compute
 from sdpipe.training.config import TrainConfig
-from sdpipe.training.loop import Progress, train
+from sdpipe.training.loop import train
+from sdpipe.training.progress import Progress
 from sdpipe.training.records import epoch_metrics, start_record
 from sdpipe.training.run_files import write_training
 from sdpipe.training.tracking import LiveTracker
