@@ -13,10 +13,13 @@ SdpipeError
 └── TrackingError      the MLflow store cannot be reached
 """
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_OF_THE_WORLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class SdpipeError(Exception):
@@ -72,14 +75,16 @@ class TrackingError(SdpipeError):
 
 @contextmanager
 def errors_on_one_line() -> Iterator[None]:
-    """Turn an `SdpipeError` into one line on standard error and exit status 1.
+    """Turn an `SdpipeError`, a full disk or a missing permission into one line and exit status 1.
 
     With SDPIPE_DEBUG=1 the traceback comes through. Every other exception is our bug and does too.
     """
     try:
         yield
-    except SdpipeError as error:
+    except (SdpipeError, OSError) as error:
         if os.environ.get("SDPIPE_DEBUG") == "1":
+            raise
+        if isinstance(error, OSError) and error.errno not in _OF_THE_WORLD:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

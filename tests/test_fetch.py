@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -489,3 +491,31 @@ def test_an_unfinished_data_set_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "out" / "test_labels.npy").unlink()
     with pytest.raises(DataError, match="out: no whole data set"):
         open_dataset(tmp_path / "out")
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=64k tmpfs small
+{python} - <<'END'
+from pathlib import Path
+from sdpipe.data.config import DigitsConfig
+from sdpipe.data.fetch import fetch
+from sdpipe.errors import errors_on_one_line
+with errors_on_one_line():
+    fetch("digits", DigitsConfig(test_fraction=0.2, seed=0), Path("small/digits"), Path("dl"))
+END
+echo exit $?
+ls -A small
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """On a real file system of 64 KiB: exit 1, no traceback, no SIGBUS, nothing half-written."""
+    (tmp_path / "small").mkdir()
+    script = FULL_DISK.format(python=sys.executable)
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["exit 1"]
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert "No space left on device" in done.stderr

@@ -23,7 +23,7 @@ class DigitsConfig(Section):
 class ArchiveConfig(Section):
     """A published data set of one or more files."""
 
-    source: Source  # a folder or a URL ending in "/" that holds the files; or the file, where it is one
+    source: Source  # a folder or a URL that holds the files; or the file, where it is one
     sha256: dict[str, Sha256]  # file name -> digest (fashion-mnist: of the unpacked bytes)
 
 

@@ -17,6 +17,7 @@ from sdpipe.files import project_root, sha256_of
 CHUNK_BYTES = 1 << 14  # what is lost when a connection breaks within a chunk
 TIMEOUT_S = (10, 60)  # to connect, and between two chunks
 ATTEMPTS = 4
+FILE_ENDINGS = (".gz", ".tgz", ".tar", ".bz2", ".xz", ".zip", ".mat")
 
 
 class _InterruptedError(Exception):
@@ -36,13 +37,13 @@ def local_path(source: str) -> Path:
 def locate(source: str, name: str, downloads: Path, sha256: str | None) -> Path:
     """The local path of file `name` of a source, downloaded first where the source is a URL.
 
-    source: a folder or a URL ending in "/" that holds `name`, or the file itself.
+    source: a folder or a URL that holds `name`, or the file itself (a URL with an archive's ending).
     downloads: folder for downloads; a complete one is used again.
     sha256: digest of the file; None leaves the check to the caller.
     Raises DataError naming the file: not there, a wrong digest, a server's refusal.
     """
     if is_url(source):
-        url = source + name if source.endswith("/") else source
+        url = source if not name or _is_file(source) else f"{source.rstrip('/')}/{name}"
         return _download(url, downloads / (name or _name_of(url)), sha256)
     path = local_path(source)
     if path.is_dir() and name:
@@ -52,6 +53,10 @@ def locate(source: str, name: str, downloads: Path, sha256: str | None) -> Path:
     if sha256 is not None:
         _check_digest(path, sha256, path)
     return path
+
+
+def _is_file(url: str) -> bool:
+    return urlsplit(url).path.endswith(FILE_ENDINGS)
 
 
 def _name_of(url: str) -> str:

@@ -8,6 +8,7 @@ data/<dataset>/
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +47,11 @@ class ArrayWriter:
     """Writes `<part>_images.npy` and `<part>_labels.npy` chunk by chunk, with memory for one chunk."""
 
     def __init__(self, folder: Path, part: str, num_images: int, image_shape_HWC: tuple[int, ...]) -> None:
-        self.images_NHWC = np.lib.format.open_memmap(
-            folder / f"{part}_images.npy", mode="w+", dtype=np.uint8, shape=(num_images, *image_shape_HWC)
-        )
+        path, shape = folder / f"{part}_images.npy", (num_images, *image_shape_HWC)
+        self.images_NHWC = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        # A full disk is an error here; without the reservation it would be a SIGBUS at the first write.
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
         self.labels_N = np.zeros(num_images, dtype=np.int64)
         self._labels_path = folder / f"{part}_labels.npy"
         self._filled = 0

@@ -1,7 +1,7 @@
 """Evaluate: prove the ONNX file against PyTorch over the whole test set, then say how good it is."""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ def evaluate_run(
 ) -> None:
     """Evaluate models/<run>/model.onnx against its weights.safetensors on the test part.
 
-    Writes metrics.json, latency.json, the figures and their data. Raises ParityError after writing them if
-    the two differ, ModelError if one cannot be read or they do not belong together.
+    Writes metrics.json, latency.json, parity.csv, disagreements.csv, classes.csv, confusion.csv and the
+    figures. Raises ParityError after writing them if the two differ, ModelError if one cannot be read or they
+    do not belong together.
     """
     weights = load_weights(folder / "weights.safetensors")
     artifact = open_artifact(folder / "model.onnx", device="cpu")
@@ -47,23 +48,23 @@ def evaluate_run(
         for size, logits_NK in onnx_by_batch.items()
     ]
     logits_NK = onnx_by_batch[config.batch_sizes[-1]]
-    _write_disagreements(folder / "disagreements.csv", parities, weights)
+    _write_parity(folder, parities, weights)
+    _write_classes(folder, logits_NK, labels_N, weights)
     metrics = {
         **_parity_metrics(parities, config.max_relative_logit_diff),
-        **_scores(logits_NK, reference_NK, labels_N, weights.info.class_names),
+        **_scores(logits_NK, reference_NK, labels_N),
         "num_test": len(labels_N),
         "model_sha256": sha256_of(artifact.path),
         "fingerprint": weights.info.fingerprint,
     }
     write_json(folder / "metrics.json", metrics)
-    _write_confusion(folder, logits_NK, labels_N, weights)
     _draw(folder, dataset, logits_NK, history, weights)
     write_json(folder / "latency.json", _latency(reference, artifact, images_NHWC, config))
     check_parity(parities, config.max_relative_logit_diff, str(artifact.path))
 
 
 def _parity_metrics(parities: Sequence[Parity], allowed: float) -> dict[str, Any]:
-    """The worst of all batch sizes, and each; `parity` says whether all held."""
+    """The worst of all batch sizes; `parity` says whether all held."""
     try:
         check_parity(parities, allowed, "")
         held = True
@@ -75,14 +76,6 @@ def _parity_metrics(parities: Sequence[Parity], allowed: float) -> dict[str, Any
         "relative_logit_diff": _finite(max(parity.relative_logit_diff for parity in parities)),
         "logit_spread": _finite(parities[0].logit_spread),
         "argmax_disagreements": max(len(parity.disagreements) for parity in parities),
-        "by_batch_size": {
-            f"batch_{parity.batch_size}": {
-                "max_abs_logit_diff": _finite(parity.max_abs_logit_diff),
-                "relative_logit_diff": _finite(parity.relative_logit_diff),
-                "argmax_disagreements": len(parity.disagreements),
-            }
-            for parity in parities
-        },
     }
 
 
@@ -90,49 +83,57 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None  # JSON has no infinity
 
 
-def _scores(
-    logits_NK: np.ndarray, reference_NK: np.ndarray, labels_N: np.ndarray, class_names: Sequence[str]
-) -> dict[str, Any]:
-    predicted_N = logits_NK.argmax(axis=1)
+def _scores(logits_NK: np.ndarray, reference_NK: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
     log_probabilities_NK = logits_NK - logsumexp(logits_NK.astype(np.float64), axis=1, keepdims=True)
-    precision_K, recall_K, _, support_K = precision_recall_fscore_support(
-        labels_N, predicted_N, labels=range(len(class_names)), zero_division=0
-    )
     return {
-        "test_error": float((predicted_N != labels_N).mean()),
+        "test_error": float((logits_NK.argmax(axis=1) != labels_N).mean()),
         "test_error_pytorch": float((reference_NK.argmax(axis=1) != labels_N).mean()),
         "negative_log_likelihood": float(-log_probabilities_NK[np.arange(len(labels_N)), labels_N].mean()),
-        "classes": {
-            name: {
-                "precision": float(precision_K[k]),
-                "recall": float(recall_K[k]),
-                "images": int(support_K[k]),
-            }
-            for k, name in enumerate(class_names)
-        },
     }
 
 
-def _write_disagreements(path: Path, parities: Sequence[Parity], weights: Weights) -> None:
-    names = [column.name for column in fields(Disagreement)]
-    class_names = weights.info.class_names
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     with replacing(path) as beside, beside.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, names, lineterminator="\n")
-        writer.writeheader()
-        for parity in parities:
-            for found in parity.disagreements:
-                named = {key: class_names[getattr(found, key)] for key in ("pytorch_class", "onnx_class")}
-                writer.writerow(asdict(found) | named)
-
-
-def _write_confusion(folder: Path, logits_NK: np.ndarray, labels_N: np.ndarray, weights: Weights) -> None:
-    class_names = weights.info.class_names
-    counts_KK = confusion_matrix(labels_N, logits_NK.argmax(axis=1), labels=range(len(class_names)))
-    with replacing(folder / "confusion.csv") as beside, beside.open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["true \\ predicted", *class_names])
-        writer.writerows([name, *row] for name, row in zip(class_names, counts_KK.tolist(), strict=True))
-    draw_confusion(folder / "confusion.png", counts_KK, class_names, _title(folder, weights))
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _write_parity(folder: Path, parities: Sequence[Parity], weights: Weights) -> None:
+    """parity.csv, a row for each batch size, and disagreements.csv, a row for each image."""
+    header = [
+        "batch_size",
+        "max_abs_logit_diff",
+        "relative_logit_diff",
+        "logit_spread",
+        "argmax_disagreements",
+    ]
+    rows = [
+        [*(getattr(parity, name) for name in header[:-1]), len(parity.disagreements)] for parity in parities
+    ]
+    _write_csv(folder / "parity.csv", header, rows)
+    names = weights.info.class_names
+    found = [
+        asdict(one) | {"pytorch_class": names[one.pytorch_class], "onnx_class": names[one.onnx_class]}
+        for parity in parities
+        for one in parity.disagreements
+    ]
+    columns = [column.name for column in fields(Disagreement)]
+    _write_csv(folder / "disagreements.csv", columns, [list(one.values()) for one in found])
+
+
+def _write_classes(folder: Path, logits_NK: np.ndarray, labels_N: np.ndarray, weights: Weights) -> None:
+    """classes.csv with precision and recall of each class, confusion.csv and confusion.png."""
+    names, predicted_N = weights.info.class_names, logits_NK.argmax(axis=1)
+    precision_K, recall_K, _, images_K = precision_recall_fscore_support(
+        labels_N, predicted_N, labels=range(len(names)), zero_division=0
+    )
+    rows = zip(names, precision_K.tolist(), recall_K.tolist(), images_K.tolist(), strict=True)
+    _write_csv(folder / "classes.csv", ["class", "precision", "recall", "images"], rows)
+    counts_KK = confusion_matrix(labels_N, predicted_N, labels=range(len(names)))
+    table = [[name, *row] for name, row in zip(names, counts_KK.tolist(), strict=True)]
+    _write_csv(folder / "confusion.csv", ["true \\ predicted", *names], table)
+    draw_confusion(folder / "confusion.png", counts_KK, names, _title(folder, weights))
 
 
 def _draw(

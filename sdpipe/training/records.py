@@ -8,11 +8,13 @@ from sdpipe.training.run_files import read_json, read_rows
 from sdpipe.training.tracking import RunRecord
 from sdpipe.training.weights import load_weights
 
-_FIGURES = (
+_EVALUATION = (
     "training.png",
     "confusion.png",
     "mistakes.png",
     "confusion.csv",
+    "classes.csv",
+    "parity.csv",
     "disagreements.csv",
     "metrics.json",
 )
@@ -100,7 +102,7 @@ def record_from_files(folder: Path) -> RunRecord:
         tags={**started.tags, "stage": "evaluate" if is_current else "train"},
         epochs=epoch_metrics(read_rows(folder / "history.csv"), read_rows(folder / "timing.csv")),
         summary=summary,
-        artifacts=[path for name in _FIGURES if is_current and (path := folder / name).exists()],
+        artifacts=[path for name in _EVALUATION if is_current and (path := folder / name).exists()],
         model=folder / "model.onnx" if is_current else None,
     )
 
