@@ -49,7 +49,7 @@ lock: .venv/installed
 
 ui: .venv/installed
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
-		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+		--backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 clean:
 	rm -rf .venv .venv-base data models/*/ models/model.onnx .sdpipe/runs .pytest_cache .mypy_cache .ruff_cache build *.egg-info

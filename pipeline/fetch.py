@@ -21,6 +21,8 @@ def main(dataset: str) -> None:
         f"of {len(meta['class_names'])} classes, {meta['image_size'][0]} x {meta['image_size'][1]}; "
         f"{meta['test_images_also_in_train']:,} test images are identical to a training image"
     )
+    if ignored := meta["source"].get("num_ignored_files"):
+        print(f"{dataset}: {ignored:,} files were no pictures, by their names, and were left out")
 
 
 if __name__ == "__main__":

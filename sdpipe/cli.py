@@ -105,10 +105,10 @@ def _print_line(result: Any, top_k: int) -> None:
     if hasattr(result, "code"):
         return
     label, probability = result.top[0]
-    click.echo(f"{_on_one_line(result.file)}: {label} {probability:.4f}")
+    click.echo(f"{_on_one_line(result.file)}: {_on_one_line(label)} {probability:.4f}")
     if top_k > 1:
         for label, probability in result.top:
-            click.echo(f"    {label:<20} {probability:.4f}")
+            click.echo(f"    {_on_one_line(label):<20} {probability:.4f}")
 
 
 @main.command()
@@ -142,7 +142,7 @@ def _readable(value: Any) -> str:
         return ", ".join(f"{name} {count}" for name, count in value.items())
     if isinstance(value, list):
         return ", ".join(_readable(item) for item in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else _on_one_line(str(value))
 
 
 @main.command()
@@ -175,5 +175,12 @@ def track(folders: tuple[Path, ...]) -> None:
         )
         if not chosen:
             raise SdpipeError("models/: no finished run; `make repro` trains them")
+        failed = False
         for folder in chosen:
-            click.echo(f"{folder}: MLflow run {track_folder(folder)}")
+            try:
+                click.echo(f"{folder}: MLflow run {track_folder(folder)}")
+            except SdpipeError as error:
+                failed = True
+                click.echo(f"error: {error}", err=True)
+    if failed:
+        raise SystemExit(1)

@@ -4,6 +4,7 @@ params.yaml is the one home of every number, so sections hold no defaults. It is
 DVC reads it: `1e-4` is a number and `yes` a string, in both or in neither.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from sdpipe.errors import ConfigError
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what scikit-learn takes, too
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -69,12 +70,17 @@ def parse_section(
         raise ConfigError("params.yaml: " + "; ".join(faults)) from error
 
 
+# pydantic names the members of a union in a fault's path.
+_UNION_TAG = re.compile(r"\[key\]|constrained-|dict\[")
+
+
 def _describe(fault: Any, key: str, overrides: Mapping[str, str]) -> str:
-    where = [str(part) for part in fault["loc"] if part != "[key]"]
+    where = [str(part) for part in fault["loc"] if not _UNION_TAG.match(str(part))]
     base = overrides.get(where[0], key) if where else key
     message = fault["msg"].removeprefix("Value error, ")
     expectation = message.replace("Input should be", "expected", 1).replace(
         "Extra inputs are not", "key not", 1
     )
-    found = "" if fault["type"] in ("missing", "extra_forbidden") else f", got {fault['input']!r}"
+    says_it = fault["type"] in ("missing", "extra_forbidden", "value_error")
+    found = "" if says_it else f", got {fault['input']!r}"
     return f"{'.'.join([base, *where]).strip('.')}: {expectation}{found}"

@@ -1,6 +1,5 @@
 """What this machine has, and whether it works: for people, and for their bug reports."""
 
-import base64
 import importlib.util
 import os
 import platform
@@ -11,20 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from sdpipe.errors import SdpipeError
-from sdpipe.runtime.artifact import load_cuda_libraries, num_cuda_devices, open_artifact
+from sdpipe.runtime.artifact import num_cuda_devices, open_artifact, provider_works
 from sdpipe.version import __version__
 
 _BASE = ("click", "numpy", "Pillow", "onnxruntime-gpu")
 _TRAIN = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "mlflow", "dvc")
 _LOW_DISK_BYTES = 2 * 2**30
-
-# An ONNX file of one Relu on one number (ir 8, opset 18), to see whether a provider really computes.
-_TINY_MODEL = base64.b64decode(
-    "CAg6MwoMCgF4EgF5IgRSZWx1EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQEg=="
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +74,9 @@ def _package(name: str, *, needed: bool) -> Check:
 
 
 def _provider(name: str) -> Check:
-    """Run one operator on a provider: onnxruntime lists CUDA on every machine, and falls back in silence."""
-    if name == "CUDAExecutionProvider":
-        load_cuda_libraries()
-    session = onnxruntime.InferenceSession(_TINY_MODEL, providers=[name])
-    works = (
-        session.get_providers()[0] == name and session.run(None, {"x": np.full(1, -1, np.float32)})[0] == 0
-    )
+    works = provider_works(name)
     return Check(
-        name="onnxruntime provider", finding=f"{name} {'works' if works else 'does not work'}", ok=bool(works)
+        name="onnxruntime provider", finding=f"{name} {'works' if works else 'does not work'}", ok=works
     )
 
 

@@ -15,9 +15,11 @@ SdpipeError
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 _OF_THE_WORLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -75,10 +77,12 @@ class TrackingError(SdpipeError):
 
 @contextmanager
 def errors_on_one_line() -> Iterator[None]:
-    """Turn an `SdpipeError`, a full disk or a missing permission into one line and exit status 1.
+    """Turn an `SdpipeError`, a full disk, a missing permission or an interruption into one line and an exit.
 
-    With SDPIPE_DEBUG=1 the traceback comes through. Every other exception is our bug and does too.
+    Exit status 1 for errors, 130 for Ctrl-C, 143 for SIGTERM, which unwinds in good order like Ctrl-C. With
+    SDPIPE_DEBUG=1 the traceback comes through. Every other exception is our bug and does too.
     """
+    before = signal.signal(signal.SIGTERM, _exit_in_order)
     try:
         yield
     except (SdpipeError, OSError) as error:
@@ -88,3 +92,12 @@ def errors_on_one_line() -> Iterator[None]:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit_in_order(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + signal.SIGTERM)

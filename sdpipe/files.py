@@ -1,5 +1,6 @@
 """Writing files so that a reader never sees a half of one, and their digests."""
 
+import glob
 import hashlib
 import json
 import os
@@ -48,6 +49,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path`; when the block succeeds, it takes the place of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a process that was killed
+        shutil.rmtree(left)
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield beside

@@ -7,6 +7,7 @@ yueatsprograms/Stochastic_Depth, and "ResNet" means He et al. 2015, arXiv 1512.0
 N: images, C: channels, H, W: height and width, K: classes, L: residual blocks, l = 1..L.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,19 @@ SURVIVAL_RULES: dict[str, Callable[[int, float], tuple[float, ...]]] = {
 
 def expected_depth(survival_probs: Sequence[float]) -> float:
     """E(L~), the expected number of active blocks: the sum of p_l (section 3)."""
-    return sum(survival_probs)
+    return math.fsum(survival_probs)
+
+
+def check_depth(depth: int) -> None:
+    """Raise ValueError unless a depth is 6n + 2 with n >= 1."""
+    if depth < 8 or (depth - 2) % (NUM_GROUPS * CONVS_PER_BLOCK):
+        raise ValueError(f"expected a depth of 6n + 2 (8, 14, 20, ..., 56, 110, ...), got {depth}")
+
+
+def check_widths(widths: Sequence[int]) -> None:
+    """Raise ValueError unless there is a width for each group and none is smaller than the one before."""
+    if len(widths) != NUM_GROUPS or list(widths) != sorted(widths) or min(widths) < 1:
+        raise ValueError(f"expected {NUM_GROUPS} positive widths, never falling, got {list(widths)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +69,9 @@ class NetworkConfig:
     num_classes: int
 
     def __post_init__(self) -> None:
-        """Check what only this file knows; ValueError says what was expected."""
-        if self.depth < 8 or (self.depth - 2) % (NUM_GROUPS * CONVS_PER_BLOCK):
-            raise ValueError(f"depth: expected 6n + 2 (8, 14, 20, ..., 56, 110, ...), got {self.depth}")
-        if len(self.widths) != NUM_GROUPS or list(self.widths) != sorted(self.widths) or min(self.widths) < 1:
-            raise ValueError(
-                f"widths: expected {NUM_GROUPS} positive, never falling numbers, got {self.widths}"
-            )
+        """Raise ValueError where no such network exists."""
+        check_depth(self.depth)
+        check_widths(self.widths)
 
     @property
     def blocks_per_group(self) -> int:

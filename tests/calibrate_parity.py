@@ -42,7 +42,7 @@ def calibrate(folder: Path) -> None:
     weights = load_weights(folder / "weights.safetensors")
     images = np.array(open_dataset(Path("data") / weights.info.dataset).test_images_NHWC)
     reference = Reference(weights).logits(images)
-    artifact = open_artifact(folder / "model.onnx")
+    artifact = open_artifact(folder / "model.onnx", "cpu")
     sound = max(relative(reference, onnx_logits(artifact, images, size)) for size in (1, 7, 256))
     normalised = weights.normalisation(torch.from_numpy(images)).numpy()
     rounding = relative(float64_logits(weights.build_network(), normalised), reference)

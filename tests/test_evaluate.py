@@ -187,7 +187,7 @@ def test_logits_that_are_not_finite_never_pass(value: float) -> None:
 def test_parity_uses_every_image(run_folder: Path) -> None:
     """13 images in batches of 5 are 5, 5 and 3; order is kept."""
     images = random_images(13)
-    artifact = open_artifact(run_folder / "model.onnx")
+    artifact = open_artifact(run_folder / "model.onnx", "cpu")
     one_by_one = np.concatenate([artifact.run(image[None])[0] for image in images])
     np.testing.assert_allclose(onnx_logits(artifact, images, 5), one_by_one, atol=1e-5)
     np.testing.assert_allclose(Reference(make_weights()).logits(images), one_by_one, atol=1e-4)

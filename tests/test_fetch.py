@@ -9,6 +9,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,9 @@ def sha256(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def tar_of(members: dict[str, bytes], *, links: dict[str, str] | None = None) -> bytes:
+def tar_of(
+    members: dict[str, bytes], *, links: dict[str, str] | None = None, kind: bytes = tarfile.SYMTYPE
+) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as tar:
         for name, content in members.items():
@@ -45,7 +48,7 @@ def tar_of(members: dict[str, bytes], *, links: dict[str, str] | None = None) ->
             tar.addfile(info, io.BytesIO(content))
         for name, target in (links or {}).items():
             info = tarfile.TarInfo(name)
-            info.type, info.linkname = tarfile.SYMTYPE, target
+            info.type, info.linkname = kind, target
             tar.addfile(info)
     return stream.getvalue()
 
@@ -104,7 +107,7 @@ def test_cifar10_from_a_server(tmp_path: Path, files: Files) -> None:
         np.testing.assert_array_equal(dataset.train_images_NHWC[10 * at : 10 * at + 10], images_NHWC)
         np.testing.assert_array_equal(dataset.train_labels_N[10 * at : 10 * at + 10], labels)
     np.testing.assert_array_equal(dataset.test_images_NHWC, cifar_records(10, 1, 9)[1])
-    assert left_behind(tmp_path / "dl") == ["cifar-10-binary.tar.gz"]
+    assert left_behind(tmp_path / "dl") == ["cifar-10-binary.tar.gz", "cifar-10-binary.tar.gz.lock"]
 
 
 def test_a_second_fetch_downloads_nothing(tmp_path: Path, files: Files) -> None:
@@ -225,7 +228,8 @@ def test_a_wrong_digest_is_refused_and_nothing_is_left(tmp_path: Path, files: Fi
     files.content["/cifar-10-binary.tar.gz"] = archive[:-1] + b"x"
     with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz: SHA-256 expected \w{64}, found \w{64}"):
         fetch("cifar10", cifar10_config(files.url, archive), tmp_path / "data" / "cifar10", tmp_path / "dl")
-    assert left_behind(tmp_path / "data") == left_behind(tmp_path / "dl") == []
+    assert left_behind(tmp_path / "data") == []
+    assert left_behind(tmp_path / "dl") == ["cifar-10-binary.tar.gz.lock"]
 
 
 def test_a_wrong_digest_of_a_local_file_leaves_the_file(tmp_path: Path) -> None:
@@ -292,6 +296,13 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "deep parent": lambda: tar_of({"a/../../escaped.txt": b"x"}),
     "absolute": lambda: tar_of({"/escaped.txt": b"x"}),
     "link out": lambda: tar_of({"a.txt": b"x"}, links={"link": "../../outside"}),
+    "chain of links": lambda: tar_of(
+        {"d/escaped": b"x"}, links={"d/a": ".", "d/b": "a/../..", "link": "d/b/x"}
+    ),
+    "hard link": lambda: tar_of(
+        {"escaped.txt": b"x"}, links={"hardlink": "escaped.txt"}, kind=tarfile.LNKTYPE
+    ),
+    "device": lambda: tar_of({}, links={"link": ""}, kind=tarfile.CHRTYPE),
     "link absolute": lambda: tar_of({"a.txt": b"x"}, links={"link": "/etc/passwd"}),
 }
 
@@ -302,7 +313,9 @@ def test_members_that_would_escape_are_refused(tmp_path: Path, kind: str) -> Non
     archive = HOSTILE[kind]()
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(archive)
     before = left_behind(tmp_path)
-    with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz: refused, its member '.*(escaped|link)"):
+    with pytest.raises(
+        DataError, match=r"cifar-10-binary\.tar\.gz: refused, its member '.*(escaped|link|d/a)"
+    ):
         fetch(
             "cifar10", cifar10_config(str(tmp_path), archive), tmp_path / "data" / "cifar10", tmp_path / "dl"
         )
@@ -491,6 +504,70 @@ def test_an_unfinished_data_set_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "out" / "test_labels.npy").unlink()
     with pytest.raises(DataError, match="out: no whole data set"):
         open_dataset(tmp_path / "out")
+
+
+def test_splits_without_a_training_part_are_no_classes(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "mine", ("test", "val"))
+    with pytest.raises(DataError, match="mine/train: no such folder, beside test"):
+        fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "mine", ("train", "val", "validation"))
+    with pytest.raises(DataError, match="validation: the validation part is .*/val already"):
+        fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")
+
+
+def test_hidden_copies_are_not_read_and_links_to_nowhere_are_named(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "mine")
+    draw(tree / "bee" / ".ipynb_checkpoints" / "0.png", (0, 0, 0))
+    assert fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")["num_train"] == 18
+    (tree / "bee" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match="bee/gone.png: no such file"):
+        fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")
+
+
+def test_a_digest_for_a_folder_is_refused(tmp_path: Path) -> None:
+    config = folder_config(make_tree(tmp_path / "mine"), sha256="0" * 64)
+    with pytest.raises(DataError, match="expected null for a folder"):
+        fetch("imagefolder", config, tmp_path / "out", tmp_path / "dl")
+
+
+def test_parts_of_two_shapes_are_refused(tmp_path: Path) -> None:
+    made = fashion_files()
+    made["t10k-images-idx3-ubyte"] = idx(np.zeros((20, 14, 14), np.uint8))
+    for name, raw in made.items():
+        (tmp_path / name).write_bytes(raw)
+    config = ArchiveConfig(source=str(tmp_path), sha256={name: sha256(raw) for name, raw in made.items()})
+    with pytest.raises(DataError, match="all images must have one shape"):
+        fetch("fashion-mnist", config, tmp_path / "data" / "fashion-mnist", tmp_path / "dl")
+    assert left_behind(tmp_path / "data") == []
+
+
+def test_class_names_that_are_no_text(tmp_path: Path) -> None:
+    records = cifar_records(10, 1, 0)[0]
+    members = {"data_batch_1.bin": records, "test_batch.bin": records, "batches.meta.txt": b"\xff\xfe"}
+    archive = tar_of(members)
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(archive)
+    with pytest.raises(DataError, match="batches.meta.txt: expected class names in UTF-8"):
+        fetch("cifar10", cifar10_config(str(tmp_path), archive), tmp_path / "data" / "x", tmp_path / "dl")
+
+
+def test_two_fetches_at_once_take_turns(tmp_path: Path, files: Files) -> None:
+    """Both end well, and the file is downloaded once."""
+    archive = cifar10_archive()
+    files.content["/cifar-10-binary.tar.gz"] = archive
+    config = cifar10_config(files.url, archive)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(fetch, "cifar10", config, tmp_path / name, tmp_path / "dl") for name in "ab"]
+        assert [job.result()["num_train"] for job in jobs] == [50, 50]
+    assert len(files.requests) == 1
+
+
+def test_leftovers_of_a_killed_fetch_are_cleared(tmp_path: Path) -> None:
+    (tmp_path / ".digits.abc.tmp").mkdir()
+    fetch("digits", DigitsConfig(test_fraction=0.2, seed=0), tmp_path / "digits", tmp_path / "dl")
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 
 FULL_DISK = """

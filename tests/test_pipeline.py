@@ -97,7 +97,7 @@ def test_from_a_fresh_clone_to_a_deployed_file(first: Project) -> None:
         )
         assert metrics["test_error"] <= 0.02
         assert metrics["parity"] is True
-        assert open_artifact(first.folder / "models" / run / "model.onnx").metadata.depth == 20
+        assert open_artifact(first.folder / "models" / run / "model.onnx", "cpu").metadata.depth == 20
     deployed = (first.folder / "models" / "model.onnx").read_bytes()
     assert deployed == (first.folder / "models" / "stochastic" / "model.onnx").read_bytes()
 
@@ -156,6 +156,19 @@ def test_a_wrong_key_is_said_before_anything_runs(first: Project) -> None:
     call(first.folder, "dvc", "repro")
 
 
+def test_a_run_that_fails_its_gate_leaves_the_deployed_file(first: Project) -> None:
+    """DVC removes outputs before a stage runs, unless they persist."""
+    params, model = first.folder / "params.yaml", first.folder / "models" / "model.onnx"
+    text, deployed = params.read_text(), model.read_bytes()
+    params.write_text(text.replace("max_test_error: 0.02", "max_test_error: 1.0e-9"))
+    done = call(first.folder, "dvc", "repro", check=False)
+    assert done.returncode != 0
+    assert "is not deployed" in done.stderr
+    assert model.read_bytes() == deployed
+    params.write_text(text)
+    call(first.folder, "dvc", "repro")
+
+
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught_on_trained_weights(
@@ -171,7 +184,9 @@ def test_planted_faults_are_caught_on_trained_weights(
     reference = Reference(weights).logits(images)
     plant: Callable[[Module], None] = FAULTS[fault]
     fold_with(weights, plant, monkeypatch)
-    faulty = onnx_logits(open_artifact(export_to(tmp_path / "model.onnx", weights)), np.array(images), 256)
+    faulty = onnx_logits(
+        open_artifact(export_to(tmp_path / "model.onnx", weights), "cpu"), np.array(images), 256
+    )
     parity = compare_logits(reference, faulty, batch_size=256, max_relative_logit_diff=TOLERANCE)
     if run == "constant" and fault.startswith("p_l"):
         check_parity([parity], TOLERANCE, "model.onnx")

@@ -149,9 +149,16 @@ def test_every_output_is_ignored_by_git() -> None:
     assert done.stdout.split() == names
 
 
-def test_plain_outputs_are_cached() -> None:
-    """An uncached plain output would switch the stage's run cache off."""
-    assert all(isinstance(out, str) for stage in STAGES for out in stage_body(stage).get("outs", []))
+def test_all_outputs_are_cached() -> None:
+    """Else `dvc exp show` has no figures of earlier experiments, and the stage no run cache."""
+    outs = [
+        out
+        for stage in STAGES
+        for kind in ("outs", "metrics", "plots")
+        for out in stage_body(stage).get(kind, [])
+    ]
+    settings = [next(iter(out.values())) for out in outs if isinstance(out, dict)]
+    assert not [found for found in settings if found.get("cache") is False]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)

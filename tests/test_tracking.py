@@ -1,6 +1,8 @@
 """MLflow as a view of the files: complete, rebuilt when lost, and never in the way."""
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -50,13 +52,18 @@ def test_publishing_again_adds_only_what_is_missing(mlflow_store: Path) -> None:
     client = MlflowClient(f"sqlite:///{mlflow_store}")
     history = client.get_metric_history(run.info.run_id, "train_loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0), (3, 0.5)]
+    assert publish(replace(RECORD, name="twin")) != first, "another run, though of the same fingerprint"
+    (run,) = [run for run in runs(mlflow_store) if run.info.run_name == "plain"]
+    assert run.data.params == {"p_L": "0.5"}
     publish(replace(RECORD, status="RUNNING"))  # a killed run that goes on
-    assert runs(mlflow_store)[0].info.status == "RUNNING"
+    assert client.get_run(first).info.status == "RUNNING"
 
 
 @pytest.fixture
 def finished(project: Path, dataset: DataSet, mlflow_store: Path) -> Path:
     """models/plain/ after train, fold, export and evaluate."""
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments], check=True)
     folder = project / "models" / "plain"
     train_run("plain", train_config(epochs=2, milestones=[]), dataset, "code", folder)
     fold_file(folder / "weights.safetensors", folder / "folded.safetensors")
@@ -136,7 +143,7 @@ def test_a_server_that_never_answers_delays_nothing(
     silent_server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An update returns at once; the end waits for its time-out, then warns once and goes on."""
-    monkeypatch.setattr("sdpipe.training.tracking.CLOSE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("sdpipe.training.tracking.PATIENCE_S", 0.5)
     tracker = LiveTracker(RECORD)
     started = time.perf_counter()
     for _ in range(100):
@@ -167,9 +174,6 @@ def test_no_server_at_all_is_one_warning(
 
 def test_two_processes_may_make_the_store_at_once(project: Path) -> None:
     """The second waits for the first; without the lock both crash in creating the same tables."""
-    import subprocess
-    import sys
-
     code = (
         "from sdpipe.training.tracking import RunRecord, publish\n"
         "import sys\n"

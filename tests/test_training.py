@@ -16,7 +16,7 @@ from filelock import FileLock
 from sdpipe.data.store import DataSet, open_dataset
 from sdpipe.errors import BusyError, DataError, DeviceError, TrainingError
 from sdpipe.training.checkpoint import Checkpoint, load_newest_checkpoint, save_checkpoint
-from sdpipe.training.compute import choose_compute
+from sdpipe.training.compute import Compute, choose_compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.loop import Trainer, TrainResult, train
 from sdpipe.training.progress import EpochRecord, Progress
@@ -179,6 +179,17 @@ def test_a_loss_that_is_not_finite_ends_the_training(dataset: DataSet, tmp_path:
         run(train_config(learning_rate=1e30, weight_decay=1.0), dataset, tmp_path)
 
 
+def test_a_gradient_that_overflows_in_fp16_is_not_noted(
+    dataset: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scaler skips such a step by design; the mean over the others stays finite."""
+    fp16 = Compute(device=torch.device("cpu"), precision="fp16", reason="to try the scaler")
+    trainer = Trainer(train_config(), dataset, fp16)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    trainer.run_epoch(0, _NoBar())  # type: ignore[arg-type]
+    assert np.isfinite(trainer.progress.history[0].mean_abs_grad)
+
+
 def test_fewer_images_than_a_batch_are_refused(dataset: DataSet, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.batch_size: 500 images asked for, 96"):
         run(train_config(batch_size=500), dataset, tmp_path)
@@ -219,6 +230,14 @@ def test_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     found, damaged = load_newest_checkpoint(tmp_path)
     assert found is not None
     assert (found.num_epochs, damaged) == (12, [])
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
+    for num_epochs in (9_999, 10_000):
+        save_checkpoint(tmp_path, checkpoint(num_epochs))
+    found, _ = load_newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.num_epochs == 10_000
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "no tensors", "no json", "broken json"])

@@ -9,23 +9,16 @@ from pathlib import Path, PurePosixPath
 
 from sdpipe.errors import DataError
 
-_DAMAGED = (
-    EOFError,
-    OSError,
-    zlib.error,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    RuntimeError,
-    NotImplementedError,
-)
+_GZIP_MAGIC = b"\x1f\x8b"
+_DAMAGED = (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, RuntimeError, NotImplementedError)
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar (plain, gz, bz2, xz) or zip archive into `folder`.
+    """Unpack a tar (plain, gz, bz2, xz) or zip archive into the empty folder `folder`.
 
-    Only plain files and folders that stay inside `folder` are written; a member that would leave it, a
-    device or a link out of it is refused. Raises DataError naming the archive, and the member where it is
-    one.
+    Only plain files and folders with relative paths are accepted, no link of any kind: by chains of links an
+    archive gets past the checks of single members. Every member is judged before the first is written.
+    Raises DataError naming the archive, and the member where it is one.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -37,38 +30,48 @@ def unpack(archive: Path, folder: Path) -> None:
             f"{archive}: refused, its member {error.tarinfo.name!r} is unsafe: {error}"
         ) from error
     except _DAMAGED as error:
-        raise DataError(f"{archive}: damaged, truncated or no archive: {error}") from error
+        raise _damaged(archive, error) from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's fault, not the archive's
+            raise
+        raise _damaged(archive, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: damaged, truncated or no archive: {error}")
+
+
+def _check_member(archive: Path, name: str, *, plain: bool) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if not plain or path.is_absolute() or ".." in path.parts:
+        reason = "it would leave the folder" if plain else "it is no plain file or folder"
+        raise DataError(f"{archive}: refused, its member {name!r} is unsafe: {reason}")
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as tar:
-        # Every member is judged before the first one is written.
         for member in tar:
-            if PurePosixPath(member.name).is_absolute():  # the filter would strip the slash instead
-                raise DataError(f"{archive}: refused, its member {member.name!r} has an absolute path")
-            tarfile.data_filter(member, str(folder))
+            _check_member(archive, member.name, plain=member.isreg() or member.isdir())
         tar.extractall(folder, filter="data")
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as zip_file:
         for info in zip_file.infolist():
-            path = PurePosixPath(info.filename.replace("\\", "/"))
             kind = stat.S_IFMT(info.external_attr >> 16)
-            if path.is_absolute() or ".." in path.parts or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise DataError(f"{archive}: refused, its member {info.filename!r} is unsafe")
+            _check_member(archive, info.filename, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
         zip_file.extractall(folder)
 
 
 def read_gzip(path: Path) -> bytes:
-    """The bytes of a file, unpacked where its name ends in .gz.
+    """The bytes of a file, unpacked if it is in gzip's format, whatever its name.
 
     Raises DataError if it is damaged or truncated.
     """
+    raw = path.read_bytes()
+    if not raw.startswith(_GZIP_MAGIC):
+        return raw
     try:
-        if path.suffix != ".gz":
-            return path.read_bytes()
-        with gzip.open(path) as stream:
-            return stream.read()
-    except (EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path}: damaged or truncated: {error}") from error
+        return gzip.decompress(raw)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _damaged(path, error) from error

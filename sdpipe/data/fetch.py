@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from sdpipe.config import Section
 from sdpipe.data.archives import read_gzip, unpack
 from sdpipe.data.config import ArchiveConfig, DigitsConfig, ImageFolderConfig
 from sdpipe.data.formats import read_cifar, read_idx, read_svhn
 from sdpipe.data.imagefolder import hold_out_test, list_pictures, write_pictures
-from sdpipe.data.sources import is_url, local_path, locate
+from sdpipe.data.sources import has_sha256, is_url, local_path, locate
+from sdpipe.data.split import split_stratified
 from sdpipe.data.store import write_meta, write_part
 from sdpipe.errors import DataError
 from sdpipe.files import replacing_folder
@@ -41,10 +41,8 @@ def fetch(dataset: str, config: Section, folder: Path, downloads: Path) -> dict[
 def _fetch_digits(config: DigitsConfig, folder: Path, _downloads: Path) -> dict[str, Any]:
     pixels, labels_N = load_digits(return_X_y=True)
     images_NHWC = np.rint(pixels.reshape(-1, 8, 8, 1) * (255 / DIGITS_MAX)).astype(np.uint8)
-    train, test = train_test_split(
-        np.arange(len(labels_N)), test_size=config.test_fraction, random_state=config.seed, stratify=labels_N
-    )
-    for part, indices in (("train", np.sort(train)), ("test", np.sort(test))):
+    train, test = split_stratified(labels_N.tolist(), config.test_fraction, config.seed, "fetch.digits")
+    for part, indices in (("train", train), ("test", test)):
         write_part(folder, part, [(images_NHWC[indices], labels_N[indices])])
     return write_meta(
         folder,
@@ -71,20 +69,15 @@ def _fetch_fashion_mnist(config: ArchiveConfig, folder: Path, downloads: Path) -
 
 def _read_checked_idx(config: ArchiveConfig, name: str, downloads: Path) -> np.ndarray:
     """Compression differs between mirrors, so the digest is that of the unpacked bytes."""
-    unpacked = not is_url(config.source) and (local_path(config.source) / name).is_file()
-    packed_name = name if unpacked else f"{name}.gz"
-    path = locate(config.source, packed_name, downloads, None)
     expected = _digest_of(config, name)
-    try:
-        raw = read_gzip(path)
-        found = hashlib.sha256(raw).hexdigest()
-        if found != expected:
-            raise DataError(f"{path}: SHA-256 of the unpacked bytes expected {expected}, found {found}")
-    except DataError:
-        if is_url(config.source):
-            path.unlink(missing_ok=True)  # or it would be taken for good the next time
-        raise
-    return read_idx(raw, name)
+
+    def check(path: Path, shown: str) -> None:
+        if (found := hashlib.sha256(read_gzip(path)).hexdigest()) != expected:
+            raise DataError(f"{shown}: SHA-256 of the unpacked bytes expected {expected}, found {found}")
+
+    unpacked = not is_url(config.source) and (local_path(config.source) / name).is_file()
+    path = locate(config.source, name if unpacked else f"{name}.gz", downloads, check)
+    return read_idx(read_gzip(path), name)
 
 
 def _digest_of(config: ArchiveConfig, name: str) -> str:
@@ -99,33 +92,41 @@ def _fetch_cifar(config: ArchiveConfig, folder: Path, downloads: Path, classes: 
     train_pattern, test_pattern = (
         ("data_batch_*.bin", "test_batch.bin") if classes == 10 else ("train.bin", "test.bin")
     )
-    archive = locate(config.source, name, downloads, _digest_of(config, name))
-    with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+    archive = locate(config.source, name, downloads, has_sha256(_digest_of(config, name)))
+    with tempfile.TemporaryDirectory(dir=folder) as unpacked:
         unpack(archive, Path(unpacked))
         for part, pattern in (("train", train_pattern), ("test", test_pattern)):
             files = _find(archive, Path(unpacked), pattern)
             write_part(folder, part, [read_cifar(file, label_bytes) for file in files])
-        text = _find(archive, Path(unpacked), names_file)[0].read_text()
+        class_names = _read_names(_find(archive, Path(unpacked), names_file)[0])
     return write_meta(
         folder,
         name=f"cifar{classes}",
-        class_names=[line.strip() for line in text.splitlines() if line.strip()],
+        class_names=class_names,
         source={"source": config.source, "sha256": config.sha256},
     )
 
 
 def _find(archive: Path, unpacked: Path, pattern: str) -> list[Path]:
-    files = sorted(unpacked.rglob(pattern))
+    files = sorted(path for path in unpacked.rglob(pattern) if path.is_file())
     if not files:
         raise DataError(f"{archive}: holds no {pattern}")
     return files
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name}: expected class names in UTF-8: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _fetch_svhn(config: ArchiveConfig, folder: Path, downloads: Path) -> dict[str, Any]:
     parts = {}
     for part in ("train", "extra", "test"):
         name = f"{part}_32x32.mat"
-        parts[part] = read_svhn(locate(config.source, name, downloads, _digest_of(config, name)))
+        parts[part] = read_svhn(locate(config.source, name, downloads, has_sha256(_digest_of(config, name))))
     write_part(folder, "train", [parts["train"], parts["extra"]])
     write_part(folder, "test", [parts["test"]])
     return write_meta(
@@ -140,9 +141,12 @@ def _fetch_svhn(config: ArchiveConfig, folder: Path, downloads: Path) -> dict[st
 def _fetch_imagefolder(config: ImageFolderConfig, folder: Path, downloads: Path) -> dict[str, Any]:
     local = local_path(config.source)
     if not is_url(config.source) and not local.is_file():
+        if config.sha256 is not None:
+            raise DataError("fetch.imagefolder.sha256: is for an archive; expected null for a folder")
         return _read_tree(local, config, folder)
-    archive = locate(config.source, "", downloads / "imagefolder", config.sha256)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+    check = None if config.sha256 is None else has_sha256(config.sha256)
+    archive = locate(config.source, "", downloads, check)
+    with tempfile.TemporaryDirectory(dir=folder) as unpacked:
         unpack(archive, Path(unpacked))
         return _read_tree(Path(unpacked), config, folder)
 

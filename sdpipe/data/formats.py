@@ -4,6 +4,7 @@ Images are uint8, NHWC; labels int64, shape (N,), from 0.
 """
 
 import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,18 @@ from sdpipe.errors import DataError
 
 CIFAR_SIDE = 32
 _IDX_UBYTE = 0x08
+
+# What scipy raises on damaged .mat files.
+_DAMAGED_MAT = (
+    MatReadError,
+    ValueError,
+    LookupError,
+    OSError,
+    TypeError,
+    EOFError,
+    NotImplementedError,
+    zlib.error,
+)
 
 
 def read_idx(raw: bytes, name: str) -> np.ndarray:
@@ -53,16 +66,7 @@ def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         content = loadmat(path, variable_names=["X", "y"])
         images_HWCN, labels = content["X"], content["y"].ravel().astype(np.int64)
-    except (
-        MatReadError,
-        ValueError,
-        KeyError,
-        OSError,
-        TypeError,
-        EOFError,
-        NotImplementedError,
-        IndexError,
-    ) as error:
+    except _DAMAGED_MAT as error:
         raise DataError(f"{path}: no SVHN file with X and y: {error}") from error
     if images_HWCN.dtype != np.uint8 or images_HWCN.ndim != 4 or images_HWCN.shape[3] != len(labels):
         raise DataError(f"{path}: X is {images_HWCN.dtype} {images_HWCN.shape} for {len(labels)} labels")

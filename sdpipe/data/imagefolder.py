@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 from sdpipe.data.config import ImageFolderConfig
+from sdpipe.data.split import split_stratified
 from sdpipe.data.store import ArrayWriter
 from sdpipe.errors import DataError, ImageError
 from sdpipe.runtime.image import decode, image_suffixes
 
 SPLIT_NAMES = {
     "train": "train",
+    "training": "train",
     "test": "test",
+    "testing": "test",
     "validation": "validation",
     "valid": "validation",
     "val": "validation",
@@ -49,24 +51,40 @@ def list_pictures(root: Path) -> Listing:
         raise DataError(f"{root}: no such folder")
     root = _descend(root)
     folders = _subfolders(root)
-    by_split = {
-        SPLIT_NAMES[folder.name.lower()]: folder for folder in folders if folder.name.lower() in SPLIT_NAMES
-    }
-    if "train" not in by_split:
-        by_split = {"train": root}
-    elif extra := [folder for folder in folders if folder.name.lower() not in SPLIT_NAMES]:
-        raise DataError(f"{extra[0]}: beside a train folder, expected only {', '.join(sorted(SPLIT_NAMES))}")
+    by_split = _find_splits(root, folders)
     class_names = [folder.name for folder in _subfolders(by_split["train"])]
     if len(class_names) < 2:
         raise DataError(
             f"{by_split['train']}: expected a folder for each of at least 2 classes, found {class_names}"
         )
+    for name in class_names:
+        if not name.isprintable():
+            raise DataError(f"{by_split['train']}: the class folder {name!r} has no printable name")
     num_ignored = 0
     splits = {}
     for split, folder in by_split.items():
         splits[split], ignored = _list_split(folder, class_names)
         num_ignored += ignored
     return Listing(class_names=class_names, splits=splits, num_ignored=num_ignored)
+
+
+def _find_splits(root: Path, folders: list[Path]) -> dict[str, Path]:
+    """Split name -> folder; where no folder is named like a split, the root is one tree of classes."""
+    named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
+    if not named:
+        return {"train": root}
+    by_split: dict[str, Path] = {}
+    for folder in named:
+        split = SPLIT_NAMES[folder.name.lower()]
+        if split in by_split:
+            raise DataError(f"{folder}: the {split} part is {by_split[split]} already")
+        by_split[split] = folder
+    if "train" not in by_split:
+        raise DataError(f"{root / 'train'}: no such folder, beside {named[0].name}")
+    if len(named) < len(folders):
+        extra = next(folder for folder in folders if folder not in named)
+        raise DataError(f"{extra}: beside a train folder, expected only {', '.join(SPLIT_NAMES)}")
+    return by_split
 
 
 def _descend(root: Path) -> Path:
@@ -91,17 +109,25 @@ def _list_split(folder: Path, class_names: list[str]) -> tuple[list[tuple[Path, 
         raise DataError(f"{folder / unknown[0]}: a class that the training part does not have")
     endings = image_suffixes()
     pictures: list[tuple[Path, int]] = []
-    num_ignored = 0
+    loose = [path for path in folder.iterdir() if not path.is_dir() and path.name[0] != "."]
+    num_ignored = len(loose)
     for k, name in enumerate(class_names):
         files = [
-            path for path in sorted((folder / name).rglob("*")) if path.is_file() and path.name[0] != "."
+            path
+            for path in sorted((folder / name).rglob("*"))
+            if not path.is_dir() and not _hidden(path, folder)
         ]
+        # A link to nowhere stays in the list, so that it is named as unreadable instead of dropped.
         chosen = [path for path in files if path.suffix.lower() in endings]
         if not chosen:
             raise DataError(f"{folder / name}: class folder without a picture")
         pictures += [(path, k) for path in chosen]
         num_ignored += len(files) - len(chosen)
     return pictures, num_ignored
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def hold_out_test(
@@ -114,15 +140,8 @@ def hold_out_test(
         raise DataError(
             f"{pictures[labels.index(int(counts.argmin()))][0].parent}: 1 picture, a split needs 2"
         )
-    try:
-        train, test = train_test_split(
-            range(len(labels)), test_size=fraction, random_state=seed, stratify=labels
-        )
-    except ValueError as error:
-        raise DataError(
-            f"fetch.imagefolder.test_fraction: {fraction} of {len(labels)} pictures: {error}"
-        ) from error
-    return [pictures[at] for at in sorted(train)], [pictures[at] for at in sorted(test)]
+    train, test = split_stratified(labels, fraction, seed, "fetch.imagefolder")
+    return [pictures[at] for at in train], [pictures[at] for at in test]
 
 
 def write_pictures(

@@ -1,13 +1,15 @@
 """Getting a file from where it is (a URL, a file, a folder) to a verified local path.
 
-A download is resumed where it stopped, and nothing gets its final name before its SHA-256 was right.
+A download is resumed where it stopped, and gets its final name only after its check.
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import requests
+from filelock import FileLock
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 from tqdm import tqdm
 
@@ -20,7 +22,7 @@ ATTEMPTS = 4
 FILE_ENDINGS = (".gz", ".tgz", ".tar", ".bz2", ".xz", ".zip", ".mat")
 
 
-class _InterruptedError(Exception):
+class _BrokenOffError(Exception):
     """The connection ended before the whole file had come; what came is kept."""
 
 
@@ -34,24 +36,38 @@ def local_path(source: str) -> Path:
     return project_root() / Path(source).expanduser()
 
 
-def locate(source: str, name: str, downloads: Path, sha256: str | None) -> Path:
+Check = Callable[[Path, str], None]
+"""Raises DataError, with the name given for messages, unless a file is the one that is expected."""
+
+
+def has_sha256(expected: str) -> Check:
+    """A check of a file's SHA-256."""
+
+    def check(path: Path, name: str) -> None:
+        if (found := sha256_of(path)) != expected:
+            raise DataError(f"{name}: SHA-256 expected {expected}, found {found}")
+
+    return check
+
+
+def locate(source: str, name: str, downloads: Path, check: Check | None) -> Path:
     """The local path of file `name` of a source, downloaded first where the source is a URL.
 
     source: a folder or a URL that holds `name`, or the file itself (a URL with an archive's ending).
-    downloads: folder for downloads; a complete one is used again.
-    sha256: digest of the file; None leaves the check to the caller.
-    Raises DataError naming the file: not there, a wrong digest, a server's refusal.
+    downloads: folder for downloads; one that passes the check is used again.
+    check: None trusts the file, and downloads it each time.
+    Raises DataError naming the file: not there, a failed check, a server's refusal.
     """
     if is_url(source):
         url = source if not name or _is_file(source) else f"{source.rstrip('/')}/{name}"
-        return _download(url, downloads / (name or _name_of(url)), sha256)
+        return _download(url, downloads / (name or _name_of(url)), check)
     path = local_path(source)
     if path.is_dir() and name:
         path = path / name
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    if sha256 is not None:
-        _check_digest(path, sha256, path)
+    if check is not None:
+        check(path, str(path))
     return path
 
 
@@ -63,43 +79,52 @@ def _name_of(url: str) -> str:
     return Path(unquote(urlsplit(url).path)).name or "download"
 
 
-def _check_digest(path: Path, expected: str, named: object) -> None:
-    found = sha256_of(path)
-    if found != expected:
-        raise DataError(f"{named}: SHA-256 expected {expected}, found {found}")
-
-
-def _download(url: str, path: Path, sha256: str | None) -> Path:
-    # A finished download is used again only if its digest proves that it is the right file.
-    if path.exists() and sha256 is not None and sha256_of(path) == sha256:
-        return path
+def _download(url: str, path: Path, check: Check | None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The part's name carries what it is a part of, so that another URL never continues it.
-    tag = hashlib.sha256(f"{url} {sha256}".encode()).hexdigest()[:12]
+    with FileLock(path.with_name(f"{path.name}.lock")):  # two fetches of one file take turns
+        if not _is_right(path, check):
+            _fetch_and_check(url, path, check)
+    return path
+
+
+def _is_right(path: Path, check: Check | None) -> bool:
+    if check is None or not path.exists():
+        return False
+    try:
+        check(path, str(path))
+    except DataError:
+        return False
+    return True
+
+
+def _fetch_and_check(url: str, path: Path, check: Check | None) -> None:
+    # The part's name carries its address, so that another URL never continues it.
+    tag = hashlib.sha256(url.encode()).hexdigest()[:12]
     part = path.with_name(f"{path.name}.{tag}.part")
+    if check is None:
+        part.unlink(missing_ok=True)  # nothing would notice a file that changed on the server meanwhile
     try:
         for attempt in Retrying(
-            retry=retry_if_exception_type((_InterruptedError, requests.ConnectionError, requests.Timeout)),
+            retry=retry_if_exception_type((_BrokenOffError, requests.ConnectionError, requests.Timeout)),
             stop=stop_after_attempt(ATTEMPTS),
             wait=wait_exponential(multiplier=0.5, max=8),
             reraise=True,
         ):
             with attempt:
                 _transfer(url, part)
-    except _InterruptedError as error:
+    except _BrokenOffError as error:
         raise DataError(f"{url}: {error}; run again to continue") from error
     except requests.RequestException as error:
         raise DataError(f"{url}: {_reason(error)}") from error
     except OSError as error:
         raise DataError(f"{part}: {error.strerror}") from error
-    if sha256 is not None:
+    if check is not None:
         try:
-            _check_digest(part, sha256, url)
+            check(part, url)
         except DataError:
             part.unlink()
             raise
     part.replace(path)
-    return path
 
 
 def _reason(error: requests.RequestException) -> str:
@@ -122,12 +147,12 @@ def _transfer(url: str, part: Path) -> None:
             if response.headers.get("Content-Range") == f"bytes */{have}":
                 return  # all of it had come already
             part.unlink()
-            raise _InterruptedError("the file changed on the server")
+            raise _BrokenOffError("the file changed on the server")
         response.raise_for_status()
         resumed = response.status_code == requests.codes.partial_content
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             part.unlink()
-            raise _InterruptedError("the server continued at another place")
+            raise _BrokenOffError("the server continued at another place")
         have = have if resumed else 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length is not None else None
@@ -147,6 +172,6 @@ def _save(response: requests.Response, part: Path, have: int, total: int | None)
                 have += len(chunk)
                 bar.update(len(chunk))
         except (requests.exceptions.ChunkedEncodingError, requests.ConnectionError) as error:
-            raise _InterruptedError(f"the connection broke at {have} of {total or '?'} bytes") from error
+            raise _BrokenOffError(f"the connection broke at {have} of {total or '?'} bytes") from error
     if total is not None and have < total:
-        raise _InterruptedError(f"the connection ended at {have} of {total} bytes")
+        raise _BrokenOffError(f"the connection ended at {have} of {total} bytes")

@@ -1,10 +1,27 @@
-"""The paper's split of the training images into a training and a validation part."""
+"""Splits: test from all images, where a source has no test part, and the paper's validation part."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from sklearn.model_selection import train_test_split
 
 from sdpipe.errors import DataError
+
+
+def split_stratified(
+    labels: Sequence[int], fraction: float, seed: int, key: str
+) -> tuple[list[int], list[int]]:
+    """Indices (sorted) of a training and a test part that has `fraction` of each class.
+
+    Raises DataError naming `key`, the section of params.yaml, where a class has too few images.
+    """
+    try:
+        train, test = train_test_split(
+            range(len(labels)), test_size=fraction, random_state=seed, stratify=labels
+        )
+    except ValueError as error:
+        raise DataError(f"{key}.test_fraction: {fraction} of {len(labels)} images: {error}") from error
+    return sorted(train), sorted(test)
 
 
 def split_validation(

@@ -75,6 +75,7 @@ class ArrayWriter:
 def write_part(folder: Path, part: str, chunks: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
     """Write one part from (images, labels) pairs that are already in memory."""
     pairs = list(chunks)
+    _check_shapes(part, [images_NHWC.shape[1:] for images_NHWC, _ in pairs])
     writer = ArrayWriter(folder, part, sum(len(labels) for _, labels in pairs), pairs[0][0].shape[1:])
     for images_NHWC, labels_N in pairs:
         writer.append(images_NHWC, labels_N)
@@ -95,6 +96,7 @@ def write_meta(
     """
     arrays = {array: np.load(folder / f"{array}.npy", mmap_mode="r") for array in ARRAYS}
     num_train, num_test = len(arrays["train_labels"]), len(arrays["test_labels"])
+    _check_shapes(name, [arrays["train_images"].shape[1:], arrays["test_images"].shape[1:]])
     _check_labels(name, class_names, arrays["train_labels"], arrays["test_labels"])
     shared = count_shared(arrays["train_images"], arrays["test_images"])
     height, width, channels = arrays["train_images"].shape[1:]
@@ -114,6 +116,11 @@ def write_meta(
     }
     write_json(folder / "meta.json", meta)
     return meta
+
+
+def _check_shapes(name: str, shapes_HWC: list[tuple[int, ...]]) -> None:
+    if len(set(shapes_HWC)) > 1:
+        raise DataError(f"{name}: all images must have one shape, found {sorted(set(shapes_HWC))}")
 
 
 def _check_labels(name: str, class_names: list[str], train_N: np.ndarray, test_N: np.ndarray) -> None:

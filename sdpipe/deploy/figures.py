@@ -13,7 +13,13 @@ from sdpipe.files import replacing
 
 mpl.use("Agg")
 
-_STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "savefig.dpi": 150,
+    "text.parse_math": False,
+}
 _MAX_CLASSES_WITH_NUMBERS = 20
 
 

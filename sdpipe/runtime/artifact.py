@@ -1,6 +1,9 @@
 """Opening a deployed ONNX file: the session, what the file says of itself, and its operators."""
 
+import base64
+import contextlib
 import ctypes
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,8 +31,14 @@ class Artifact:
     session: Any
 
     def run(self, images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and probabilities, float32 (N, K), of uint8 images (N, H, W, C)."""
-        logits_NK, probabilities_NK = self.session.run(list(OUTPUTS), {INPUT: images_NHWC})
+        """Logits and probabilities, float32 (N, K), of uint8 images (N, H, W, C).
+
+        Raises ModelError if onnxruntime cannot compute them, as when a device's memory is full.
+        """
+        try:
+            logits_NK, probabilities_NK = self.session.run(list(OUTPUTS), {INPUT: images_NHWC})
+        except _failures() as error:
+            raise ModelError(f"{self.path}: onnxruntime fails: {_one_line(error)}") from error
         return logits_NK, probabilities_NK
 
     @property
@@ -55,41 +64,65 @@ def open_artifact(path: Path, device: str = "auto") -> Artifact:
             "--device cuda: onnxruntime cannot start its CUDA provider here; `sdpipe doctor` says more"
         )
     metadata = Metadata.from_properties(session.get_modelmeta().custom_metadata_map, str(path))
+    _check_graph(session, metadata, path)
     return Artifact(path=path, metadata=metadata, session=session)
 
 
-def _open_session(path: Path, providers: list[str]) -> Any:
+def _check_graph(session: Any, metadata: Metadata, path: Path) -> None:
+    """The graph must take and give what the metadata says."""
+    classes = len(metadata.class_names)
+    expected = [
+        (INPUT, "tensor(uint8)", [*metadata.image_size, metadata.channels]),
+        *((name, "tensor(float)", [classes]) for name in OUTPUTS),
+    ]
+    values = [*session.get_inputs(), *session.get_outputs()]
+    found = [(value.name, value.type, list(value.shape[1:])) for value in values]
+    if found != expected:
+        raise ModelError(f"{path}: its graph has {found}, its metadata say {expected}")
+
+
+def _open_session(model: Path | bytes, providers: list[str]) -> Any:
     if "CUDAExecutionProvider" in providers:
-        load_cuda_libraries()
-    # onnxruntime's exceptions have no common base but RuntimeError and Exception.
-    failures = onnxruntime.capi.onnxruntime_pybind11_state
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+            onnxruntime.preload_dlls()  # CUDA and cuDNN from NVIDIA's Python packages, where those are
     try:
-        return onnxruntime.InferenceSession(path, providers=providers)
-    except (
-        failures.Fail,
-        failures.InvalidProtobuf,
-        failures.InvalidGraph,
-        failures.InvalidArgument,
-        failures.NoSuchFile,
-        failures.NotImplemented,
-        failures.RuntimeException,
-        RuntimeError,
-    ) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path}: not a working ONNX file: {reason}") from error
+        return onnxruntime.InferenceSession(model, providers=providers)
+    except _failures() as error:
+        named = model if isinstance(model, Path) else "model"
+        raise ModelError(f"{named}: not a working ONNX file: {_one_line(error)}") from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    # onnxruntime's exceptions have no common base of their own.
+    state = onnxruntime.capi.onnxruntime_pybind11_state
+    names = (
+        "EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "ModelLoaded", "NoModel",
+        "NoSuchFile", "NotImplemented", "RuntimeException",
+    )  # fmt: skip
+    return (RuntimeError, *(getattr(state, name) for name in names))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+# An ONNX file of one Relu on one number (ir 8, opset 18), to see whether a provider really computes.
+_TINY_MODEL = base64.b64decode(
+    "CAg6MwoMCgF4EgF5IgRSZWx1EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQEg=="
+)
+
+
+def provider_works(name: str) -> bool:
+    """Run one operator on a provider: onnxruntime lists CUDA on every machine, and falls back in silence."""
+    session = _open_session(_TINY_MODEL, [name])
+    return bool(
+        session.get_providers()[0] == name and session.run(None, {"x": np.full(1, -1, np.float32)})[0] == 0
+    )
 
 
 def cuda_works() -> bool:
-    """Whether a CUDA device and onnxruntime's CUDA provider are both here.
-
-    onnxruntime lists its provider on every machine, so the driver is asked first.
-    """
-    return num_cuda_devices() > 0 and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-
-
-def load_cuda_libraries() -> None:
-    """Load CUDA and cuDNN from NVIDIA's Python packages, where those are; before a CUDA session."""
-    onnxruntime.preload_dlls()
+    """Whether a CUDA device is here and onnxruntime computes on it. The driver is asked first."""
+    return num_cuda_devices() > 0 and provider_works("CUDAExecutionProvider")
 
 
 def num_cuda_devices() -> int:

@@ -19,6 +19,13 @@ MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 * 1024 * 1024
 """Larger files are refused before they are read."""
 
+FORMATS = (
+    "PNG", "JPEG", "GIF", "BMP", "DIB", "PPM",  # Pillow knows these without loading all of its plugins
+    "AVIF", "ICO", "JPEG2000", "PCX", "QOI", "SGI", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
+"""Pillow's names of the formats that are read. Left out: those that start another program (EPS), are
+documents or videos, or only hand on to another library."""
+
 # What Pillow's decoders raise on damaged files, seen over its own test corpus; none of it is our bug,
 # since nothing but Pillow runs inside the try block.
 _DAMAGED = (
@@ -36,14 +43,15 @@ _DAMAGED = (
     RuntimeError,
 )
 
-# Pictures between Pillow's two thresholds warn; they are refused here by MAX_PIXELS.
+# Pictures between Pillow's two thresholds warn; they are refused here by MAX_PIXELS. Damaged EXIF warns, too.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def image_suffixes() -> frozenset[str]:
-    """File name endings that Pillow can open, in lower case with the dot."""
+    """File name endings of the formats that are read, in lower case with the dot."""
     Image.init()
-    return frozenset(ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN)
+    return frozenset(ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS)
 
 
 def decode(source: Path | bytes, channels: int, size_HW: tuple[int, int] | None) -> np.ndarray:
@@ -85,7 +93,7 @@ def _read(path: Path) -> bytes:
 
 def _open(raw: bytes) -> Image.Image:
     try:
-        image: Image.Image = Image.open(io.BytesIO(raw))
+        image: Image.Image = Image.open(io.BytesIO(raw), formats=FORMATS)
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ImageError("too_large", f"{width} x {height} pixels, at most {MAX_PIXELS:,} are decoded")
@@ -96,7 +104,7 @@ def _open(raw: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", f"over {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise ImageError("not_an_image", "not a picture in any format that Pillow reads") from error
+        raise ImageError("not_an_image", "not a picture in a format that is read") from error
     except _DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError("damaged", f"damaged or unsupported picture: {reason}") from error

@@ -55,4 +55,12 @@ class Metadata:
                     f"{name}: schema {values[entry]}, this sdpipe reads schema {SCHEMA_VERSION}; "
                     "export it again or install the sdpipe that made it"
                 )
-        return cls(**values)
+        metadata = cls(**values)
+        names, size = metadata.class_names, metadata.image_size
+        if not (_is_list_of(names, str) and names and _is_list_of(size, int) and len(size) == 2):
+            raise ModelError(f"{name}: its metadata hold no class names or no image size")
+        return metadata
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)

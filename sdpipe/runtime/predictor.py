@@ -1,6 +1,7 @@
 """Pictures in, labels and probabilities out, batch after batch at a steady memory footprint."""
 
 import glob
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -35,37 +36,45 @@ class Failure:
 def expand(arguments: Iterable[str]) -> Iterator[str | Failure]:
     """File names for arguments that are files, folders (searched through, sorted), globs or `-`."""
     for argument in arguments:
-        path = Path(argument)
-        if argument == STDIN or _exists(path):
-            yield from _in_folder(path) if argument != STDIN and path.is_dir() else [argument]
-        elif glob.has_magic(argument):
-            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  Path.glob refuses absolute patterns
-            yield from expand(matches)
+        if argument == STDIN:
+            yield argument
+        elif not _exists(argument) and glob.has_magic(argument):
+            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  Path.glob refuses absolute ones
+            for match in matches:
+                yield from _in_folder(match) if Path(match).is_dir() else [match]
             if not matches:
                 yield Failure(file=argument, code="not_found", message="no file matches")
+        elif not argument:
+            yield Failure(file=argument, code="not_found", message="an empty file name")
         else:
-            yield argument  # the decoder says what is wrong with it
+            # What is neither folder nor file is the decoder's to explain.
+            yield from _in_folder(argument) if _exists(argument) and Path(argument).is_dir() else [argument]
 
 
-def _exists(path: Path) -> bool:
+def _exists(name: str) -> bool:
     try:
-        return path.exists()
-    except (OSError, ValueError):  # a name that is too long, or has a NUL byte
+        return bool(name) and os.path.lexists(name)
+    except ValueError:  # a NUL byte in the name
         return False
 
 
-def _in_folder(folder: Path) -> Iterator[str | Failure]:
+def _in_folder(folder: str) -> Iterator[str | Failure]:
+    """Pictures of a folder and those below it, sorted; hidden ones are left out."""
     endings = image_suffixes()
-    try:
-        names = sorted(
-            str(path) for path in folder.rglob("*") if path.suffix.lower() in endings and not path.is_dir()
+    unreadable: list[OSError] = []
+    found = 0
+    for parent, folders, files in os.walk(folder, onerror=unreadable.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in endings:
+                found += 1
+                yield str(Path(parent) / name)
+    for error in unreadable:
+        yield Failure(
+            file=str(error.filename), code="no_permission", message=f"cannot be listed: {error.strerror}"
         )
-    except OSError as error:
-        yield Failure(file=str(folder), code="unreadable", message=f"cannot be listed: {error.strerror}")
-        return
-    yield from names
-    if not names:
-        yield Failure(file=str(folder), code="no_pictures", message="the folder holds no pictures")
+    if not found and not unreadable:
+        yield Failure(file=folder, code="no_pictures", message="the folder holds no pictures")
 
 
 def predict(
@@ -92,12 +101,18 @@ def _decode(artifact: Artifact, file: str) -> np.ndarray | Failure:
     metadata = artifact.metadata
     height, width = metadata.image_size
     try:
-        source = sys.stdin.buffer.read(MAX_BYTES + 1) if file == STDIN else Path(file)
+        source = _read_stdin() if file == STDIN else Path(file)
         if isinstance(source, bytes) and len(source) > MAX_BYTES:
             raise ImageError("too_large", f"is over {MAX_BYTES // 2**20} MiB")
         return decode(source, metadata.channels, (height, width))
     except ImageError as error:
         return Failure(file=file, code=error.code, message=str(error))
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin is None:
+        raise ImageError("unreadable", "standard input is closed")
+    return sys.stdin.buffer.read(MAX_BYTES + 1)
 
 
 def _predict_batch(

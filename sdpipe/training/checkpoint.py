@@ -59,4 +59,6 @@ def load_newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def _manifests(folder: Path) -> list[Path]:
-    return sorted(folder.glob("epoch-*.json"), reverse=True)
+    return sorted(
+        folder.glob("epoch-*.json"), key=lambda path: int(path.stem.partition("-")[2]), reverse=True
+    )

@@ -1,13 +1,14 @@
 """The section `train` of params.yaml, with what a run in `runs` overrides."""
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from sdpipe.config import Fraction, Section, Seed, parse_section
 from sdpipe.errors import ConfigError
-from sdpipe.network import NetworkConfig
+from sdpipe.network import NetworkConfig, check_depth, check_widths
 
 PositiveInt = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0)]
@@ -43,16 +44,33 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
 
-    @model_validator(mode="after")
-    def _check_together(self) -> Self:
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones: expected rising epochs, got {list(self.milestones)}")
-        if self.warmup.epochs >= self.epochs:
+    @field_validator("depth")
+    @classmethod
+    def _check_depth(cls, depth: int) -> int:
+        check_depth(depth)
+        return depth
+
+    @field_validator("widths")
+    @classmethod
+    def _check_widths(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        check_widths(widths)
+        return widths
+
+    @field_validator("milestones")
+    @classmethod
+    def _check_milestones(cls, milestones: tuple[int, ...]) -> tuple[int, ...]:
+        if list(milestones) != sorted(set(milestones)):
+            raise ValueError(f"expected rising epochs, got {list(milestones)}")
+        return milestones
+
+    @field_validator("warmup")
+    @classmethod
+    def _check_warmup(cls, warmup: Warmup, info: ValidationInfo) -> Warmup:
+        if warmup.epochs >= info.data.get("epochs", math.inf):
             raise ValueError(
-                f"warmup.epochs: expected less than epochs ({self.epochs}), got {self.warmup.epochs}"
+                f"expected fewer epochs than the {info.data['epochs']} of train, got {warmup.epochs}"
             )
-        self.network_config(in_channels=1, num_classes=2)
-        return self
+        return warmup
 
     def network_config(self, *, in_channels: int, num_classes: int) -> NetworkConfig:
         """The network for images of so many channels and classes."""

@@ -128,7 +128,8 @@ class Trainer:
         probs = self.network.config.survival_probs
         loss_sum = torch.zeros((), device=self.compute.device)
         grad_sum = torch.zeros((), device=self.compute.device)
-        num_active = num_first_active = 0
+        num_grads = torch.zeros((), device=self.compute.device)
+        num_active = 0
         for step, (images_NCHW, labels_N) in enumerate(self._batches(epoch)):
             active = self.draws.active_blocks(epoch, step, probs)
             with self.compute.autocast():
@@ -138,8 +139,10 @@ class Trainer:
             loss_sum += loss.detach()
             num_active += sum(active)
             if active[0]:
-                grad_sum += _gradient(self.watched_weight).abs().mean()
-                num_first_active += 1
+                grad = _gradient(self.watched_weight).abs().mean()
+                is_finite = torch.isfinite(grad)  # fp16 overflows now and then; the scaler skips such a step
+                grad_sum += torch.where(is_finite, grad, 0)
+                num_grads += is_finite
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=False)
@@ -147,7 +150,7 @@ class Trainer:
         return {
             "train_loss": loss_sum.item() / self.steps_per_epoch,
             "blocks_active": num_active / self.steps_per_epoch,
-            "mean_abs_grad": grad_sum.item() / max(num_first_active, 1),
+            "mean_abs_grad": grad_sum.item() / max(num_grads.item(), 1),
         }
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -226,7 +229,7 @@ class Trainer:
         self.scaler.load_state_dict(checkpoint.progress["scaler"])
 
     def finish(self) -> TrainResult:
-        """Measure the test error, once, in float32, at the epoch of lowest validation error."""
+        """Measure the test error, once, at the epoch of lowest validation error, in fp32 (TF32 on CUDA)."""
         self.network.load_state_dict(self.best_state)
         test_images, test_labels = self.dataset.test_images_NHWC, self.dataset.test_labels_N
         test_error, _ = self.error_and_loss(test_images, test_labels, np.arange(len(test_labels)))

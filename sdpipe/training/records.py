@@ -41,14 +41,14 @@ def start_record(
 ) -> RunRecord:
     """The record of a training that begins."""
     tags = {
-        "run": run,
         "stage": "train",
         "data_digest": data_digest,
-        "git_commit": str(git["git_commit"]),
-        "mlflow.source.git.commit": str(git["git_commit"]),  # the column "Version" of MLflow's UI
-        "git_dirty": str(git["git_dirty"]),
         "hardware": hardware,
     }
+    if git["git_commit"] is not None:
+        tags["git_commit"] = git["git_commit"]
+        tags["git_dirty"] = str(git["git_dirty"])
+        tags["mlflow.source.git.commit"] = git["git_commit"]  # the column "Version" of MLflow's UI
     return RunRecord(
         name=run,
         fingerprint=fingerprint,

@@ -2,19 +2,17 @@
 
 import json
 import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
 from sdpipe.data.store import DataSet
-from sdpipe.errors import BusyError, SdpipeError
+from sdpipe.errors import BusyError
 from sdpipe.files import project_root, work_folder
 from sdpipe.provenance import fingerprint, git_state, hardware, processor_name
 from sdpipe.training.compute import Compute, choose_compute
@@ -26,14 +24,12 @@ from sdpipe.training.run_files import write_training
 from sdpipe.training.tracking import LiveTracker
 from sdpipe.training.weights import ModelInfo
 
-SIGTERM_STATUS = 128 + signal.SIGTERM
-
 
 def train_run(run: str, config: TrainConfig, dataset: DataSet, code: str, folder: Path) -> None:
     """Train a run and write its files to `folder`, or continue where a killed process stopped.
 
     code: digest of the source files that decide the result. Raises BusyError if another process trains the
-    same run, and what `train()` raises.
+    same run, and what `train()` raises. An interruption leaves a checkpoint and an honest status.
     """
     compute = choose_compute(config.device, config.precision)
     params = json.loads(json.dumps(config.model_dump()))
@@ -54,23 +50,17 @@ def train_run(run: str, config: TrainConfig, dataset: DataSet, code: str, folder
         git=measured,
         hardware=measured["hardware"],
     )
-    with _locked(checkpoints.with_suffix(".lock"), run), _sigterm_as_exit():
-        tracker = LiveTracker(record)
-        try:
-            result = train(
-                config, dataset, compute, checkpoints, lambda progress: tracker.update(_rows(progress))
-            )
-        except SdpipeError:
-            tracker.close("FAILED")
-            raise
-        except (KeyboardInterrupt, SystemExit):
-            print(f"run {run}: stopped; `dvc repro` continues from its last whole epoch", flush=True)
-            tracker.close("KILLED")
-            raise
+    with (
+        _locked(checkpoints.with_suffix(".lock"), run),
+        _told_how_it_ends(LiveTracker(record), run) as tracker,
+    ):
+        result = train(
+            config, dataset, compute, checkpoints, lambda progress: tracker.update(_rows(progress))
+        )
         info = _describe(config, dataset, name, params, result.progress)
         write_training(folder, result, info, measured)
-        shutil.rmtree(checkpoints)
         tracker.close("FINISHED", {"test_error": result.test_error})
+        shutil.rmtree(checkpoints)
     print(
         f"run {run}: test error {result.test_error:.4f} at epoch {info.best_epoch}, "
         f"the one of lowest validation error ({result.progress.best.validation_error:.4f})"
@@ -118,12 +108,14 @@ def _locked(path: Path, run: str) -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise SystemExit(SIGTERM_STATUS)
-
-    before = signal.signal(signal.SIGTERM, stop)
+def _told_how_it_ends(tracker: LiveTracker, run: str) -> Iterator[LiveTracker]:
+    """Close the MLflow run as FAILED or KILLED when the block does not end well."""
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        yield tracker
+    except (KeyboardInterrupt, SystemExit):
+        print(f"run {run}: stopped; `dvc repro` continues from its last whole epoch", flush=True)
+        tracker.close("KILLED")
+        raise
+    except BaseException:
+        tracker.close("FAILED")
+        raise

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "sdpipe"  # MLFLOW_EXPERIMENT_NAME overrides it
-CLOSE_TIMEOUT_S = 15.0  # how long the end of a training waits for a slow server
+PATIENCE_S = 15.0  # how long the end of a stage waits for a slow server
 _METRICS_PER_CALL = 1000  # MLflow's limit for one log_batch
 
 # MLflow's own variables; its defaults would block for minutes on a server that is down.
@@ -66,7 +66,7 @@ def publish(record: RunRecord) -> str:
 
     try:
         return _Publisher(mlflow, _open_store(mlflow)).publish(record)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: a store's driver
         raise TrackingError(f"MLflow: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -104,6 +104,7 @@ class _Publisher:
         run = self.client.get_run(run_id)
         if record.status == "RUNNING" and run.info.status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
+        self._send_params(run_id, record, run.data.params)
         self._send_metrics(run_id, record, run.data.metrics)
         for name, value in record.tags.items():
             if run.data.tags.get(name) != value:
@@ -115,24 +116,29 @@ class _Publisher:
 
     def _find(self, record: RunRecord) -> str | None:
         found = self.client.search_runs(
-            [self.experiment_id], filter_string=f"tags.fingerprint = '{record.fingerprint}'", max_results=1
+            [self.experiment_id],
+            filter_string=f"tags.fingerprint = '{record.fingerprint}' and tags.run = '{record.name}'",
+            max_results=1,
         )
         return str(found[0].info.run_id) if found else None
 
     def _create(self, record: RunRecord) -> str:
+        tags = {"fingerprint": record.fingerprint, "run": record.name, **record.tags}
+        return str(self.client.create_run(self.experiment_id, run_name=record.name, tags=tags).info.run_id)
+
+    def _send_params(self, run_id: str, record: RunRecord, logged: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
-        tags = {"fingerprint": record.fingerprint, **record.tags}
-        run = self.client.create_run(self.experiment_id, run_name=record.name, tags=tags)
-        params = [Param(name, str(value)) for name, value in record.params.items()]
-        self.client.log_batch(run.info.run_id, params=params)
-        return str(run.info.run_id)
+        missing = [Param(name, str(value)) for name, value in record.params.items() if name not in logged]
+        if missing:
+            self.client.log_batch(run_id, params=missing)
 
     def _send_metrics(self, run_id: str, record: RunRecord, logged: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
         num_logged = 0
-        if record.epochs and (name := next(iter(record.epochs[0]))) in logged:
+        # A batch may have been cut within an epoch; the epoch's last metric was sent last.
+        if record.epochs and (name := list(record.epochs[0])[-1]) in logged:
             num_logged = len({metric.step for metric in self.client.get_metric_history(run_id, name)})
         now_ms = int(time.time() * 1000)
         metrics = [
@@ -188,7 +194,7 @@ class _Publisher:
 
 
 class LiveTracker:
-    """Publishes a growing record from a thread of its own; never raises, never delays the training."""
+    """Publishes a growing record from a thread of its own; a store that fails never stops a stage."""
 
     def __init__(self, record: RunRecord) -> None:
         self._record = record
@@ -204,11 +210,11 @@ class LiveTracker:
         self._put(replace(self._record, epochs=tuple(epochs)))
 
     def close(self, status: str, summary: Mapping[str, float] | None = None) -> None:
-        """Give the outcome and wait for the store, at most CLOSE_TIMEOUT_S."""
-        self._put(replace(self._record, status=status, summary=summary or {}), last=True)
-        self._thread.join(CLOSE_TIMEOUT_S)
+        """Give the outcome and wait for the store, at most PATIENCE_S."""
+        self._put(replace(self._record, status=status, summary=summary or self._record.summary), last=True)
+        self._thread.join(PATIENCE_S)
         if self._thread.is_alive():
-            self._tell(f"MLflow: no answer from {store_uri()} in {CLOSE_TIMEOUT_S:.0f} s")
+            self._tell(f"MLflow: no answer from {store_uri()} in {PATIENCE_S:.0f} s")
 
     def _put(self, record: RunRecord, *, last: bool = False) -> None:
         with self._changed:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sdpipe.data.augment import Normalisation
@@ -85,7 +85,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     """Write tensors (any device, any layout) and a JSON-able description."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as beside:
-        save_file(plain, beside, metadata={_META: json.dumps(meta)})
+        # save_file() would turn a full disk into an error of its own kind.
+        beside.write_bytes(save(plain, metadata={_META: json.dumps(meta)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
