@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sdpipe.errors import DataError
+
 
 def project_root() -> Path:
     """The repository that DVC runs in, also when `dvc exp` runs a stage in a temporary copy of it.
@@ -81,3 +83,14 @@ def write_json(path: Path, value: Any) -> None:
     """Write readable JSON with keys in the given order; NaN and infinities are refused."""
     with replacing(path) as beside:
         beside.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises DataError if it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object")
+    return value

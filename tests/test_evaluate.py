@@ -18,7 +18,7 @@ from sdpipe.deploy.config import DeployConfig, EvaluateConfig
 from sdpipe.deploy.evaluate import evaluate_run
 from sdpipe.deploy.parity import Reference, check_parity, compare_logits, onnx_logits
 from sdpipe.deploy.release import release
-from sdpipe.errors import GateError, ModelError, ParityError
+from sdpipe.errors import DataError, GateError, ModelError, ParityError
 from sdpipe.network import ResNet
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.training.weights import Weights, save_weights
@@ -216,7 +216,7 @@ def test_deploy_keeps_its_gates(run_folder: Path, tmp_path: Path, dataset: DataS
     with pytest.raises(GateError, match="about another file"):
         release(run_folder, destination, DeployConfig(run="stochastic", max_test_error=1.0))
     (run_folder / "metrics.json").unlink()
-    with pytest.raises(GateError, match=r"metrics\.json: no readable evaluation"):
+    with pytest.raises(DataError, match=r"metrics\.json: cannot be read"):
         release(run_folder, destination, DeployConfig(run="stochastic", max_test_error=1.0))
     assert destination.read_bytes() == deployed
 

@@ -57,37 +57,31 @@ def draw_confusion(path: Path, counts_KK: np.ndarray, class_names: Sequence[str]
 
 
 def draw_training(path: Path, history: Sequence[dict[str, float]], best_epoch: int, title: str) -> None:
-    """Validation error and training loss against epoch; the kept epoch is marked (paper, figure 3)."""
+    """Validation error and training loss against epoch (paper, figure 3).
+
+    The kept epoch and the drops of the learning rate are marked.
+    """
     epochs = [row["epoch"] for row in history]
+    errors = [100 * row["validation_error"] for row in history]
+    kept = errors[best_epoch - 1]
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6, 3.6))
+        figure = Figure(figsize=(6, 3.8), layout="constrained")
         axes = figure.add_subplot()
-        errors = [100 * row["validation_error"] for row in history]
         axes.plot(epochs, errors, color="tab:blue", label="validation error")
-        kept = errors[best_epoch - 1]
-        axes.plot(
-            best_epoch,
-            kept,
-            "o",
-            color="tab:blue",
-            clip_on=False,
-            zorder=3,
-            label=f"kept: epoch {best_epoch}, {kept:.2f} %",
-        )
-        axes.set(xlabel="epoch", ylabel="validation error (%)", yscale="symlog", title=title)
+        label = f"kept: epoch {best_epoch}, {kept:.2f} %"
+        axes.plot(best_epoch, kept, "o", color="tab:blue", clip_on=False, zorder=3, label=label)
+        axes.set(xlabel="epoch", ylabel="validation error (%)", title=title)
         axes.set_ylim(bottom=0)
         loss_axes = axes.twinx()
         loss_axes.spines["right"].set_visible(True)
-        loss_axes.plot(
-            epochs, [row["train_loss"] for row in history], color="tab:orange", lw=1, label="training loss"
-        )
+        losses = [row["train_loss"] for row in history]
+        loss_axes.plot(epochs, losses, color="tab:orange", lw=1, label="training loss")
         loss_axes.set_ylabel("training loss")
-        loss_axes.set_yscale("log")
+        loss_axes.set_ylim(bottom=0)
         for before, after in pairwise(history):
             if after["learning_rate"] != before["learning_rate"]:
                 axes.axvline(after["epoch"], color="grey", lw=0.8, ls=":")
-        handles = axes.get_legend_handles_labels()[0] + loss_axes.get_legend_handles_labels()[0]
-        axes.legend(handles=handles, loc="upper right", frameon=False)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
         _save(figure, path)
 
 

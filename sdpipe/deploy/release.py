@@ -1,22 +1,21 @@
 """Deploy: the chosen run's file becomes models/model.onnx, after its gates held."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from sdpipe.deploy.config import DeployConfig
 from sdpipe.errors import GateError
-from sdpipe.files import replacing, sha256_of
+from sdpipe.files import read_json, replacing, sha256_of
 
 
 def release(folder: Path, destination: Path, config: DeployConfig) -> None:
     """Copy models/<run>/model.onnx to `destination` if everything asked of it holds.
 
     Gates: metrics.json is about this very file, parity held, and the test error is at most
-    `max_test_error`. Raises GateError naming those that did not hold; `destination` stays as it was.
+    `max_test_error`. Raises GateError naming those that did not hold, DataError
+    without a readable metrics.json; `destination` stays as it was.
     """
     model_path = folder / "model.onnx"
-    metrics = _read_metrics(folder / "metrics.json")
+    metrics = read_json(folder / "metrics.json")
     if not model_path.is_file():
         raise GateError(f"{model_path}: no such file")
     faults = []
@@ -31,13 +30,3 @@ def release(folder: Path, destination: Path, config: DeployConfig) -> None:
         raise GateError(f"{model_path} is not deployed: " + "; ".join(faults))
     with replacing(destination) as beside:
         beside.write_bytes(model_path.read_bytes())
-
-
-def _read_metrics(path: Path) -> dict[str, Any]:
-    try:
-        metrics = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise GateError(f"{path}: no readable evaluation: {error}") from error
-    if not isinstance(metrics, dict):
-        raise GateError(f"{path}: expected a JSON object")
-    return metrics

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdpipe.training.run_files import read_json, read_rows
+from sdpipe.files import read_json
+from sdpipe.training.run_files import read_rows
 from sdpipe.training.tracking import RunRecord
 from sdpipe.training.weights import load_weights
 

@@ -1,7 +1,6 @@
 """The files that `train` leaves in models/<run>/, and reading them back: they are the truth about a run."""
 
 import csv
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -61,14 +60,3 @@ def read_rows(path: Path) -> list[dict[str, float]]:
             return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises DataError if it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object")
-    return value
