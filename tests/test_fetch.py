@@ -277,6 +277,54 @@ def test_a_server_without_ranges_sends_everything_again(tmp_path: Path, files: F
     assert len(open_dataset(tmp_path / "data" / "cifar10").train_labels_N) == 50
 
 
+def cifar100_archive() -> bytes:
+    return tar_of(
+        {
+            "cifar-100-binary/train.bin": cifar_records(60, 2, 3)[0],
+            "cifar-100-binary/test.bin": cifar_records(10, 2, 4)[0],
+            "cifar-100-binary/fine_label_names.txt": "\n".join(NAMES).encode(),
+        }
+    )
+
+
+def published(dataset: str) -> dict[str, bytes]:
+    """The files of a data set, small, in the true formats, by name."""
+    if dataset == "svhn":
+        return {f"{part}_32x32.mat": raw for part, (raw, _, _) in svhn_files(0).items()}
+    archive = cifar10_archive() if dataset == "cifar10" else cifar100_archive()
+    return {f"cifar-{dataset.removeprefix('cifar')}-binary.tar.gz": archive}
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "svhn"])
+@pytest.mark.parametrize(
+    "trouble", ["none", "wrong digest", "resumed", "truncated", "truncated with its digest"]
+)
+def test_each_published_set_from_a_server(tmp_path: Path, files: Files, dataset: str, trouble: str) -> None:
+    """Right and resumed: the data set. Otherwise one error that names the file, and nothing left."""
+    made = published(dataset)
+    name = next(iter(made))
+    digests = {each: sha256(raw) for each, raw in made.items()}
+    if trouble == "wrong digest":
+        made[name] = made[name][:-1] + bytes([made[name][-1] ^ 1])
+    elif trouble == "resumed":
+        files.cut_after, files.cuts_left = 40_000, 1
+    elif trouble.startswith("truncated"):
+        made[name] = made[name][:20_000]
+        if trouble == "truncated with its digest":
+            digests[name] = sha256(made[name])
+    files.content = {f"/{each}": raw for each, raw in made.items()}
+    config = ArchiveConfig(source=files.url, sha256=digests)
+    if trouble in ("none", "resumed"):
+        fetch(dataset, config, tmp_path / "data" / dataset, tmp_path / "dl")
+        assert open_dataset(tmp_path / "data" / dataset).class_names[:1] in ((NAMES[0],), ("0",))
+        resumed = [wanted for _, wanted in files.requests if wanted == "bytes=32768-"]
+        assert len(resumed) == (trouble == "resumed")
+    else:
+        with pytest.raises(DataError, match=name.replace(".", r"\.")):
+            fetch(dataset, config, tmp_path / "data" / dataset, tmp_path / "dl")
+        assert left_behind(tmp_path / "data") == []
+
+
 def test_a_missing_file_on_the_server_is_said_at_once(tmp_path: Path, files: Files) -> None:
     with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz: the server answered 404"):
         fetch("cifar10", cifar10_config(files.url, b""), tmp_path / "data" / "cifar10", tmp_path / "dl")
@@ -304,20 +352,17 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_members_that_would_escape_are_refused(tmp_path: Path, kind: str) -> None:
+def test_members_that_would_escape_are_refused(tmp_path: Path, files: Files, kind: str, dataset: str) -> None:
     """The error names archive and member; nothing is written outside, nothing is left inside."""
     archive = HOSTILE[kind]()
-    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(archive)
-    before = left_behind(tmp_path)
-    with pytest.raises(
-        DataError, match=r"cifar-10-binary\.tar\.gz: refused, its member '.*(escaped|link|d/a)"
-    ):
-        fetch(
-            "cifar10", cifar10_config(str(tmp_path), archive), tmp_path / "data" / "cifar10", tmp_path / "dl"
-        )
-    assert [path for path in left_behind(tmp_path) if path != "data"] == before
-    assert left_behind(tmp_path / "data") == []
+    name = f"cifar-{dataset.removeprefix('cifar')}-binary.tar.gz"
+    files.content[f"/{name}"] = archive
+    config = ArchiveConfig(source=files.url, sha256={name: sha256(archive)})
+    with pytest.raises(DataError, match=rf"{name}: refused, its member '.*(escaped|link|d/a)"):
+        fetch(dataset, config, tmp_path / "data" / dataset, tmp_path / "dl")
+    assert left_behind(tmp_path) == ["data", "dl", f"dl/{name}", f"dl/{name}.lock"]
 
 
 @pytest.mark.parametrize(
