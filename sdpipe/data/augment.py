@@ -18,7 +18,7 @@ _CHUNK = 4096  # images summed at a time
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Normalisation:
-    """Pixels minus the per-pixel mean image, over one standard deviation (code, `datasets/cifar10.lua`).
+    """Pixels minus the per-pixel mean image, over one global standard deviation (code).
 
     mean_HWC: float32 (H, W, C), in pixel values 0..255; std: float32 scalar tensor.
     """

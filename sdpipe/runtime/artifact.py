@@ -55,14 +55,12 @@ def open_artifact(path: Path, device: str = "auto") -> Artifact:
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; `make repro` makes models/model.onnx")
-    use_cuda = device == "cuda" or (device == "auto" and cuda_works())
-    if device == "cuda" and not cuda_works():
-        raise DeviceError("--device cuda: no CUDA device here that onnxruntime can use")
-    session = _open_session(path, ["CUDAExecutionProvider"] * use_cuda + ["CPUExecutionProvider"])
-    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+    use_cuda = device != "cpu" and cuda_works()
+    if device == "cuda" and not use_cuda:
         raise DeviceError(
-            "--device cuda: onnxruntime cannot start its CUDA provider here; `sdpipe doctor` says more"
+            "device cuda: no CUDA device here that onnxruntime can use; `sdpipe doctor` says more"
         )
+    session = _open_session(path, ["CUDAExecutionProvider"] * use_cuda + ["CPUExecutionProvider"])
     metadata = Metadata.from_properties(session.get_modelmeta().custom_metadata_map, str(path))
     _check_graph(session, metadata, path)
     return Artifact(path=path, metadata=metadata, session=session)

@@ -116,6 +116,6 @@ def _told_how_it_ends(tracker: LiveTracker, run: str) -> Iterator[LiveTracker]:
         print(f"run {run}: stopped; `dvc repro` continues from its last whole epoch", flush=True)
         tracker.close("KILLED")
         raise
-    except BaseException:
+    except Exception:
         tracker.close("FAILED")
         raise
