@@ -57,12 +57,21 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.chmod(0o755)
+        _sync_folder(beside)
         if path.exists():
             shutil.rmtree(path)
         beside.replace(path)
         _sync_folder(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a new file and wait until the disk has it."""
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _sync_folder(path: Path) -> None:

@@ -8,7 +8,7 @@ from sdpipe.config import Section, parse_section
 from sdpipe.data.config import DATASET_SECTIONS, FetchConfig
 from sdpipe.deploy.config import DeployConfig, EvaluateConfig, ExportConfig
 from sdpipe.errors import ConfigError
-from sdpipe.training.config import TrainConfig, parse_run
+from sdpipe.training.config import MachineConfig, TrainConfig, parse_run
 
 
 class Params(Section):
@@ -20,6 +20,7 @@ class Params(Section):
     export: ExportConfig
     evaluate: EvaluateConfig
     deploy: DeployConfig
+    machine: MachineConfig
 
 
 def check_params(values: Any) -> None:

@@ -14,12 +14,19 @@ from sdpipe.deploy.config import ExportConfig
 from sdpipe.deploy.export import export_network
 from sdpipe.deploy.fold import fold_weights
 from sdpipe.network import NetworkConfig, ResNet, initialise
-from sdpipe.training.config import TrainConfig
+from sdpipe.training.checkpoint import CheckpointFolder
+from sdpipe.training.compute import Compute, choose_compute
+from sdpipe.training.config import CheckpointConfig, MachineConfig, TrainConfig
+from sdpipe.training.interruption import Interruption
+from sdpipe.training.loop import OnEpoch, train
+from sdpipe.training.progress import TrainResult
 from sdpipe.training.weights import ModelInfo, Weights
+from sdpipe.training.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASS_NAMES = ("cat", "dog", "eel")
 SIZE = 9  # odd on purpose: 9, 5, 3
+CPU = choose_compute("cpu", "fp32")
 
 torch.set_num_threads(1)  # nets this small wait for a second thread longer than it saves
 
@@ -135,6 +142,7 @@ def train_config(**overrides: object) -> TrainConfig:
         "p_L": 0.5,
         "epochs": 3,
         "batch_size": 16,
+        "micro_batches": 1,
         "learning_rate": 0.1,
         "milestones": [2],
         "drop_factor": 10.0,
@@ -145,8 +153,39 @@ def train_config(**overrides: object) -> TrainConfig:
         "flip": True,
         "device": "cpu",
         "precision": "fp32",
+        "compile": False,
     }
     return TrainConfig.model_validate(values | overrides)
+
+
+def machine(*, every_s: float = 1000.0, every_steps: int = 0) -> MachineConfig:
+    """Checkpoints at the end of a training, and when asked for."""
+    return MachineConfig(launch=None, checkpoint=CheckpointConfig(every_s=every_s, every_steps=every_steps))
+
+
+def train_alone(
+    config: TrainConfig,
+    dataset: DataSet,
+    folder: Path,
+    *,
+    every_steps: int = 0,
+    on_epoch: OnEpoch = lambda _progress: None,
+    interruption: Interruption | None = None,
+    compute: Compute = CPU,
+) -> TrainResult:
+    """`train()` in this process, continuing from what is in `folder`, as a session does it."""
+    checkpoints = CheckpointFolder(folder, "0123456789abcdef")
+    return train(
+        config,
+        dataset,
+        compute,
+        World(0, 1, 0),
+        checkpoints=checkpoints,
+        every=machine(every_steps=every_steps).checkpoint,
+        start=checkpoints.load_newest()[0],
+        on_epoch=on_epoch,
+        interruption=interruption or Interruption(lambda: None),
+    )
 
 
 @pytest.fixture(scope="session")

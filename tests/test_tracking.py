@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import export_to, train_config
+from conftest import export_to, machine, train_config
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -65,7 +65,7 @@ def finished(project: Path, dataset: DataSet, mlflow_store: Path) -> Path:
     for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
         subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments], check=True)
     folder = project / "models" / "plain"
-    train_run("plain", train_config(epochs=2, milestones=[]), dataset, "code", folder)
+    train_run("plain", train_config(epochs=2, milestones=[]), machine(), dataset, "code", folder)
     fold_file(folder / "weights.safetensors", folder / "folded.safetensors")
     export_to(folder / "model.onnx", load_weights(folder / "weights.safetensors"))
     config = EvaluateConfig(
@@ -163,7 +163,7 @@ def test_no_server_at_all_is_one_warning(
     """The training ends with the same files as ever."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    train_run("plain", train_config(epochs=2, milestones=[]), dataset, "code", project / "out")
+    train_run("plain", train_config(epochs=2, milestones=[]), machine(), dataset, "code", project / "out")
     assert (project / "out" / "weights.safetensors").exists()
     assert capsys.readouterr().err.count("warning: MLflow") == 1
     with pytest.raises(TrackingError):

@@ -1,32 +1,27 @@
-"""The loop: the paper's update, the same bytes each time, and nothing lost when the process is killed."""
+"""The loop: the paper's update, the same bytes each time, from any step on."""
 
-import json
-import signal
-import subprocess
-import sys
-import time
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_dataset, train_config
-from filelock import FileLock
+import torch.nn.functional as F
+from conftest import CPU, train_alone, train_config
 
-from sdpipe.data.store import DataSet, open_dataset
-from sdpipe.errors import BusyError, DataError, DeviceError, TrainingError
-from sdpipe.training.checkpoint import Checkpoint, load_newest_checkpoint, save_checkpoint
+from sdpipe.data.store import DataSet
+from sdpipe.errors import ConfigError, DataError, DeviceError, TrainingError
+from sdpipe.training.checkpoint import CheckpointFolder
 from sdpipe.training.compute import Compute, choose_compute
-from sdpipe.training.config import TrainConfig
-from sdpipe.training.loop import Trainer, TrainResult, train
+from sdpipe.training.config import CheckpointConfig
+from sdpipe.training.guard import FP16_STREAK, Guard
+from sdpipe.training.interruption import Interruption
+from sdpipe.training.loop import _Saver
 from sdpipe.training.progress import EpochRecord, Progress
-from sdpipe.training.session import train_run
+from sdpipe.training.trainer import Trainer
+from sdpipe.training.world import World
 
-CPU = choose_compute("cpu", "fp32")
-
-
-def run(config: TrainConfig, dataset: DataSet, folder: Path, **keywords: object) -> TrainResult:
-    return train(config, dataset, CPU, folder, keywords.get("on_epoch", lambda _progress: None))  # type: ignore[arg-type]
+ALONE = World(0, 1, 0)
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -35,56 +30,73 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 def test_it_learns(dataset: DataSet, tmp_path: Path) -> None:
     """Three classes of stripes: chance is an error of 2/3."""
-    result = run(train_config(epochs=12, milestones=[9], p_L=0.8), dataset, tmp_path)
+    result = train_alone(train_config(epochs=12, milestones=[9], p_L=0.8), dataset, tmp_path)
     assert result.test_error <= 0.15
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(dataset: DataSet, tmp_path: Path) -> None:
     first, second, other = (
-        run(train_config(seed=seed), dataset, tmp_path / str(at)) for at, seed in enumerate((0, 0, 1))
+        train_alone(train_config(seed=seed), dataset, tmp_path / str(at)) for at, seed in enumerate((0, 0, 1))
     )
     assert same(first.state, second.state)
     assert first.progress.history == second.progress.history
     assert not same(first.state, other.state)
 
 
-class KilledError(Exception):
-    """Stands for the process's end."""
+class StopAfter(Interruption):
+    """As if SIGTERM came during the n-th step: the loop asks once after each."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__(lambda: None)
+        self.left = num_steps
+
+    @property
+    def requested(self) -> bool:
+        """Asked once a step and once a batch of validation images."""
+        self.left -= 1
+        return self.left <= 0
 
 
-@pytest.mark.parametrize("killed_after", [1, 2])
-def test_a_killed_run_continues_and_ends_the_same(
-    dataset: DataSet, tmp_path: Path, killed_after: int
+@pytest.mark.parametrize("asked", range(1, 21))
+def test_a_run_stopped_at_any_step_continues_and_ends_the_same(
+    dataset: DataSet, tmp_path: Path, asked: int
 ) -> None:
-    """Weights, history and test error are those of the run that was never stopped."""
-    config = train_config(epochs=4, milestones=[2])
+    """3 epochs of 6 steps and a validation: weights, history and test error to the bit.
 
-    def kill(progress: Progress) -> None:
-        if len(progress.history) == killed_after:
-            raise KilledError
-
-    whole = run(config, dataset, tmp_path / "whole")
-    with pytest.raises(KilledError):
-        run(config, dataset, tmp_path / "killed", on_epoch=kill)
-    continued = run(config, dataset, tmp_path / "killed")
+    Two micro-batches and a scaler's absence are the harder case: BatchNorm moves twice a step.
+    """
+    config = train_config(micro_batches=2)
+    whole = train_alone(config, dataset, tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        train_alone(config, dataset, tmp_path / "stopped", interruption=StopAfter(asked))
+    continued = train_alone(config, dataset, tmp_path / "stopped")
     assert same(whole.state, continued.state)
     assert whole.progress.history == continued.progress.history
     assert whole.test_error == continued.test_error
+
+
+def test_where_checkpoints_are_written_changes_nothing(dataset: DataSet, tmp_path: Path) -> None:
+    often, seldom = (
+        train_alone(train_config(), dataset, tmp_path / str(every), every_steps=every) for every in (1, 0)
+    )
+    assert same(often.state, seldom.state)
+    assert often.progress.history == seldom.progress.history
 
 
 def trainer_with_inactive_block(
     dataset: DataSet, monkeypatch: pytest.MonkeyPatch, **overrides: object
 ) -> Trainer:
     """A training in which block 4 (of 9, from 0) is never active and the others always are."""
-    trainer = Trainer(train_config(**overrides), dataset, CPU)
+    trainer = Trainer(train_config(**overrides), dataset, CPU, ALONE)
     active = [at != 4 for at in range(9)]
     monkeypatch.setattr(trainer.draws, "active_blocks", lambda *_arguments: active)
     return trainer
 
 
-class _NoBar:
-    def update(self) -> None:
-        """Draw nothing."""
+def run_epoch(trainer: Trainer) -> None:
+    for _ in trainer.steps():
+        pass
+    trainer.end_epoch()
 
 
 def test_an_inactive_block_is_still_decayed(dataset: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +113,7 @@ def test_an_inactive_block_is_still_decayed(dataset: DataSet, monkeypatch: pytes
         gradient = 0.1 * expected
         velocity = 0.9 * velocity + gradient
         expected = expected - 0.1 * (gradient + 0.9 * velocity)
-    trainer.run_epoch(0, _NoBar())  # type: ignore[arg-type]
+    run_epoch(trainer)
     torch.testing.assert_close(weight.detach().double(), expected, rtol=1e-5, atol=1e-7)
 
 
@@ -112,8 +124,8 @@ def test_an_inactive_block_is_carried_by_its_momentum(
     trainer = trainer_with_inactive_block(dataset, monkeypatch, weight_decay=0.0)
     weight = trainer.network.get_parameter("blocks.4.branch.conv2.weight")
     before = weight.detach().clone()
-    trainer.optimizer.state[weight]["momentum_buffer"].fill_(1.0)
-    trainer.run_epoch(0, _NoBar())  # type: ignore[arg-type]
+    trainer.step.optimizer.state[weight]["momentum_buffer"].fill_(1.0)
+    run_epoch(trainer)
     fall = sum(0.1 * 0.9 * 0.9**k for k in range(1, 7))
     torch.testing.assert_close(weight.detach(), before - fall, rtol=1e-5, atol=1e-6)
 
@@ -122,14 +134,14 @@ def test_batchnorm_of_an_inactive_block_keeps_its_statistics(
     dataset: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = trainer_with_inactive_block(dataset, monkeypatch)
-    trainer.run_epoch(0, _NoBar())  # type: ignore[arg-type]
+    run_epoch(trainer)
     assert not trainer.network.get_buffer("blocks.4.branch.bn1.running_mean").any()
     assert trainer.network.get_buffer("blocks.5.branch.bn1.running_mean").any()
 
 
 def test_history_records_what_was_drawn(dataset: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_with_inactive_block(dataset, monkeypatch)
-    trainer.run_epoch(0, _NoBar())  # type: ignore[arg-type]
+    run_epoch(trainer)
     (record,) = trainer.progress.history
     assert record.blocks_active == 8
     assert record.learning_rate == 0.1
@@ -137,7 +149,7 @@ def test_history_records_what_was_drawn(dataset: DataSet, monkeypatch: pytest.Mo
 
 
 def test_constant_depth_uses_every_block(dataset: DataSet, tmp_path: Path) -> None:
-    result = run(train_config(p_L=1.0, epochs=1, milestones=[]), dataset, tmp_path)
+    result = train_alone(train_config(p_L=1.0, epochs=1, milestones=[]), dataset, tmp_path)
     assert result.progress.history[0].blocks_active == 9
 
 
@@ -162,8 +174,8 @@ def test_the_epoch_of_lowest_validation_error_is_kept() -> None:
 
 def test_the_reported_test_error_is_that_of_the_kept_epoch(dataset: DataSet, tmp_path: Path) -> None:
     """Measured again from the returned weights, one image at a time."""
-    result = run(train_config(epochs=4), dataset, tmp_path)
-    trainer = Trainer(train_config(), dataset, CPU)
+    result = train_alone(train_config(epochs=4), dataset, tmp_path)
+    trainer = Trainer(train_config(), dataset, CPU, ALONE)
     trainer.network.load_state_dict(result.state)
     trainer.network.eval()
     wrong = 0
@@ -174,9 +186,59 @@ def test_the_reported_test_error_is_that_of_the_kept_epoch(dataset: DataSet, tmp
     assert result.test_error == wrong / len(dataset.test_labels_N)
 
 
-def test_a_loss_that_is_not_finite_ends_the_training(dataset: DataSet, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="epoch 1: (train|validation)_loss is (nan|inf) at learning rate"):
-        run(train_config(learning_rate=1e30, weight_decay=1.0), dataset, tmp_path)
+def test_a_loss_that_is_not_finite_stops_before_the_update(dataset: DataSet, tmp_path: Path) -> None:
+    """The message has the step, the rate and the images; the weights and the newest checkpoint are finite."""
+    config = train_config(learning_rate=1e30, weight_decay=1.0)
+    with pytest.raises(TrainingError) as caught:
+        train_alone(config, dataset, tmp_path, every_steps=1)
+    message = str(caught.value)
+    assert "at learning rate 1e+30" in message
+    checkpoint, damaged = CheckpointFolder(tmp_path, "0123456789abcdef").load_newest()
+    assert checkpoint is not None
+    assert damaged == []
+    bad_step = checkpoint.num_steps
+    assert f"epoch 1, step {bad_step + 1} of 6: loss" in message
+    trainer = Trainer(config, dataset, CPU, ALONE)
+    order = trainer.draws.order(0, 96)[bad_step * 16 : (bad_step + 1) * 16]
+    assert f"images {trainer.train_indices[order].tolist()};" in message
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint.tensors.values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_before_the_update(dataset: DataSet, value: float) -> None:
+    """One number in one gradient, while the loss is finite."""
+    trainer = Trainer(train_config(p_L=1.0), dataset, CPU, ALONE)
+    weight = trainer.network.get_parameter("blocks.3.branch.conv1.weight")
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        spoiled = gradient.clone()
+        spoiled[0, 0, 1, 1] = value
+        return spoiled
+
+    steps = trainer.steps()
+    next(steps)
+    before = copy.deepcopy(list(trainer.network.parameters()))
+    weight.register_hook(spoil)
+    with pytest.raises(TrainingError, match=r"epoch 1, step 2 of 6: loss [\d.]+, gradient norm (nan|inf)"):
+        next(steps)
+    assert all(map(torch.equal, before, trainer.network.parameters()))
+    with pytest.raises(TrainingError):
+        trainer.checkpoint()
+
+
+def test_the_guard_bears_with_fp16_for_a_while() -> None:
+    """Overflowing gradients in a row are the scaler's work, until the scale cannot be the reason."""
+    guard = Guard(torch.device("cpu"), FP16_STREAK)
+    loss, finite, inf = torch.tensor(1.0), torch.tensor(2.0), torch.tensor(float("inf"))
+    for step in range(FP16_STREAK):
+        guard.watch(step, loss, inf)
+    guard.watch(FP16_STREAK, loss, finite)
+    for step in range(FP16_STREAK):
+        guard.watch(100 + step, loss, inf)
+        assert guard.bad_step() is None
+    guard.watch(200, loss, inf)
+    guard.watch(201, loss, inf)
+    assert guard.bad_step() == (200, 1.0, float("inf"))
 
 
 def test_a_gradient_that_overflows_in_fp16_is_not_noted(
@@ -184,15 +246,111 @@ def test_a_gradient_that_overflows_in_fp16_is_not_noted(
 ) -> None:
     """The scaler skips such a step by design; the mean over the others stays finite."""
     fp16 = Compute(device=torch.device("cpu"), precision="fp16", reason="to try the scaler")
-    trainer = Trainer(train_config(), dataset, fp16)
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
-    trainer.run_epoch(0, _NoBar())  # type: ignore[arg-type]
+    trainer = Trainer(train_config(), dataset, fp16, ALONE)
+    trainer.step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    run_epoch(trainer)
     assert np.isfinite(trainer.progress.history[0].mean_abs_grad)
 
 
 def test_fewer_images_than_a_batch_are_refused(dataset: DataSet, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.batch_size: 500 images asked for, 96"):
-        run(train_config(batch_size=500), dataset, tmp_path)
+        train_alone(train_config(batch_size=500), dataset, tmp_path)
+
+
+# ---------------------------------------------------------------- micro-batches
+
+
+def batch_of(trainer: Trainer) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return next(iter(trainer.batches.epoch(0, 0, trainer.step.parts)))
+
+
+def test_the_parts_of_a_batch_are_its_images(dataset: DataSet) -> None:
+    whole = batch_of(Trainer(train_config(), dataset, CPU, ALONE))
+    parts = batch_of(Trainer(train_config(micro_batches=5), dataset, CPU, ALONE))
+    assert [len(labels) for _, labels in parts] == [3, 3, 3, 3, 4]
+    assert torch.equal(torch.cat([images for images, _ in parts]), whole[0][0])
+
+
+def test_accumulated_gradients_are_those_of_the_mean_loss(dataset: DataSet) -> None:
+    """Against autograd in float64, of the mean loss over all images, each part normalised by itself.
+
+    What differs from one large batch is BatchNorm's normalisation alone.
+    """
+    trainer = Trainer(train_config(micro_batches=3), dataset, CPU, ALONE)
+    reference = copy.deepcopy(trainer.network).double().train()
+    active = trainer.draws.active_blocks(0, 0, reference.config.survival_probs)
+    parts = batch_of(trainer)
+    losses = [
+        F.cross_entropy(reference(images.double(), active), labels, reduction="sum")
+        for images, labels in parts
+    ]
+    reference.zero_grad()
+    mean_loss = torch.stack(losses).sum() / 16
+    mean_loss.backward()
+    loss = trainer.step.run(0, parts, active, 0.0)
+    assert loss is not None
+    torch.testing.assert_close(loss.double(), mean_loss.detach(), rtol=1e-5, atol=1e-6)
+    for own, theirs in zip(trainer.network.parameters(), reference.parameters(), strict=True):
+        assert own.grad is not None
+        expected = torch.zeros_like(theirs) if theirs.grad is None else theirs.grad
+        scale = expected.abs().max().item() + 1e-6
+        torch.testing.assert_close(own.grad.double() / scale, expected / scale, rtol=0, atol=2e-4)
+
+
+def test_running_statistics_are_the_mean_over_the_parts(dataset: DataSet) -> None:
+    """(1 - 0.1) old + 0.1 mean(batch means), worked out from the stem's outputs in float64."""
+    trainer = Trainer(train_config(micro_batches=4), dataset, CPU, ALONE)
+    stem = trainer.network.stem
+    stem.bn.running_mean.fill_(3.0)
+    parts = batch_of(trainer)
+    with torch.no_grad():
+        outputs = [stem.conv.double()(images.double()) for images, _ in parts]
+    stem.conv.float()
+    mean = torch.stack([output.mean(dim=(0, 2, 3)) for output in outputs]).mean(dim=0)
+    variance = torch.stack([output.var(dim=(0, 2, 3)) for output in outputs]).mean(dim=0)
+    trainer.step.run(0, parts, [True] * 9, 0.0)
+    torch.testing.assert_close(stem.bn.running_mean.double(), 0.9 * 3.0 + 0.1 * mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stem.bn.running_var.double(), 0.9 + 0.1 * variance, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_of_one_image_are_refused(dataset: DataSet) -> None:
+    with pytest.raises(ConfigError, match=r"batch_size: 16 images are too few for 12 parts .*12 processes"):
+        Trainer(train_config(), dataset, CPU, World(0, 12, 0))
+
+
+# ---------------------------------------------------------------- when a checkpoint is due
+
+
+def test_a_checkpoint_is_due_by_step_and_by_time_and_never_costs_more_than_2_percent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A save of 3 s is followed by 150 s of training, though every 10 s were asked for."""
+    now = 0.0
+    monkeypatch.setattr("sdpipe.training.loop.time.monotonic", lambda: now)
+
+    class SlowFolder:
+        def save(self, _checkpoint: object) -> None:
+            nonlocal now
+            now += 3.0
+
+    class Idle:
+        def checkpoint(self) -> None:
+            """Has no state."""
+
+    saver = _Saver(SlowFolder(), CheckpointConfig(every_s=10.0, every_steps=7))  # type: ignore[arg-type]
+    assert [step for step in range(1, 22) if saver.is_due(step)] == [7, 14, 21]
+    now = 9.9
+    assert not saver.is_due(1)
+    now = 10.0
+    assert saver.is_due(1)
+    saver.save(Idle())  # type: ignore[arg-type]
+    now = 13.0 + 149.9
+    assert not saver.is_due(2)
+    now = 13.0 + 150.0
+    assert saver.is_due(2)
+
+
+# ---------------------------------------------------------------- the device
 
 
 def test_cuda_and_precision_are_not_silently_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,138 +363,3 @@ def test_cuda_and_precision_are_not_silently_replaced(monkeypatch: pytest.Monkey
     assert choose_compute("auto", "auto").precision == "fp32"
     monkeypatch.setattr("sdpipe.training.compute._cpu_has_bf16", lambda: True)
     assert choose_compute("auto", "auto").precision == "bf16"
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
-def checkpoint(num_epochs: int) -> Checkpoint:
-    return Checkpoint(
-        num_epochs=num_epochs,
-        tensors={"network.x": torch.full((3,), float(num_epochs))},
-        progress={"history": []},
-    )
-
-
-def test_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
-    for num_epochs in (1, 2, 3, 12):
-        save_checkpoint(tmp_path, checkpoint(num_epochs))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "epoch-0003.json",
-        "epoch-0003.safetensors",
-        "epoch-0012.json",
-        "epoch-0012.safetensors",
-    ]
-    found, damaged = load_newest_checkpoint(tmp_path)
-    assert found is not None
-    assert (found.num_epochs, damaged) == (12, [])
-
-
-def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
-    for num_epochs in (9_999, 10_000):
-        save_checkpoint(tmp_path, checkpoint(num_epochs))
-    found, _ = load_newest_checkpoint(tmp_path)
-    assert found is not None
-    assert found.num_epochs == 10_000
-
-
-@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "no tensors", "no json", "broken json"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path: Path, damage: str) -> None:
-    for num_epochs in (1, 2):
-        save_checkpoint(tmp_path, checkpoint(num_epochs))
-    tensors, manifest = tmp_path / "epoch-0002.safetensors", tmp_path / "epoch-0002.json"
-    if damage == "flipped bit":
-        raw = bytearray(tensors.read_bytes())
-        raw[-1] ^= 1
-        tensors.write_bytes(raw)
-    elif damage == "truncated":
-        tensors.write_bytes(tensors.read_bytes()[:-4])
-    elif damage == "no tensors":
-        tensors.unlink()
-    elif damage == "no json":  # as if killed between the two files
-        manifest.unlink()
-    else:
-        manifest.write_text(manifest.read_text()[:20])
-    found, damaged = load_newest_checkpoint(tmp_path)
-    assert found is not None
-    assert found.num_epochs == 1
-    assert len(damaged) == (damage != "no json")
-    assert all("epoch-0002" in sentence for sentence in damaged)
-
-
-# ---------------------------------------------------------------- the process
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-sys.path[:0] = [{tests!r}, {root!r}]
-from conftest import train_config
-from sdpipe.data.store import open_dataset
-from sdpipe.errors import errors_on_one_line
-from sdpipe.training.session import train_run
-with errors_on_one_line():
-    config = train_config(epochs={epochs}, milestones=[])
-    train_run("plain", config, open_dataset(Path("data")), "code", Path("out"))
-"""
-
-
-def start(project: Path, epochs: int) -> "subprocess.Popen[str]":
-    script = SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), epochs=epochs)
-    return subprocess.Popen(
-        [sys.executable, "-c", script], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for_checkpoint(project: Path, process: "subprocess.Popen[str]") -> None:
-    while not list(project.glob(".sdpipe/runs/*/epoch-*.json")):
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_process_is_continued_and_leaves_the_same_files(
-    project: Path, mlflow_store: Path, number: signal.Signals
-) -> None:
-    """Terminated in mid run, started again: the same weights and history, one MLflow run, FINISHED."""
-    make_dataset(project / "data")
-    epochs = 30
-    process = start(project, epochs)
-    wait_for_checkpoint(project, process)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == (128 + signal.SIGTERM if number == signal.SIGTERM else -signal.SIGKILL)
-    assert "Traceback" not in errors
-    assert not (project / "out").exists()
-    process = start(project, epochs)
-    out, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert "continuing after epoch" in out
-    killed = {name: (project / "out" / name).read_bytes() for name in ("weights.safetensors", "history.csv")}
-
-    whole = train_config(epochs=epochs, milestones=[])
-    train_run("plain", whole, open_dataset(project / "data"), "code", project / "out")
-    assert {name: (project / "out" / name).read_bytes() for name in killed} == killed
-    assert not list(project.glob(".sdpipe/runs/*/*")), "no checkpoint is left of a finished run"
-
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{mlflow_store}")
-    experiment = client.get_experiment_by_name("sdpipe")
-    assert experiment is not None
-    (logged,) = client.search_runs([experiment.experiment_id])
-    assert logged.info.status == "FINISHED"
-    steps = [metric.step for metric in client.get_metric_history(logged.info.run_id, "validation_error")]
-    assert sorted(steps) == list(range(1, epochs + 1))
-
-
-def test_a_second_process_on_the_same_run_is_refused(
-    project: Path, dataset: DataSet, mlflow_store: Path
-) -> None:
-    config = train_config(epochs=1, milestones=[])
-    train_run("plain", config, dataset, "code", project / "out")
-    (name,) = {json.loads((project / "out" / "train.json").read_text())["fingerprint"]}
-    with FileLock(project / ".sdpipe" / "runs" / f"{name}.lock"), pytest.raises(BusyError, match="run plain"):
-        train_run("plain", config, dataset, "code", project / "out")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import train_config
+from conftest import machine, train_config
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
@@ -35,7 +35,7 @@ FLAGS = (
 def ui(project: Path, dataset: DataSet) -> Iterator[str]:
     """`make ui` on a store with two trainings; the address."""
     for run, p_L in (("stochastic", 0.5), ("constant", 1.0)):
-        train_run(run, train_config(p_L=p_L), dataset, "code", project / "models" / run)
+        train_run(run, train_config(p_L=p_L), machine(), dataset, "code", project / "models" / run)
     copy_project(project)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

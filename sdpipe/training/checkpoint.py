@@ -1,64 +1,116 @@
-"""Checkpoints of an unfinished training: everything that the next epoch needs, and a digest of it.
+"""Checkpoints of a training: everything that the next step needs, and digests of it.
 
-`.sdpipe/runs/<fingerprint>/epoch-0007.safetensors` holds the tensors, `epoch-0007.json` beside it the SHA-256
-of that file and the history so far. The JSON is written last: a checkpoint counts only with it. Randomness
-has no state (`draws.py`), so none is kept.
+`.sdpipe/runs/<fingerprint>/step-0000001234/` holds `tensors.safetensors`, `state.json` and `SHA256SUMS` (as
+sha256sum writes and checks it). The folder is written beside, synced and renamed, so it is there as a whole
+or not at all. Randomness has no state (`draws.py`), so none is kept.
 """
 
+import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from sdpipe.errors import ModelError
-from sdpipe.files import sha256_of, write_json
-from sdpipe.training.weights import load_tensors, save_tensors
+from sdpipe.files import replacing_folder, write_synced
 
+_TENSORS, _STATE, _SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 _KEPT = 2  # the newest, and one to fall back on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The state after `num_epochs` epochs. tensors: network, momentum and best network, by prefixed name."""
+    """The state after `num_steps` optimizer steps.
 
-    num_epochs: int
+    tensors: by prefixed name; state: everything else, JSON-able.
+    """
+
+    num_steps: int
     tensors: dict[str, Tensor]
-    progress: dict[str, Any]
+    state: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, then drop those older than the last two."""
-    stem = f"epoch-{checkpoint.num_epochs:04d}"
-    tensors_path = folder / f"{stem}.safetensors"
-    save_tensors(tensors_path, checkpoint.tensors, {"num_epochs": checkpoint.num_epochs})
-    manifest = {"sha256": sha256_of(tensors_path), "progress": checkpoint.progress}
-    write_json(folder / f"{stem}.json", manifest)
-    for old in _manifests(folder)[_KEPT:]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+class CheckpointFolder:
+    """The checkpoints of one training. Only the process that holds the run's lock may use it."""
 
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        """fingerprint: of the training; a checkpoint of another one is not used."""
+        self.folder = folder
+        self.fingerprint = fingerprint
+        folder.mkdir(parents=True, exist_ok=True)
 
-def load_newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, or None; and a sentence for each damaged one that was passed over."""
-    damaged: list[str] = []
-    for manifest_path in _manifests(folder):
-        tensors_path = manifest_path.with_suffix(".safetensors")
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, then drop those older than the last two. What is there already stays.
+
+        Raises OSError, with the older ones as they were.
+        """
+        path = self.folder / f"step-{checkpoint.num_steps:010d}"
+        if path.exists():  # the same step of the same training is the same state
+            return
+        state = {
+            "fingerprint": self.fingerprint,
+            "num_steps": checkpoint.num_steps,
+            "state": checkpoint.state,
+        }
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+        contents = {_TENSORS: save(plain), _STATE: json.dumps(state, allow_nan=False).encode()}
+        with replacing_folder(path) as beside:
+            for name, content in contents.items():
+                write_synced(beside / name, content)
+            write_synced(beside / _SUMS, _sums(contents).encode())
+        for old in self._newest_first()[_KEPT:]:
+            _remove(old)
+
+    def load_newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest whole checkpoint, or None; and a sentence for each damaged one that was passed over.
+
+        A damaged one is renamed to `damaged-step-...`, and what a killed process left half-done is removed.
+        """
+        for left in self.folder.glob(".*.tmp"):
+            shutil.rmtree(left)
+        damaged: list[str] = []
+        for path in self._newest_first():
+            try:
+                return self._read(path), damaged
+            except (ModelError, OSError) as error:
+                damaged.append(f"checkpoint {path} is damaged and passed over: {error}")
+            aside = path.with_name(f"damaged-{path.name}")
+            if aside.exists():
+                shutil.rmtree(aside)
+            path.rename(aside)
+        return None, damaged
+
+    def _read(self, path: Path) -> Checkpoint:
+        """Raises ModelError or OSError unless every byte is as it was written."""
+        contents = {name: (path / name).read_bytes() for name in (_TENSORS, _STATE)}
+        if (path / _SUMS).read_bytes() != _sums(contents).encode():
+            raise ModelError(f"its files are not those that {_SUMS} names")
+        state = json.loads(contents[_STATE])
+        if f"step-{state['num_steps']:010d}" != path.name:
+            raise ModelError(f"it holds step {state['num_steps']}")
+        if state["fingerprint"] != self.fingerprint:
+            raise ModelError(f"it is of training {state['fingerprint']}, not {self.fingerprint}")
         try:
-            manifest = json.loads(manifest_path.read_text())
-            if sha256_of(tensors_path) != manifest["sha256"]:
-                raise ModelError("its digest is wrong")
-            tensors, meta = load_tensors(tensors_path)
-            return Checkpoint(
-                num_epochs=meta["num_epochs"], tensors=tensors, progress=manifest["progress"]
-            ), damaged
-        except (ModelError, OSError, ValueError, KeyError, TypeError) as error:
-            damaged.append(f"{tensors_path.name} is damaged and passed over: {error}")
-    return None, damaged
+            tensors = load(contents[_TENSORS])
+        except SafetensorError as error:
+            raise ModelError(str(error)) from error
+        return Checkpoint(num_steps=state["num_steps"], tensors=tensors, state=state["state"])
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"), reverse=True)
 
 
-def _manifests(folder: Path) -> list[Path]:
-    return sorted(
-        folder.glob("epoch-*.json"), key=lambda path: int(path.stem.partition("-")[2]), reverse=True
-    )
+def _sums(contents: dict[str, bytes]) -> str:
+    return "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint at once from view, then from disk."""
+    hidden = path.with_name(f".{path.name}.old.tmp")
+    path.rename(hidden)
+    shutil.rmtree(hidden)

@@ -35,31 +35,70 @@ class Compute:
         return tensor
 
 
-def choose_compute(device: str, precision: str) -> Compute:
-    """Choose what is `auto` for this machine; what is named must be there, or DeviceError is raised."""
+def choose_compute(device: str, precision: str, local_rank: int = 0) -> Compute:
+    """Choose what is `auto` for this machine; what is named must be there, or DeviceError is raised.
+
+    local_rank: of this process on its machine; on CUDA each has a device of its own.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError("train.device: cuda asked for, and PyTorch finds no CUDA device here")
-    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    if chosen.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        native = {"fp32", "fp16"} | (
-            {"bf16"} if torch.cuda.is_bf16_supported(including_emulation=False) else set()
+    if device != "cpu" and torch.cuda.is_available():
+        return _choose_on_cuda(precision, local_rank)
+    return _choose_on_cpu(precision)
+
+
+def _choose_on_cuda(precision: str, local_rank: int) -> Compute:
+    if local_rank >= torch.cuda.device_count():
+        raise DeviceError(
+            f"process {local_rank} of this machine has no CUDA device; there are {torch.cuda.device_count()}"
         )
-        best = "bf16" if "bf16" in native else "fp16"
-        name = torch.cuda.get_device_name(chosen)
-    else:
-        native = {"fp32"} | ({"bf16"} if _cpu_has_bf16() else set())
-        best = "bf16" if "bf16" in native else "fp32"
-        name = "the processor"
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True  # all batches have one shape, so the search is done once
+    name = torch.cuda.get_device_name(device)
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    chosen, why = _choose(
+        precision,
+        native={"fp32", "fp16"} | ({"bf16"} if has_bf16 else set()),
+        best="bf16" if has_bf16 else "fp16",
+        name=name,
+        why="which it computes natively" if has_bf16 else "with loss scaling, since it has no bf16",
+    )
+    return Compute(
+        device=device,
+        precision=chosen,
+        reason=f"{chosen} on {name}, {why}; channels last, TF32 for fp32, cuDNN's search",
+    )
+
+
+def _choose_on_cpu(precision: str) -> Compute:
+    has_bf16 = _cpu_has_bf16()
+    chosen, why = _choose(
+        precision,
+        native={"fp32"} | ({"bf16"} if has_bf16 else set()),
+        best="bf16" if has_bf16 else "fp32",
+        name="the processor",
+        why="which it computes natively" if has_bf16 else "since it has no bf16 instructions",
+    )
+    return Compute(
+        device=torch.device("cpu"),
+        precision=chosen,
+        reason=f"{chosen} on the processor, {why}; channels last, {torch.get_num_threads()} threads",
+    )
+
+
+def _choose(
+    precision: str, *, native: set[str], best: str, name: str, why: str
+) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
     if precision == "auto":
-        missing = "" if best == "bf16" else ", which has no bf16"
-        return Compute(device=chosen, precision=best, reason=f"{best} on {name}{missing}")  # type: ignore[arg-type]
+        return best, why  # type: ignore[return-value]
     if precision not in native:
         raise DeviceError(
             f"train.precision: {precision} asked for, and {name} computes in {', '.join(sorted(native))}"
         )
-    return Compute(device=chosen, precision=precision, reason=f"{precision} on {name}, as asked")  # type: ignore[arg-type]
+    return precision, "as asked"  # type: ignore[return-value]
 
 
 def _cpu_has_bf16() -> bool:

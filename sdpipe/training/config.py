@@ -1,4 +1,4 @@
-"""The section `train` of params.yaml, with what a run in `runs` overrides."""
+"""The sections `train` and `machine` of params.yaml, with what a run in `runs` overrides."""
 
 import math
 from collections.abc import Mapping
@@ -32,7 +32,8 @@ class TrainConfig(Section):
     rule: Literal["linear_decay", "uniform"]
     p_L: Annotated[float, Field(gt=0, le=1)]  # survival probability of the last block; 1: constant depth
     epochs: PositiveInt
-    batch_size: Annotated[int, Field(ge=2)]  # images
+    batch_size: Annotated[int, Field(ge=2)]  # images of one step, over all processes
+    micro_batches: PositiveInt  # parts of a batch, one after the other; BatchNorm normalises within a part
     learning_rate: LearningRate
     milestones: Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # epochs after which it is divided
     drop_factor: Annotated[float, Field(gt=1)]  # by this
@@ -43,6 +44,7 @@ class TrainConfig(Section):
     flip: bool  # horizontal, with probability 1/2
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
+    compile: bool  # torch.compile for each block's branch
 
     @field_validator("depth")
     @classmethod
@@ -55,6 +57,15 @@ class TrainConfig(Section):
     def _check_widths(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
         check_widths(widths)
         return widths
+
+    @field_validator("micro_batches")
+    @classmethod
+    def _check_micro_batches(cls, micro_batches: int, info: ValidationInfo) -> int:
+        if 2 * micro_batches > info.data.get("batch_size", math.inf):
+            raise ValueError(
+                f"expected parts of at least 2 images, got {micro_batches} parts of {info.data['batch_size']}"
+            )
+        return micro_batches
 
     @field_validator("milestones")
     @classmethod
@@ -82,6 +93,20 @@ class TrainConfig(Section):
             in_channels=in_channels,
             num_classes=num_classes,
         )
+
+
+class CheckpointConfig(Section):
+    """When an unfinished training is saved."""
+
+    every_s: Annotated[float, Field(gt=0)]  # seconds; stretched where it costs more than 2 % of the time
+    every_steps: Annotated[int, Field(ge=0)]  # 0: by time only
+
+
+class MachineConfig(Section):
+    """How a training is run. Nothing here changes a result, so no stage runs again for it."""
+
+    launch: Annotated[str, Field(min_length=1)] | None  # a launcher, such as torchrun --nproc-per-node 4
+    checkpoint: CheckpointConfig
 
 
 def parse_run(train: Any, runs: Any, run: str) -> TrainConfig:

@@ -1,7 +1,11 @@
-"""What is noted of each epoch, and which epoch is kept."""
+"""What is noted of each epoch, which epoch is kept, and what a training hands over at its end."""
 
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
+
+from sdpipe.data.augment import Normalisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,3 +49,15 @@ class Progress:
             history=[EpochRecord(**record) for record in value["history"]],
             timing=[EpochTiming(**record) for record in value["timing"]],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """The outcome: weights of the best epoch, its test error, and how it went."""
+
+    state: dict[str, Tensor]
+    normalisation: Normalisation
+    progress: Progress
+    test_error: float
+    num_train: int
+    num_validation: int

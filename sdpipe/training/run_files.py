@@ -9,8 +9,7 @@ from typing import Any
 from sdpipe.errors import DataError
 from sdpipe.files import replacing, write_json
 from sdpipe.network import expected_depth
-from sdpipe.training.loop import TrainResult
-from sdpipe.training.progress import EpochRecord, EpochTiming
+from sdpipe.training.progress import EpochRecord, EpochTiming, TrainResult
 from sdpipe.training.weights import ModelInfo, Weights, save_weights
 
 

@@ -1,90 +1,171 @@
 """One training as a process: its name, its lock, its checkpoints, its MLflow run, its end."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
 from sdpipe.data.store import DataSet
-from sdpipe.errors import BusyError
+from sdpipe.errors import BusyError, TrainingError
 from sdpipe.files import project_root, work_folder
 from sdpipe.provenance import fingerprint, git_state, hardware, processor_name
+from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
 from sdpipe.training.compute import Compute, choose_compute
-from sdpipe.training.config import TrainConfig
+from sdpipe.training.config import MachineConfig, TrainConfig
+from sdpipe.training.finished import LENGTH_KEYS, find_extendable, keep_finished
+from sdpipe.training.interruption import noticing_signals
 from sdpipe.training.loop import train
-from sdpipe.training.progress import Progress
+from sdpipe.training.progress import Progress, TrainResult
 from sdpipe.training.records import epoch_metrics, start_record
 from sdpipe.training.run_files import write_training
 from sdpipe.training.tracking import LiveTracker
 from sdpipe.training.weights import ModelInfo
+from sdpipe.training.world import World, joined_world
+
+INTERRUPTED_PATIENCE_S = 2.0  # for MLflow, when the process was asked to end
 
 
-def train_run(run: str, config: TrainConfig, dataset: DataSet, code: str, folder: Path) -> None:
+def train_run(
+    run: str, config: TrainConfig, machine: MachineConfig, dataset: DataSet, code: str, folder: Path
+) -> None:
     """Train a run and write its files to `folder`, or continue where a killed process stopped.
 
     code: digest of the source files that decide the result. Raises BusyError if another process trains the
     same run, and what `train()` raises. An interruption leaves a checkpoint and an honest status.
     """
-    compute = choose_compute(config.device, config.precision)
-    params = json.loads(json.dumps(config.model_dump()))
-    name = fingerprint(params=params, data=dataset.digest, code=code, compute=_decisive(compute))
-    measured = {
-        "hardware": hardware(_device_name(compute)),
-        "compute": compute.reason,
-        **git_state(project_root()),
-    }
-    print(f"run {run}, fingerprint {name}: {compute.reason}", flush=True)
-    checkpoints = work_folder() / "runs" / name
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    record = start_record(
-        run,
-        fingerprint=name,
-        data_digest=dataset.digest,
-        train_params=params,
-        git=measured,
-        hardware=measured["hardware"],
-    )
-    with (
-        _locked(checkpoints.with_suffix(".lock"), run),
-        _told_how_it_ends(LiveTracker(record), run) as tracker,
-    ):
-        result = train(
-            config, dataset, compute, checkpoints, lambda progress: tracker.update(_rows(progress))
+    with joined_world(config.device) as world, _memory_on_one_line(config):
+        compute = choose_compute(config.device, config.precision, world.local_rank)
+        session = _Session(run, config, machine, dataset, compute, code)
+        if world.leads:
+            session.lead(world, folder)
+        else:
+            session.follow(world)
+
+
+class _Session:
+    """What a training is called and where it works."""
+
+    def __init__(
+        self,
+        run: str,
+        config: TrainConfig,
+        machine: MachineConfig,
+        dataset: DataSet,
+        compute: Compute,
+        code: str,
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.machine = machine
+        self.dataset = dataset
+        self.compute = compute
+        self.params = json.loads(json.dumps(config.model_dump()))
+        name = partial(fingerprint, data=dataset.digest, code=code, compute=_decisive(compute))
+        self.name = name(params=self.params)
+        shared = {key: value for key, value in self.params.items() if key not in LENGTH_KEYS}
+        lineage = name(params=shared)
+        self.checkpoints = work_folder() / "runs" / self.name
+        self.lineage = work_folder() / "finished" / lineage
+
+    def follow(self, world: World) -> None:
+        """Compute this process's share; the leader does everything else."""
+        with noticing_signals(lambda: None) as interruption:
+            train(
+                self.config,
+                self.dataset,
+                self.compute,
+                world,
+                checkpoints=None,
+                every=self.machine.checkpoint,
+                start=None,
+                on_epoch=lambda _progress: None,
+                interruption=interruption,
+            )
+
+    def lead(self, world: World, folder: Path) -> None:
+        """Train, save, track, and write the run's files to `folder`."""
+        num_processes = f", {world.size} processes" if world.size > 1 else ""
+        measured = {
+            "hardware": hardware(_device_name(self.compute)) + num_processes,
+            "compute": self.compute.reason,
+            **git_state(project_root()),
+        }
+        print(f"run {self.run}, fingerprint {self.name}: {self.compute.reason}{num_processes}", flush=True)
+        self.checkpoints.parent.mkdir(exist_ok=True)
+        record = start_record(
+            self.run,
+            fingerprint=self.name,
+            data_digest=self.dataset.digest,
+            train_params=self.params,
+            git=measured,
+            hardware=measured["hardware"],
         )
-        info = _describe(config, dataset, name, params, result.progress)
-        write_training(folder, result, info, measured)
-        tracker.close("FINISHED", {"test_error": result.test_error})
-        shutil.rmtree(checkpoints)
-    print(
-        f"run {run}: test error {result.test_error:.4f} at epoch {info.best_epoch}, "
-        f"the one of lowest validation error ({result.progress.best.validation_error:.4f})"
-    )
+        with (
+            _locked(self.checkpoints.with_suffix(".lock"), self.run),
+            _told_how_it_ends(LiveTracker(record), self.run) as tracker,
+        ):
+            result = self._train(world, tracker)
+            info = self._describe(result.progress)
+            write_training(folder, result, info, measured)
+            tracker.close("FINISHED", {"test_error": result.test_error})
+            keep_finished(self.checkpoints, self.lineage / self.name)
+        print(
+            f"run {self.run}: test error {result.test_error:.4f} at epoch {info.best_epoch}, "
+            f"the one of lowest validation error ({result.progress.best.validation_error:.4f})"
+        )
+
+    def _train(self, world: World, tracker: LiveTracker) -> TrainResult:
+        checkpoints = CheckpointFolder(self.checkpoints, self.name)
+        with noticing_signals(
+            lambda: tracker.close("KILLED", patience_s=INTERRUPTED_PATIENCE_S)
+        ) as interruption:
+            return train(
+                self.config,
+                self.dataset,
+                self.compute,
+                world,
+                checkpoints=checkpoints,
+                every=self.machine.checkpoint,
+                start=self._find_start(checkpoints),
+                on_epoch=lambda progress: tracker.update(_rows(progress)),
+                interruption=interruption,
+            )
+
+    def _find_start(self, checkpoints: CheckpointFolder) -> Checkpoint | None:
+        """The newest whole checkpoint of this training, else the end of one that it extends."""
+        found, told = checkpoints.load_newest()
+        if found is None:
+            found, told_of_finished = find_extendable(self.lineage, self.config)
+            told += told_of_finished
+        for sentence in told:
+            print(f"run {self.run}: {sentence}", flush=True)
+        if found is not None:
+            epochs = f"{len(found.state['history'])} of {self.config.epochs} epochs"
+            print(f"run {self.run}: continuing after step {found.num_steps}, {epochs}", flush=True)
+        return found
+
+    def _describe(self, progress: Progress) -> ModelInfo:
+        dataset, config = self.dataset, self.config
+        height, width, channels = dataset.train_images_NHWC.shape[1:]
+        return ModelInfo(
+            network=config.network_config(in_channels=channels, num_classes=len(dataset.class_names)),
+            dataset=dataset.name,
+            dataset_digest=dataset.digest,
+            class_names=dataset.class_names,
+            image_size=(height, width),
+            fingerprint=self.name,
+            best_epoch=progress.best.epoch,
+            train_params=self.params,
+        )
 
 
 def _rows(progress: Progress) -> list[dict[str, float]]:
     return epoch_metrics([asdict(row) for row in progress.history], [asdict(row) for row in progress.timing])
-
-
-def _describe(
-    config: TrainConfig, dataset: DataSet, name: str, params: dict[str, Any], progress: Progress
-) -> ModelInfo:
-    height, width, channels = dataset.train_images_NHWC.shape[1:]
-    return ModelInfo(
-        network=config.network_config(in_channels=channels, num_classes=len(dataset.class_names)),
-        dataset=dataset.name,
-        dataset_digest=dataset.digest,
-        class_names=dataset.class_names,
-        image_size=(height, width),
-        fingerprint=name,
-        best_epoch=progress.best.epoch,
-        train_params=params,
-    )
 
 
 def _decisive(compute: Compute) -> dict[str, str]:
@@ -113,9 +194,27 @@ def _told_how_it_ends(tracker: LiveTracker, run: str) -> Iterator[LiveTracker]:
     try:
         yield tracker
     except (KeyboardInterrupt, SystemExit):
-        print(f"run {run}: stopped; `dvc repro` continues from its last whole epoch", flush=True)
-        tracker.close("KILLED")
+        print(f"run {run}: stopped; `dvc repro` continues from here", flush=True)
+        tracker.close("KILLED", patience_s=INTERRUPTED_PATIENCE_S)
         raise
     except Exception:
         tracker.close("FAILED")
         raise
+
+
+@contextmanager
+def _memory_on_one_line(config: TrainConfig) -> Iterator[None]:
+    """Turn an allocation that fails, on the host or the device, into a TrainingError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has a class of its own for the device only.
+        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(
+            error
+        )
+        if not is_memory:
+            raise
+        raise TrainingError(
+            f"out of memory at train.batch_size {config.batch_size} in {config.micro_batches} parts; "
+            "the last checkpoint stands; more train.micro_batches need less memory"
+        ) from error

@@ -209,12 +209,15 @@ class LiveTracker:
         """Give the epochs so far; returns at once."""
         self._put(replace(self._record, epochs=tuple(epochs)))
 
-    def close(self, status: str, summary: Mapping[str, float] | None = None) -> None:
-        """Give the outcome and wait for the store, at most PATIENCE_S."""
+    def close(
+        self, status: str, summary: Mapping[str, float] | None = None, patience_s: float | None = None
+    ) -> None:
+        """Give the outcome and wait for the store, at most PATIENCE_S or `patience_s`."""
+        patience_s = PATIENCE_S if patience_s is None else patience_s
         self._put(replace(self._record, status=status, summary=summary or self._record.summary), last=True)
-        self._thread.join(PATIENCE_S)
+        self._thread.join(patience_s)
         if self._thread.is_alive():
-            self._tell(f"MLflow: no answer from {store_uri()} in {PATIENCE_S:.0f} s")
+            self._tell(f"MLflow: no answer from {store_uri()} in {patience_s:.0f} s")
 
     def _put(self, record: RunRecord, *, last: bool = False) -> None:
         with self._changed:

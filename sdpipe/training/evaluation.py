@@ -1,0 +1,43 @@
+"""Error and loss of the test network on stored images."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from sdpipe.data.augment import Normalisation
+from sdpipe.network import ResNet
+from sdpipe.training.batches import Images
+from sdpipe.training.world import World
+
+EVALUATION_BATCH = 500  # images; only memory and speed depend on it
+
+
+@torch.no_grad()
+def error_and_loss(
+    network: ResNet,
+    images: Images,
+    indices: np.ndarray,
+    normalise: Normalisation,
+    world: World,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[float, float] | None:
+    """Error fraction and mean cross-entropy of the test network (eq. 5) on the chosen images.
+
+    Each image is counted once, by one of the processes. Returns None when `stop` says so in between, which it
+    may only where there is one process.
+    """
+    network.eval()
+    starts = range(0, len(indices), EVALUATION_BATCH)[world.rank :: world.size]
+    sums = torch.zeros(2, dtype=torch.float64, device=next(network.parameters()).device)
+    for start in starts:
+        if stop():
+            return None
+        batch_NHWC, labels_N = images.take(indices[start : start + EVALUATION_BATCH])
+        logits_NK = network(normalise(batch_NHWC).permute(0, 3, 1, 2)).float()
+        sums[0] += (logits_NK.argmax(dim=1) != labels_N).sum()
+        sums[1] += F.cross_entropy(logits_NK, labels_N, reduction="sum")
+    world.sum_(sums)
+    num_wrong, loss_sum = sums.tolist()
+    return num_wrong / len(indices), loss_sum / len(indices)

@@ -1,0 +1,67 @@
+"""SIGTERM and Ctrl-C as a question that the loop asks between steps, with an end to patience."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+GRACE_S = 7.0  # for the step, its validation and its checkpoint; 10 s are promised
+
+
+class Interruption:
+    """Whether the process was asked to end. Use `noticing_signals()`."""
+
+    def __init__(self, on_give_up: Callable[[], None]) -> None:
+        self._on_give_up = on_give_up
+        self.number: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        """True once SIGTERM or SIGINT came."""
+        return self.number is not None
+
+    def end(self) -> None:
+        """Raise what the signal stands for: KeyboardInterrupt, or SystemExit(143)."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def notice(self, number: int, _frame: FrameType | None) -> None:
+        """The signal handler. A second signal ends the process at once."""
+        if self.number is not None:
+            self.end()
+        self.number = number
+        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        watchdog = threading.Timer(GRACE_S, self._give_up)
+        watchdog.daemon = True
+        watchdog.start()
+
+    def _give_up(self) -> None:
+        assert self.number is not None
+        print(
+            f"error: the step did not end in {GRACE_S:.0f} s; the last checkpoint stands",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._on_give_up()
+        os._exit(128 + self.number)
+
+
+@contextmanager
+def noticing_signals(on_give_up: Callable[[], None]) -> Iterator[Interruption]:
+    """Turn SIGTERM and SIGINT into `Interruption.requested` while the block runs (main thread only).
+
+    on_give_up: called, in another thread, when the block has not ended GRACE_S after the signal; the process
+    ends behind it.
+    """
+    interruption = Interruption(on_give_up)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, interruption.notice) for number in numbers}
+    try:
+        yield interruption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

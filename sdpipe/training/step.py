@@ -1,0 +1,147 @@
+"""One training step: forward, backward and update of the active blocks, the paper's update.
+
+Nothing here waits for the device.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from sdpipe.errors import ConfigError
+from sdpipe.network import ResidualBlock, ResNet
+from sdpipe.training.compute import Compute
+from sdpipe.training.config import TrainConfig
+from sdpipe.training.guard import FP16_STREAK, Guard
+from sdpipe.training.world import World, gradients_kept_here
+
+_NEVER = 2**31 - 1
+
+
+class TrainingStep:
+    """The optimizer of a network, with what it remembers from step to step."""
+
+    def __init__(self, config: TrainConfig, network: ResNet, compute: Compute, world: World) -> None:
+        """network: on the device. Raises ConfigError if a mini-batch has too few images for its parts."""
+        self.network = network
+        self._compute = compute
+        self._world = world
+        self._batch_size = config.batch_size
+        # As many parts as the config asks for, or more, so that all processes have the same number.
+        self._num_parts = math.lcm(config.micro_batches, world.size)
+        if config.batch_size < 2 * self._num_parts:
+            raise ConfigError(
+                f"params.yaml: train.batch_size: {config.batch_size} images are too few for "
+                f"{self._num_parts} parts (train.micro_batches {config.micro_batches}, "
+                f"{world.size} processes)"
+            )
+        self.optimizer = torch.optim.SGD(
+            network.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            dampening=0,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        # The paper's code steps all parameters from one zeroed gradient vector: an inactive block has
+        # gradient 0, not None, so weight decay and momentum still move it.
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        is_fp16 = compute.precision == "fp16"
+        # On CUDA the scaler also leaves out, on the device, an update whose gradient is not finite.
+        self.scaler = torch.amp.GradScaler(
+            compute.device.type,
+            enabled=is_fp16 or compute.device.type == "cuda",
+            init_scale=2.0**16 if is_fp16 else 1.0,
+            growth_interval=2000 if is_fp16 else _NEVER,
+        )
+        self.guard = Guard(compute.device, FP16_STREAK if is_fp16 else 0)
+        if config.compile:
+            for block in network.blocks:
+                assert isinstance(block, ResidualBlock)
+                block.branch.compile()
+        self._view = world.replicate(network)
+        self._norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        self._momentum = self._norms[0].momentum or 0.0
+
+    @property
+    def parts(self) -> list[slice]:
+        """The parts of a mini-batch that this process computes. BatchNorm normalises within a part."""
+        bounds = [at * self._batch_size // self._num_parts for at in range(self._num_parts + 1)]
+        every = [slice(start, end) for start, end in pairwise(bounds)]
+        return every[self._world.share(self._num_parts)]
+
+    def run(
+        self,
+        number: int,
+        parts: Sequence[tuple[Tensor, Tensor]],
+        active: Sequence[bool],
+        learning_rate: float,
+    ) -> Tensor | None:
+        """Train on the parts of one mini-batch: images (N, C, H, W) and labels (N,).
+
+        number: of the step, for the guard. Returns the mini-batch's mean loss, a scalar on the device; or
+        None, without an update, if the guard knows of a loss or gradient that is not finite.
+        """
+        self.network.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss = torch.zeros((), device=self._compute.device)
+        for at, (images_NCHW, labels_N) in enumerate(parts):
+            self._weigh_statistics(at, len(parts))
+            weight = len(labels_N) * self._world.size / self._batch_size  # DDP divides by the size again
+            with gradients_kept_here(self._view, wanted=at < len(parts) - 1):
+                with self._compute.autocast():
+                    part_loss = F.cross_entropy(self._view(images_NCHW, active), labels_N) * weight
+                torch.autograd.backward(self.scaler.scale(part_loss))
+            loss += part_loss.detach()
+        self._world.average_([loss, *self._statistics(active)])
+        self.scaler.unscale_(self.optimizer)
+        self.guard.watch(number, loss, get_total_norm(self.gradients))
+        if self.guard.bad_step():
+            return None
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss
+
+    def clear_gradients(self) -> None:
+        """Set gradients to 0 for the next step; until then they may be looked at."""
+        self.optimizer.zero_grad(set_to_none=False)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The gradient of each parameter, of all blocks."""
+        return [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+
+    def momentum(self) -> dict[str, Tensor]:
+        """The momentum buffers by parameter name."""
+        state = self.optimizer.state
+        return {
+            name: state[parameter]["momentum_buffer"] for name, parameter in self.network.named_parameters()
+        }
+
+    def _weigh_statistics(self, at: int, num_parts: int) -> None:
+        """Make the running statistics after all parts (1 - a) old + a (mean over the parts).
+
+        BatchNorm computes r <- (1 - a_i) r + a_i s_i for parts i = 1..m. With 1/a_i = m/a - m + i each
+        s_i ends with the weight a/m and the old value with 1 - a; for m = 1 that is a_1 = a.
+        """
+        if num_parts > 1:
+            for norm in self._norms:
+                norm.momentum = 1 / (num_parts / self._momentum - num_parts + at + 1)
+
+    def _statistics(self, active: Sequence[bool]) -> list[Tensor]:
+        """Running means and variances that this step has changed."""
+        changed: list[nn.Module] = [
+            self.network.stem,
+            *(block for block, is_active in zip(self.network.blocks, active, strict=True) if is_active),
+        ]
+        return [
+            buffer for module in changed for buffer in module.buffers() if torch.is_floating_point(buffer)
+        ]

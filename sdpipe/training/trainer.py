@@ -1,0 +1,254 @@
+"""A training in progress: its state, the steps of an epoch, the end of an epoch.
+
+N: images, K: classes. Images stay uint8 NHWC until their batch is made.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdpipe.data.augment import fit_normalisation
+from sdpipe.data.split import split_validation
+from sdpipe.data.store import DataSet
+from sdpipe.errors import DataError, TrainingError
+from sdpipe.network import ResNet, initialise
+from sdpipe.training.batches import Batches, Images
+from sdpipe.training.checkpoint import Checkpoint
+from sdpipe.training.compute import Compute
+from sdpipe.training.config import TrainConfig
+from sdpipe.training.draws import Draws
+from sdpipe.training.evaluation import error_and_loss
+from sdpipe.training.progress import EpochRecord, EpochTiming, Progress, TrainResult
+from sdpipe.training.schedule import learning_rate_at
+from sdpipe.training.step import TrainingStep
+from sdpipe.training.weights import snapshot
+from sdpipe.training.world import World
+
+
+@dataclass(kw_only=True)
+class _EpochSums:
+    """What is added up within an epoch. The scalars on the device wait there until its end."""
+
+    loss: Tensor
+    gradient: Tensor  # mean absolute value, over the steps in which block 1 was active
+    num_gradients: Tensor
+    num_steps: int = 0
+    num_active: int = 0
+    train_s: float = 0.0
+    last_tick: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def zero(cls, device: torch.device) -> "_EpochSums":
+        zero = torch.zeros((), device=device)
+        return cls(loss=zero, gradient=zero.clone(), num_gradients=zero.clone())
+
+    def tick(self) -> None:
+        """Count the time since the last tick as training."""
+        now = time.perf_counter()
+        self.train_s += now - self.last_tick
+        self.last_tick = now
+
+
+class Trainer:
+    """Everything that a step changes, and how. Use `train()`."""
+
+    def __init__(self, config: TrainConfig, dataset: DataSet, compute: Compute, world: World) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.compute = compute
+        self.world = world
+        self.draws = Draws(config.seed)
+        self.train_indices, self.validation_indices = split_validation(
+            dataset.train_labels_N, dataset.train_parts, config.validation, config.seed
+        )
+        self.steps_per_epoch = len(self.train_indices) // config.batch_size
+        if not self.steps_per_epoch:
+            raise DataError(
+                f"train.batch_size: {config.batch_size} images asked for, "
+                f"{len(self.train_indices)} to train on"
+            )
+        self.normalisation = fit_normalisation(dataset.train_images_NHWC, self.train_indices)
+        self.normalise = self.normalisation.to(compute.device)
+        self.network = self._new_network()
+        self.step = TrainingStep(config, self.network, compute, world)
+        self.images = Images(dataset.train_images_NHWC, dataset.train_labels_N, compute)
+        self.batches = Batches(config, self.images, self.train_indices, self.normalise, compute)
+        self.watched_weight = self.network.get_parameter("blocks.0.branch.conv1.weight")  # figure 7
+        self.progress = Progress()
+        self.best_state: dict[str, Tensor] = {}
+        self.sums = _EpochSums.zero(compute.device)
+
+    def _new_network(self) -> ResNet:
+        channels = self.dataset.train_images_NHWC.shape[3]
+        network = ResNet(
+            self.config.network_config(in_channels=channels, num_classes=len(self.dataset.class_names))
+        )
+        initialise(network, self.config.seed)
+        self.compute.place(network)
+        return network
+
+    @property
+    def epoch(self) -> int:
+        """The epoch in progress, from 0."""
+        return len(self.progress.history)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all epochs so far."""
+        return self.epoch * self.steps_per_epoch + self.sums.num_steps
+
+    def steps(self) -> Iterator[None]:
+        """Take the steps that the epoch in progress still lacks; yields after each.
+
+        Raises TrainingError before the update, if a loss or a gradient is not finite.
+        """
+        epoch, sums = self.epoch, self.sums
+        learning_rate = learning_rate_at(self.config, epoch)
+        probs = self.network.config.survival_probs
+        sums.last_tick = time.perf_counter()
+        for parts in self.batches.epoch(epoch, sums.num_steps, self.step.parts):
+            active = self.draws.active_blocks(epoch, sums.num_steps, probs)
+            loss = self.step.run(self.num_steps, parts, active, learning_rate)
+            if loss is None:
+                self.check_finite()
+            else:
+                sums.loss += loss
+            sums.num_active += sum(active)
+            if active[0]:
+                assert self.watched_weight.grad is not None, "gradients are zeroed, never None"
+                grad = self.watched_weight.grad.abs().mean()
+                is_finite = torch.isfinite(grad)  # fp16 overflows now and then; the scaler skips such a step
+                sums.gradient += torch.where(is_finite, grad, 0)
+                sums.num_gradients += is_finite
+            self.step.clear_gradients()
+            sums.num_steps += 1
+            sums.tick()
+            yield
+
+    def check_finite(self) -> None:
+        """Raise TrainingError if a step's loss or gradient was not finite. Waits for the device."""
+        bad = self.step.guard.bad_step(wait=True)
+        if bad is None:
+            return
+        number, loss, norm = bad
+        epoch, step = divmod(number, self.steps_per_epoch)
+        raise TrainingError(
+            f"epoch {epoch + 1}, step {step + 1} of {self.steps_per_epoch}: loss {loss:g}, "
+            f"gradient norm {norm:g} at learning rate {learning_rate_at(self.config, epoch):g}, on training "
+            f"images {self.batches.indices(epoch, step).tolist()}; this step was not applied, and the last "
+            "checkpoint is good; a lower learning rate or a warm-up helps"
+        )
+
+    def end_epoch(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Validate, note the epoch, keep the best.
+
+        Returns False, with nothing changed, if `stop` says so in between.
+        """
+        self.check_finite()
+        loss, gradient, num_gradients = (
+            scalar.item() for scalar in (self.sums.loss, self.sums.gradient, self.sums.num_gradients)
+        )
+        self.sums.tick()
+        started = time.perf_counter()
+        with self.compute.autocast():
+            validated = error_and_loss(
+                self.network, self.images, self.validation_indices, self.normalise, self.world, stop
+            )
+        if validated is None:
+            return False
+        sums, config = self.sums, self.config
+        record = EpochRecord(
+            epoch=self.epoch + 1,
+            learning_rate=learning_rate_at(config, self.epoch),
+            train_loss=loss / sums.num_steps,
+            validation_error=validated[0],
+            validation_loss=validated[1],
+            blocks_active=sums.num_active / sums.num_steps,
+            mean_abs_grad=gradient / max(num_gradients, 1),
+        )
+        timing = EpochTiming(
+            epoch=record.epoch,
+            epoch_s=sums.train_s + time.perf_counter() - started,
+            images_per_s=sums.num_steps * config.batch_size / sums.train_s,
+        )
+        self.progress.history.append(record)
+        self.progress.timing.append(timing)
+        if self.progress.best is record and self.world.leads:
+            self.best_state = snapshot(self.network.state_dict())
+        self.sums = _EpochSums.zero(self.compute.device)
+        return True
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything the next step needs. Raises TrainingError if the state is not finite."""
+        self.check_finite()
+        sums = self.sums
+        return Checkpoint(
+            num_steps=self.num_steps,
+            tensors={
+                f"{group}.{name}": tensor
+                for group, named in (*self._groups().items(), ("best", self.best_state))
+                for name, tensor in named.items()
+            },
+            state={
+                **asdict(self.progress),
+                "scaler": self.step.scaler.state_dict(),
+                "epoch": {
+                    "num_steps": sums.num_steps,
+                    "num_active": sums.num_active,
+                    "train_s": sums.train_s,
+                },
+            },
+        )
+
+    def _groups(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors in which a training goes on; `restore` writes into them."""
+        sums = self.sums
+        return {
+            "network": self.network.state_dict(),
+            "momentum": self.step.momentum(),
+            "sums": {"loss": sums.loss, "gradient": sums.gradient, "num_gradients": sums.num_gradients},
+        }
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint | None) -> None:
+        """Continue from a checkpoint of this training. Only the leader has it; the others take its state."""
+        state = self.world.take_object_from_leader(None if checkpoint is None else checkpoint.state)
+        if state is None:
+            return
+        assert isinstance(state, dict)
+        self.progress = Progress.from_json(state)
+        for name, value in state["epoch"].items():
+            setattr(self.sums, name, value)
+        self.step.scaler.load_state_dict(state["scaler"])
+        own = {f"{group}.{name}": at for group, named in self._groups().items() for name, at in named.items()}
+        if checkpoint is not None:
+            for name, tensor in checkpoint.tensors.items():
+                if name.startswith("best."):
+                    self.best_state[name.removeprefix("best.")] = tensor
+                else:
+                    own.pop(name).copy_(tensor)
+            assert not own, f"the checkpoint lacks {', '.join(own)}"
+        self.world.take_from_leader([at for named in self._groups().values() for at in named.values()])
+
+    def finish(self) -> TrainResult:
+        """Measure the test error, once, at the epoch of lowest validation error, in fp32 (TF32 on CUDA)."""
+        if self.world.leads:
+            self.network.load_state_dict(self.best_state)
+        self.world.take_from_leader(list(self.network.state_dict().values()))
+        test = Images(self.dataset.test_images_NHWC, self.dataset.test_labels_N, self.compute)
+        measured = error_and_loss(
+            self.network, test, np.arange(len(self.dataset.test_labels_N)), self.normalise, self.world
+        )
+        assert measured is not None
+        return TrainResult(
+            state=self.best_state,
+            normalisation=self.normalisation,
+            progress=self.progress,
+            test_error=measured[0],
+            num_train=len(self.train_indices),
+            num_validation=len(self.validation_indices),
+        )

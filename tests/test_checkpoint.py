@@ -1,0 +1,144 @@
+"""Checkpoints: whole or not at all, and no damaged one is used silently."""
+
+import errno
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
+
+FINGERPRINT = "0123456789abcdef"
+
+
+def checkpoint(num_steps: int) -> Checkpoint:
+    return Checkpoint(
+        num_steps=num_steps,
+        tensors={"network.x": torch.full((3,), float(num_steps))},
+        state={"history": []},
+    )
+
+
+def saved(folder: Path, *steps: int) -> CheckpointFolder:
+    checkpoints = CheckpointFolder(folder, FINGERPRINT)
+    for num_steps in steps:
+        checkpoints.save(checkpoint(num_steps))
+    return checkpoints
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    found, damaged = saved(tmp_path, 7).load_newest()
+    assert found is not None
+    assert (found.num_steps, found.state, damaged) == (7, {"history": []}, [])
+    assert torch.equal(found.tensors["network.x"], torch.full((3,), 7.0))
+
+
+def test_the_newest_two_are_kept(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1, 2, 3, 12)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000000003", "step-0000000012"]
+    found, _ = checkpoints.load_newest()
+    assert found is not None
+    assert found.num_steps == 12
+
+
+def test_sha256sum_can_check_them(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"],
+        cwd=tmp_path / "step-0000000001",
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "tensors.safetensors: OK\nstate.json: OK\n"
+
+
+DAMAGES = (
+    "flipped bit in tensors.safetensors",
+    "flipped bit in state.json",
+    "flipped bit in SHA256SUMS",
+    "truncated tensors.safetensors",
+    "empty state.json",
+    "no tensors.safetensors",
+    "no state.json",
+    "no SHA256SUMS",
+    "swapped SHA256SUMS",
+    "an older one under its name",
+    "of another training",
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path: Path, damage: str) -> None:
+    checkpoints = saved(tmp_path, 1, 2)
+    older, newer = tmp_path / "step-0000000001", tmp_path / "step-0000000002"
+    path = newer / damage.split()[-1]
+    if damage.startswith("flipped"):
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 4
+        path.write_bytes(raw)
+    elif damage.startswith("truncated"):
+        path.write_bytes(path.read_bytes()[:-4])
+    elif damage.startswith("empty"):
+        path.write_bytes(b"")
+    elif damage.startswith("no "):
+        path.unlink()
+    elif damage.startswith("swapped"):
+        shutil.copy(older / "SHA256SUMS", path)
+    elif damage.startswith("an older"):
+        shutil.rmtree(newer)
+        shutil.copytree(older, newer)
+    else:
+        shutil.rmtree(newer)
+        CheckpointFolder(tmp_path, "f" * 16).save(checkpoint(2))
+    found, damaged = checkpoints.load_newest()
+    assert found is not None
+    assert found.num_steps == 1
+    assert len(damaged) == 1
+    assert damaged[0].startswith(f"checkpoint {newer} is damaged and passed over: ")
+    checkpoints.save(checkpoint(2))  # the training comes here again
+    found, damaged = checkpoints.load_newest()
+    assert found is not None
+    assert (found.num_steps, damaged) == (2, [])
+
+
+def test_when_all_are_damaged_none_is_used(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1, 2)
+    for folder in tmp_path.iterdir():
+        (folder / "state.json").unlink()
+    found, damaged = checkpoints.load_newest()
+    assert found is None
+    assert len(damaged) == 2
+
+
+@pytest.mark.parametrize("failing", range(1, 4))
+def test_a_full_disk_leaves_the_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Whichever file it fails at; tests/test_outside.py fills a real disk."""
+    checkpoints = saved(tmp_path, 1, 2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    calls = 0
+
+    def fsync(_descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(checkpoint(3))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    shutil.copytree(tmp_path / "step-0000000001", tmp_path / ".step-0000000002.abc.tmp")
+    found, damaged = checkpoints.load_newest()
+    assert found is not None
+    assert (found.num_steps, damaged) == (1, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000000001"]

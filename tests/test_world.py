@@ -1,0 +1,178 @@
+"""Two processes over gloo train what one trains, send less for inactive blocks, and die together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, ROOT, make_dataset, train_alone, train_config
+
+from sdpipe.training.batches import Images
+from sdpipe.training.evaluation import error_and_loss
+from sdpipe.training.trainer import Trainer
+from sdpipe.training.weights import load_tensors
+from sdpipe.training.world import World
+
+pytestmark = pytest.mark.slow
+CONFIG = train_config(epochs=2, milestones=[], micro_batches=2)
+
+
+def start(task: str, folder: Path, *, processes: int = 2, **environment: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [
+        "--nproc-per-node",
+        str(processes),
+        str(ROOT / "tests" / "world_worker.py"),
+        task,
+        str(folder),
+    ]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def results(task: str, folder: Path, processes: int = 2) -> list[dict[str, Any]]:
+    process = start(task, folder, processes=processes)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def equal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("equal")
+    return folder, results("equal", folder)
+
+
+def test_both_ranks_have_the_same_weights_at_every_step(equal: tuple[Path, list[dict[str, Any]]]) -> None:
+    """Parameters, momentum and BatchNorm's statistics, to the bit, and the same history."""
+    first, second = equal[1]
+    assert len(first["digests"]) == 12
+    assert len(set(first["digests"])) == 12
+    assert first == second
+
+
+def test_two_processes_follow_the_curve_of_one(
+    equal: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """One process with the same batch in two parts; only the order of additions differs."""
+    alone = train_alone(CONFIG, make_dataset(tmp_path / "data"), tmp_path / "alone")
+    history = equal[1][0]["history"]
+    for record, theirs in zip(alone.progress.history, history, strict=True):
+        assert theirs["train_loss"] == pytest.approx(record.train_loss, rel=1e-4)
+        assert theirs["validation_loss"] == pytest.approx(record.validation_loss, rel=1e-3)
+        assert theirs["blocks_active"] == record.blocks_active
+        assert theirs["mean_abs_grad"] == pytest.approx(record.mean_abs_grad, rel=1e-3)
+    weights, _ = load_tensors(equal[0] / "weights.safetensors")
+    for name, tensor in alone.state.items():
+        if name.endswith("num_batches_tracked"):  # counts the parts that a process saw; nothing uses it
+            continue
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_each_image_is_counted_once(equal: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    """The errors of two processes are those that one finds with the same weights."""
+    dataset = make_dataset(tmp_path / "data")
+    trainer = Trainer(CONFIG, dataset, CPU, World(0, 1, 0))
+    state, _ = load_tensors(equal[0] / "weights.safetensors")
+    trainer.network.load_state_dict(state)
+    measured = equal[1][0]
+    best = min(reversed(measured["history"]), key=lambda record: record["validation_error"])
+    alone = error_and_loss(
+        trainer.network, trainer.images, trainer.validation_indices, trainer.normalise, World(0, 1, 0)
+    )
+    assert alone is not None
+    assert alone[0] == best["validation_error"]
+    assert alone[1] == pytest.approx(best["validation_loss"], rel=1e-5)
+    test = Images(dataset.test_images_NHWC, dataset.test_labels_N, CPU)
+    tested = error_and_loss(trainer.network, test, np.arange(30), trainer.normalise, World(0, 1, 0))
+    assert tested is not None
+    assert tested[0] == measured["test_error"]
+
+
+def test_any_number_of_processes_can_train(tmp_path: Path) -> None:
+    """Three share 16 images as 5, 5 and 6, each in two parts."""
+    ranks = results("equal", tmp_path, processes=3)
+    assert ranks[0] == ranks[1] == ranks[2]
+
+
+def test_bytes_fall_with_the_share_of_inactive_blocks(tmp_path: Path) -> None:
+    """27 equal blocks; all that a process sends counts, BatchNorm's statistics and control included."""
+    for measured in results("bytes", tmp_path):
+        (constant, all_active), (stochastic, active_share) = measured["constant"], measured["stochastic"]
+        assert all_active == 1
+        saved = 1 - stochastic / constant
+        print(f"{saved:.4f} of the bytes saved, {1 - active_share:.4f} of the blocks inactive")
+        assert abs(saved - (1 - active_share)) < 0.02
+        assert saved > 0.2
+
+
+def test_all_stop_after_the_same_step_and_one_process_continues(tmp_path: Path) -> None:
+    """SIGTERM reaches one rank only. The checkpoint carries over from two processes to one."""
+    assert results("stop", tmp_path) == [{"exit": 143}, {"exit": 143}]
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert saved.name == "step-0000000007"
+    dataset = make_dataset(tmp_path / "data")
+    continued = train_alone(CONFIG, dataset, tmp_path / "checkpoints")
+    whole = train_alone(CONFIG, dataset, tmp_path / "whole")
+    for record, expected in zip(continued.progress.history, whole.progress.history, strict=True):
+        assert record.train_loss == pytest.approx(expected.train_loss, rel=1e-4)
+
+
+def test_a_killed_rank_takes_the_others_down_and_a_new_start_continues(
+    tmp_path: Path, mlflow_store: Path
+) -> None:
+    """Within 60 s; then with one process more, and at last with one alone."""
+    make_dataset(tmp_path / "data")
+    process = start("run", tmp_path, EPOCHS="100000")
+    with all_ended(process, tmp_path):
+        wait_for_checkpoint(process)
+        os.kill(int((tmp_path / "pid1").read_text()), signal.SIGKILL)
+        killed = time.monotonic()
+        out, _ = process.communicate(timeout=60)
+        print(f"all down after {time.monotonic() - killed:.1f} s")
+        assert process.returncode != 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "pid0").read_text()), 0)
+    assert "another process of this training has ended" in out or "stopped; `dvc repro` continues" in out
+    process = start("run", tmp_path, processes=3, EPOCHS="100000")
+    with all_ended(process, tmp_path):
+        assert process.stdout is not None
+        assert any("continuing after step" in line for line in process.stdout)
+
+
+@contextmanager
+def all_ended(process: "subprocess.Popen[str]", folder: Path) -> Iterator[None]:
+    """Leave no process behind: torchrun passes SIGTERM on; what does not heed it is killed."""
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=40)
+        except subprocess.TimeoutExpired:
+            for path in folder.glob("pid*"):
+                os.kill(int(path.read_text()), signal.SIGKILL)
+            process.communicate()
+
+
+def wait_for_checkpoint(process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 60
+    while not list(Path().glob(".sdpipe/runs/*/step-*")):
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

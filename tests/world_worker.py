@@ -1,0 +1,114 @@
+"""What each process of tests/test_world.py runs: `torchrun --nproc-per-node N world_worker.py TASK FOLDER`.
+
+Tasks: `equal` trains, noting after each step a digest of everything a step changes; `bytes` counts what is
+sent; `stop` ends after 7 of 12 steps; `run` is the stage itself, which its test kills.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from conftest import make_dataset, train_config
+from safetensors.torch import save
+from test_training import StopAfter
+
+from sdpipe.data.store import DataSet, open_dataset
+from sdpipe.errors import errors_on_one_line
+from sdpipe.training.checkpoint import CheckpointFolder
+from sdpipe.training.compute import choose_compute
+from sdpipe.training.config import CheckpointConfig, MachineConfig
+from sdpipe.training.interruption import Interruption
+from sdpipe.training.loop import train
+from sdpipe.training.session import train_run
+from sdpipe.training.trainer import Trainer
+from sdpipe.training.weights import save_tensors
+from sdpipe.training.world import World, joined_world
+
+COMPUTE = choose_compute("cpu", "fp32")
+CONFIG = train_config(epochs=2, milestones=[], micro_batches=2)
+NEVER = CheckpointConfig(every_s=1000.0, every_steps=0)
+
+
+def write(folder: Path, world: World, value: object) -> None:
+    (folder / f"rank{world.rank}.json").write_text(json.dumps(value))
+
+
+def equal(world: World, dataset: DataSet, folder: Path) -> None:
+    """Every rank's state after each step, the history, and the final weights."""
+    trainer = Trainer(CONFIG, dataset, COMPUTE, world)
+    digests = []
+    for _ in range(CONFIG.epochs):
+        for _ in trainer.steps():
+            tensors = {**trainer.network.state_dict(), **trainer.step.momentum()}
+            plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+            digests.append(hashlib.sha256(save(plain)).hexdigest())
+        trainer.end_epoch()
+    result = trainer.finish()
+    if world.leads:
+        save_tensors(folder / "weights.safetensors", result.state, {})
+    history = [record.__dict__ for record in trainer.progress.history]
+    write(folder, world, {"digests": digests, "history": history, "test_error": result.test_error})
+
+
+def bytes_sent() -> int:
+    """By this process to files and sockets, as the kernel counts them."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["wchar"])
+
+
+def count_bytes(world: World, dataset: DataSet, folder: Path) -> None:
+    """Bytes of 30 steps at constant depth and with stochastic depth, and the share of inactive blocks."""
+    counted = {}
+    for p_L in (1.0, 0.5):
+        config = train_config(depth=56, widths=[16, 16, 16], p_L=p_L, epochs=5, milestones=[])
+        trainer = Trainer(config, dataset, COMPUTE, world)
+        before, num_active = bytes_sent(), 0
+        for _ in range(config.epochs):
+            for _ in trainer.steps():
+                pass
+            num_active += trainer.sums.num_active
+            trainer.sums = type(trainer.sums).zero(COMPUTE.device)
+            trainer.progress.history.append(None)  # type: ignore[arg-type]
+        steps = config.epochs * trainer.steps_per_epoch
+        counted[p_L] = (bytes_sent() - before, num_active / steps / 27)
+    write(folder, world, {"constant": counted[1.0], "stochastic": counted[0.5]})
+
+
+def stop(world: World, dataset: DataSet, folder: Path) -> None:
+    """Only rank 1 is asked to end; all do, after the same step, and the leader saves."""
+    checkpoints = CheckpointFolder(folder / "checkpoints", "0123456789abcdef") if world.leads else None
+    asked = StopAfter(7) if world.rank == 1 else Interruption(lambda: None)
+    try:
+        train(
+            CONFIG, dataset, COMPUTE, world, checkpoints=checkpoints, every=NEVER, start=None,
+            on_epoch=lambda _progress: None, interruption=asked,
+        )  # fmt: skip
+    except SystemExit as ended:
+        write(folder, world, {"exit": ended.code})
+
+
+def run(folder: Path) -> None:
+    """The stage, for many epochs; prints its process id first."""
+    (folder / f"pid{os.environ.get('RANK', 'alone')}").write_text(str(os.getpid()))
+    epochs = int(os.environ["EPOCHS"])
+    machine = MachineConfig(launch=None, checkpoint=CheckpointConfig(every_s=1000.0, every_steps=5))
+    config = train_config(epochs=epochs, milestones=[])
+    train_run("plain", config, machine, open_dataset(folder / "data"), "code", folder / "out")
+
+
+def main(task: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    if task == "run":
+        with errors_on_one_line():
+            run(folder)
+        return
+    with joined_world("cpu") as world:
+        dataset = make_dataset(folder / f"data{world.rank}")
+        {"equal": equal, "bytes": count_bytes, "stop": stop}[task](world, dataset, folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
