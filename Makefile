@@ -5,13 +5,15 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DO_NOT_TRACK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help repro test test-slow test-base lint lock ui clean
+.PHONY: help repro test test-slow test-base soak benchmark lint lock ui clean
 
 help:
 	@echo "make repro      fetch, train, fold, export, prove, deploy"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the whole pipeline twice, and the MLflow UI in a browser"
 	@echo "make test-base  prediction in an environment with the base install only"
+	@echo "make soak       kill a training in every way for some minutes; writes docs/soak.md"
+	@echo "make benchmark  steps and epochs, side by side; writes benchmarks/training.json"
 	@echo "make lint       ruff and mypy"
 	@echo "make lock       write the installed versions to constraints.txt"
 	@echo "make ui         MLflow's UI on this project's runs, http://127.0.0.1:$(PORT)"
@@ -38,6 +40,12 @@ test-slow: .venv/installed
 
 test-base: .venv/installed .venv-base/installed
 	python tests/base_install.py .venv-base
+
+soak: .venv/installed
+	OMP_NUM_THREADS=1 python tests/soak.py --kills 100 --terms 25 --every-call 1 --damages 200 --out docs/soak.md
+
+benchmark: .venv/installed
+	python -m benchmarks.training --out benchmarks/training.json
 
 lint: .venv/installed
 	ruff check .

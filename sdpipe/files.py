@@ -43,6 +43,9 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         beside.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        _name(error, path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
@@ -62,8 +65,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(path)
         beside.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        _name(error, path)
+        raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _name(error: OSError, path: Path) -> None:
+    """A write to a full disk does not say by itself which file it was."""
+    if error.filename is None:
+        error.filename = str(path)
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -1,15 +1,18 @@
 """MLflow as a view of the files: complete, rebuilt when lost, and never in the way."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import requests
 from conftest import export_to, machine, train_config
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -187,3 +190,76 @@ def test_two_processes_may_make_the_store_at_once(project: Path) -> None:
         _, errors = process.communicate(timeout=100)
         assert process.returncode == 0, errors
     assert len(runs(project / "mlflow.db")) == 2
+
+
+@pytest.mark.slow
+def test_a_server_that_vanishes_in_mid_run_loses_nothing(
+    project: Path, dataset: DataSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real server is killed after the first epoch; the training ends; the server comes back and gets all."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server = start_server(project, port)
+
+    update = LiveTracker.update
+
+    def update_then_kill(self: LiveTracker, epochs: Sequence[dict[str, float]]) -> None:
+        update(self, epochs)
+        if len(epochs) == 1:
+            wait_until(lambda: "train_loss" in the_only_run().data.metrics)
+            end_server(server)
+
+    def the_only_run() -> Run:
+        client = MlflowClient()
+        experiment = client.get_experiment_by_name("sdpipe")
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id])
+        return run
+
+    monkeypatch.setattr(LiveTracker, "update", update_then_kill)
+    train_run("plain", train_config(epochs=4, milestones=[]), machine(), dataset, "code", project / "out")
+    assert capsys.readouterr().err.count("nothing is lost, `sdpipe track` sends it later") == 1
+    server = start_server(project, port)
+    try:
+        assert the_only_run().info.status == "RUNNING"
+        track(project / "out")
+        run = the_only_run()
+        history = MlflowClient().get_metric_history(run.info.run_id, "train_loss")
+        assert (run.info.status, sorted(row.step for row in history)) == ("FINISHED", [1, 2, 3, 4])
+    finally:
+        end_server(server)
+
+
+def start_server(project: Path, port: int) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{project / 'server.db'}"]
+    server = subprocess.Popen(
+        command,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def answers() -> bool:
+        try:
+            return requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    wait_until(answers)
+    return server
+
+
+def end_server(server: "subprocess.Popen[bytes]") -> None:
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -25,15 +25,19 @@ def keep_finished(checkpoints: Path, kept: Path) -> None:
     checkpoints.rename(kept)
 
 
-def find_extendable(lineage: Path, config: TrainConfig) -> tuple[Checkpoint | None, list[str]]:
+def find_extendable(
+    lineage: Path, fingerprint: str, config: TrainConfig
+) -> tuple[Checkpoint | None, list[str]]:
     """The longest finished training that `config` extends, and sentences for people.
 
-    It can be extended if it has had, in each of its epochs, the learning rate that `config` asks for there.
+    fingerprint: of the training that `config` asks for; a finished one of that name is not taken, since who
+    asks for it again wants it done again. It can be extended if it has had, in each of its epochs, the
+    learning rate that `config` asks for there.
     """
     found: Checkpoint | None = None
     told: list[str] = []
     refused: list[str] = []
-    for folder in sorted(lineage.glob("*")):
+    for folder in sorted(set(lineage.glob("*")) - {lineage / fingerprint}):
         checkpoint, damaged = CheckpointFolder(folder, folder.name).load_newest()
         told += damaged
         if checkpoint is None:

@@ -140,7 +140,7 @@ class _Session:
         """The newest whole checkpoint of this training, else the end of one that it extends."""
         found, told = checkpoints.load_newest()
         if found is None:
-            found, told_of_finished = find_extendable(self.lineage, self.config)
+            found, told_of_finished = find_extendable(self.lineage, self.name, self.config)
             told += told_of_finished
         for sentence in told:
             print(f"run {self.run}: {sentence}", flush=True)

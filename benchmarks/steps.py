@@ -1,0 +1,88 @@
+"""The step table: what skipping inactive branches saves, next to layers that compute and then drop them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from timm.layers import DropPath  # type: ignore[attr-defined]
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from benchmarks.bare import BareStep
+from benchmarks.cost import multiply_adds
+from benchmarks.settings import IMAGE_SIZE, NUM_CHANNELS, NUM_CLASSES, Settings, train_config
+from benchmarks.timing import Turn, ratio, seconds, spread, take_turns
+from sdpipe.training.compute import Compute
+from sdpipe.training.config import TrainConfig
+from sdpipe.training.draws import Draws
+
+REFERENCE = "constant"
+DROPPED_AFTERWARDS: dict[str, Callable[[float], nn.Module]] = {
+    "torchvision": lambda drop_prob: StochasticDepth(drop_prob, mode="batch"),
+    "timm": lambda drop_prob: DropPath(drop_prob),  # drawn for each sample
+}
+
+
+class _Drawing:
+    """Draws each step's active blocks and remembers them."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.network = config.network_config(in_channels=NUM_CHANNELS, num_classes=NUM_CLASSES)
+        self.drawn: list[list[bool]] = []
+        self._draws = Draws(config.seed)
+
+    def draw(self) -> list[bool]:
+        """b_1..b_L of the next step."""
+        active = self._draws.active_blocks(0, len(self.drawn), self.network.survival_probs)
+        self.drawn.append(active)
+        return active
+
+
+def measure_steps(settings: Settings, compute: Compute) -> dict[str, Any]:
+    """Full training steps by turns, with ratios to constant depth; see `Settings`."""
+    config = train_config(depth=settings.depth, batch_size=settings.batch_size, p_L=settings.p_L)
+    constant = config.model_copy(update={"p_L": 1.0})
+    batch = _random_batch(config, compute.device)
+    torch.manual_seed(config.seed)  # of the dropping layers
+    drawing = _Drawing(config)
+    every_block = [True] * drawing.network.num_blocks
+
+    def turn(step: BareStep, draw: Callable[[], list[bool]]) -> Turn:
+        return lambda: seconds(lambda: step.take(draw()), compute.device)
+
+    turns = {
+        "stochastic": turn(BareStep(config, compute, batch), drawing.draw),
+        REFERENCE: turn(BareStep(constant, compute, batch), lambda: every_block),
+    }
+    for name, layer in DROPPED_AFTERWARDS.items():
+        turns[name] = turn(BareStep(config, compute, batch, layer), lambda: every_block)
+    taken_s = take_turns(turns, rounds=settings.steps, warmup=settings.warmup, label="steps")
+    return {
+        "rows": {
+            name: {"step_s": spread(times_s), "ratio": ratio(times_s, taken_s[REFERENCE])}
+            for name, times_s in taken_s.items()
+        },
+        "active": _active(drawing, settings.warmup, taken_s),
+    }
+
+
+def _random_batch(config: TrainConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(config.seed)
+    shape = (config.batch_size, IMAGE_SIZE, IMAGE_SIZE, NUM_CHANNELS)
+    images_NHWC = torch.randn(shape, generator=generator).to(device)
+    labels_N = torch.randint(NUM_CLASSES, (config.batch_size,), generator=generator).to(device)
+    return images_NHWC.permute(0, 3, 1, 2), labels_N
+
+
+def _active(drawing: _Drawing, warmup: int, taken_s: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The blocks that were active in the counted rounds, and the time in units of their computation."""
+    costs = multiply_adds(drawing.network, IMAGE_SIZE, IMAGE_SIZE)
+    counted = drawing.drawn[warmup:]
+    shares = np.array([costs.active_share(active) for active in counted])
+    return {
+        "num_blocks": drawing.network.num_blocks,
+        "mean_blocks": float(np.mean([sum(active) for active in counted])),
+        "mean_share": float(shares.mean()),
+        "ratio_to_share": ratio(taken_s["stochastic"], shares * taken_s[REFERENCE]),
+    }

@@ -1,0 +1,38 @@
+"""One training session as a process: `python session_worker.py EPOCHS EVERY_STEPS [FAULT]`, in a project.
+
+Faults: `slow` makes each step take a minute; `memory` leaves 300 MB for a training that needs more.
+"""
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from conftest import machine, train_config
+
+from sdpipe.data.store import open_dataset
+from sdpipe.errors import errors_on_one_line
+from sdpipe.training import interruption
+from sdpipe.training.session import train_run
+from sdpipe.training.step import TrainingStep
+
+
+def main(epochs: int, every_steps: int, fault: str) -> None:
+    torch.set_num_threads(1)
+    config = train_config(epochs=epochs, milestones=[])
+    if fault == "slow":
+        interruption.GRACE_S = 1.0
+        TrainingStep.run = lambda *_arguments: time.sleep(60)  # type: ignore[method-assign]
+    elif fault == "memory":
+        config = train_config(epochs=epochs, milestones=[], depth=110, widths=[64, 64, 64], batch_size=96)
+        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (in_use + 300 * 2**20,) * 2)
+    with errors_on_one_line():
+        print("ready", flush=True)
+        data = open_dataset(Path("data"))
+        train_run("plain", config, machine(every_steps=every_steps), data, "code", Path("out"))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "")

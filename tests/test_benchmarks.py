@@ -1,0 +1,128 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.cost import multiply_adds
+from benchmarks.table import EPOCH_ROWS, STEP_ROWS, markdown
+from benchmarks.table import main as print_tables
+from benchmarks.timing import order, ratio
+from benchmarks.training import main as measure
+from sdpipe.network import NetworkConfig
+
+SMALL = {
+    "--depth": 8,
+    "--epoch-depth": 8,
+    "--batch-size": 8,
+    "--steps": 5,
+    "--warmup": 1,
+    "--epoch-steps": 6,
+    "--chunk": 2,
+    "--repeats": 2,
+    "--workers": 1,
+}
+
+
+def network(depth: int, widths: tuple[int, ...]) -> NetworkConfig:
+    return NetworkConfig(
+        depth=depth, widths=widths, rule="linear_decay", p_L=0.5, in_channels=3, num_classes=10
+    )
+
+
+def test_multiply_adds_by_hand() -> None:
+    """Stem and head always count, an inactive block does not, and a transitional block halves the size."""
+    costs = multiply_adds(network(8, (4, 8, 16)), 8, 8)
+    stem, head = 9 * 3 * 4 * 64, 16 * 10
+    assert costs.always == stem + head == 7_072
+    assert costs.blocks == (9 * (16 + 16) * 64, 9 * (32 + 64) * 16, 9 * (128 + 256) * 4)
+    assert costs.blocks == (18_432, 13_824, 13_824)
+    assert costs.active_share([True, True, True]) == 1
+    assert costs.active_share([True, False, True]) == (7_072 + 18_432 + 13_824) / 53_152
+    assert costs.active_share([False, False, False]) == 7_072 / 53_152
+
+
+def test_multiply_adds_at_odd_sizes() -> None:
+    """9 pixels become 5, then 3, as in the network."""
+    assert multiply_adds(network(8, (4, 4, 4)), 9, 9).blocks == (288 * 81, 288 * 25, 288 * 9)
+
+
+def test_multiply_adds_of_resnet20() -> None:
+    """40.55 million on CIFAR-10, the figure that papers on pruning start from."""
+    costs = multiply_adds(network(20, (16, 32, 64)), 32, 32)
+    assert costs.always + sum(costs.blocks) == 40_551_040
+
+
+def test_every_variant_is_first_as_often_and_never_behind_the_same_one_only() -> None:
+    rounds = [order(["a", "b", "c"], number) for number in range(6)]
+    assert rounds[:3] == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]]
+    assert rounds[3:] == [["c", "b", "a"], ["a", "c", "b"], ["b", "a", "c"]]
+
+
+def test_ratios_are_paired() -> None:
+    """A round that is slow for both says what a fast one says."""
+    found = ratio(np.array([2.0, 20.0, 3.0]), np.array([1.0, 10.0, 2.0]))
+    assert found == {"n": 3, "median": 2, "quartile_1": 1.75, "quartile_3": 2, "of_sums": 25 / 13}
+
+
+def numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in the results, with its path."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from numbers(value, f"{path}.{name}")
+        else:
+            yield f"{path}.{name}", value
+
+
+def test_the_command_measures_and_writes_both_tables(tmp_path: Path) -> None:
+    """Every figure in the file is finite and positive, and the tables printed hold each ratio."""
+    out = tmp_path / "new" / "results.json"
+    options = [str(word) for option in SMALL.items() for word in option]
+    done = CliRunner().invoke(measure, ["--out", str(out), *options], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    results = json.loads(out.read_text())
+    assert {"date", "hardware", "compute", "num_threads", "versions", "settings"} < set(results)
+    steps, epochs = results["steps"]["rows"], results["epochs"]["rows"]
+    assert (set(steps), set(epochs)) == (set(STEP_ROWS), set(EPOCH_ROWS))
+    for path, value in numbers({"steps": results["steps"], "epochs": results["epochs"]}):
+        assert np.isfinite(value), path
+        assert value > 0 or path.endswith("num_checkpoints"), path
+    assert steps["constant"]["ratio"]["of_sums"] == epochs["bare_constant"]["ratio"]["of_sums"] == 1
+    assert {row["ratio"]["n"] for row in steps.values()} == {5}
+    assert {row["ratio"]["n"] for row in epochs.values()} == {3}
+    tables = markdown(results)
+    assert tables in done.stdout
+    for name, row in {**steps, **epochs}.items():
+        if name not in ("constant", "bare_stochastic", "bare_constant"):
+            assert f"{row['ratio']['median']:.3f} (" in tables, name
+            assert f"| {row['ratio']['of_sums']:.3f} |" in tables, name
+    for word in (results["hardware"], results["date"], "n = 5", "n = 3"):
+        assert word in tables
+    again = CliRunner().invoke(print_tables, [str(out)], catch_exceptions=False)
+    assert again.stdout == tables + "\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--depth", "9"], "expected a depth of 6n + 2"),
+        (["--epoch-steps", "7", "--chunk", "2"], "expected a multiple of --chunk 2"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_measured(
+    tmp_path: Path, options: list[str], words: str
+) -> None:
+    done = CliRunner().invoke(measure, ["--out", str(tmp_path / "results.json"), *options])
+    assert done.exit_code == 2
+    assert words in done.stderr
+
+
+def test_a_foreign_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    done = CliRunner().invoke(print_tables, [str(tmp_path / "other.json")])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ")
+    assert "expected a file of benchmarks.training" in done.stderr

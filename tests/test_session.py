@@ -1,0 +1,304 @@
+"""A training as a process: stopped, killed, refused, extended, and short of disk or memory."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, machine, make_dataset, train_config
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from sdpipe.data.store import DataSet, open_dataset
+from sdpipe.errors import BusyError
+from sdpipe.training.session import train_run
+
+WORKER = str(ROOT / "tests" / "session_worker.py")
+RESULTS = ("weights.safetensors", "history.csv", "train.json")
+
+
+def start(
+    project: Path, epochs: int, every_steps: int = 5, fault: str = "", **environment: str
+) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, WORKER, str(epochs), str(every_steps), fault],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_checkpoint(project: Path, process: "subprocess.Popen[str]") -> None:
+    while not list(project.glob(".sdpipe/runs/*/step-*")):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.02)
+
+
+def steps_saved(project: Path) -> list[int]:
+    return sorted(int(path.name.partition("-")[2]) for path in project.glob(".sdpipe/runs/*/step-*"))
+
+
+def the_run(store: Path) -> Run:
+    client = MlflowClient(f"sqlite:///{store}")
+    experiment = client.get_experiment_by_name("sdpipe")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    return run
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_killed_process_is_continued_and_leaves_the_same_files(
+    project: Path, mlflow_store: Path, number: signal.Signals
+) -> None:
+    """The same weights, history and summary; one MLflow run, KILLED in between if it could say so."""
+    make_dataset(project / "data")
+    epochs = 30
+    process = start(project, epochs)
+    wait_for_checkpoint(project, process)
+    process.send_signal(number)
+    sent = time.monotonic()
+    out, errors = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 10
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number]
+    assert "Traceback" not in errors
+    assert not (project / "out").exists()
+    if number != signal.SIGKILL:
+        assert steps_saved(project)[-1] % 5 or "continues from here" in out, "the step at the signal is saved"
+        assert the_run(mlflow_store).info.status == "KILLED"
+    process = start(project, epochs)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "continuing after step" in out
+    killed = results(project / "out")
+
+    whole = train_config(epochs=epochs, milestones=[])
+    train_run("plain", whole, machine(), open_dataset(project / "data"), "code", project / "out")
+    assert results(project / "out") == killed
+    assert not list(project.glob(".sdpipe/runs/*/*")), "no unfinished state is left of a finished run"
+    run = the_run(mlflow_store)
+    assert run.info.status == "FINISHED"
+    client = MlflowClient(f"sqlite:///{mlflow_store}")
+    history = client.get_metric_history(run.info.run_id, "validation_error")
+    assert sorted(metric.step for metric in history) == list(range(1, epochs + 1))
+
+
+def test_a_step_that_does_not_end_is_abandoned(project: Path, mlflow_store: Path) -> None:
+    """The grace is 1 s here, 7 s for users; the MLflow run says KILLED all the same."""
+    make_dataset(project / "data")
+    process = start(project, 3, fault="slow")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.readline()  # "run plain, fingerprint ..."
+    time.sleep(1)
+    process.terminate()
+    sent = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - sent < 6
+    assert process.returncode == 143
+    assert "the step did not end in 1 s; the last checkpoint stands" in errors
+    assert the_run(mlflow_store).info.status == "KILLED"
+
+
+@pytest.mark.slow
+def test_a_tracking_server_that_hangs_does_not_delay_the_end(project: Path) -> None:
+    make_dataset(project / "data")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        process = start(project, 100_000, MLFLOW_TRACKING_URI=uri)
+        wait_for_checkpoint(project, process)
+        process.terminate()
+        sent = time.monotonic()
+        _, errors = process.communicate(timeout=30)
+        assert time.monotonic() - sent < 10
+    assert process.returncode == 143
+    assert errors.count("warning: MLflow: no answer") == 1
+
+
+def test_a_second_process_on_the_same_run_is_refused(
+    project: Path, dataset: DataSet, mlflow_store: Path
+) -> None:
+    config = train_config(epochs=1, milestones=[])
+    train_run("plain", config, machine(), dataset, "code", project / "out")
+    (name,) = {json.loads((project / "out" / "train.json").read_text())["fingerprint"]}
+    with FileLock(project / ".sdpipe" / "runs" / f"{name}.lock"), pytest.raises(BusyError, match="run plain"):
+        train_run("plain", config, machine(), dataset, "code", project / "out")
+
+
+# ---------------------------------------------------------------- more epochs
+
+
+def run_to(folder: Path, dataset: DataSet, **overrides: object) -> dict[str, bytes]:
+    train_run("plain", train_config(**overrides), machine(), dataset, "code", folder)
+    return results(folder)
+
+
+def test_more_epochs_continue_a_finished_run(
+    project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the bytes of a training that had them from the start; with further milestones, too."""
+    run_to(project / "out", dataset, epochs=3, milestones=[2])
+    extended = run_to(project / "out", dataset, epochs=5, milestones=[2, 4])
+    told = capsys.readouterr().out
+    assert "extending the finished training" in told
+    assert "continuing after step 18, 3 of 5 epochs" in told
+    shutil.rmtree(project / ".sdpipe")
+    assert run_to(project / "out", dataset, epochs=5, milestones=[2, 4]) == extended
+    assert "continuing" not in capsys.readouterr().out
+
+
+def test_the_longest_finished_run_is_extended(
+    project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for epochs in (1, 2):
+        run_to(project / "out", dataset, epochs=epochs, milestones=[])
+    run_to(project / "out", dataset, epochs=3, milestones=[])
+    assert "continuing after step 12, 2 of 3 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (
+            {"epochs": 5, "milestones": [1]},
+            "its learning rate in epoch 2 was 0.1, params.yaml asks for 0.01",
+        ),
+        ({"epochs": 2, "milestones": []}, "params.yaml asks for 2"),
+    ],
+)
+def test_what_cannot_be_extended_is_said_and_starts_again(
+    project: Path,
+    dataset: DataSet,
+    mlflow_store: Path,
+    capsys: pytest.CaptureFixture[str],
+    overrides: dict[str, object],
+    reason: str,
+) -> None:
+    run_to(project / "out", dataset, epochs=3, milestones=[])
+    again = run_to(project / "out", dataset, **overrides)
+    told = capsys.readouterr().out
+    assert f"of 3 epochs cannot be extended: {reason}" in told
+    assert "continuing" not in told
+    shutil.rmtree(project / ".sdpipe")
+    assert run_to(project / "out", dataset, **overrides) == again
+
+
+def test_another_training_is_not_extended(
+    project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Any other key makes another lineage."""
+    run_to(project / "out", dataset, epochs=1, milestones=[])
+    run_to(project / "out", dataset, epochs=2, milestones=[], weight_decay=2e-4)
+    assert "extend" not in capsys.readouterr().out
+
+
+def test_the_same_training_asked_for_again_is_done_again(
+    project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`dvc repro -f` is a test of reproducibility, not a copy."""
+    first = run_to(project / "out", dataset, epochs=2, milestones=[])
+    capsys.readouterr()
+    assert run_to(project / "out", dataset, epochs=2, milestones=[]) == first
+    assert "epoch 1/2" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- a short disk, a short memory
+
+
+def in_mounts(script: str, project: Path, **environment: str) -> str:
+    """Run a shell script in a mount namespace of its own, where it may mount what it likes."""
+    done = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-eu", "-c", script],
+        cwd=project,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "TRAIN": f"{sys.executable} {WORKER}",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def reference(project: Path) -> dict[str, bytes]:
+    """What the interrupted training must come to."""
+    config = train_config(epochs=4, milestones=[])
+    train_run("plain", config, machine(), open_dataset(project / "data"), "code", project / "whole")
+    return results(project / "whole")
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_loses_nothing(project: Path, mlflow_store: Path) -> None:
+    """A tmpfs with room for two checkpoints, not for three; with more room, it goes on from there."""
+
+    make_dataset(project / "data")
+    out = in_mounts(
+        """
+        mkdir small
+        mount -t tmpfs -o size=300k none small
+        status=0; DVC_ROOT=$PWD/small $TRAIN 4 5 || status=$?
+        echo "exit $status, left: $(ls small/.sdpipe/runs/*/)"
+        mount -o remount,size=8m small
+        DVC_ROOT=$PWD/small $TRAIN 4 5
+        """,
+        project,
+        MLFLOW_TRACKING_URI=f"sqlite:///{mlflow_store}",
+    )
+    assert re.search(r"error: \[Errno 28\] No space left on device: '.*/step-0000000015'", out)
+    assert out.count("error:") == 1
+    assert "exit 1, left: step-0000000005\nstep-0000000010\n" in out
+    assert "continuing after step 10" in out
+    assert results(project / "out") == reference(project)
+
+
+@pytest.mark.slow
+def test_a_read_only_output_is_one_line_and_loses_nothing(project: Path, mlflow_store: Path) -> None:
+    """The training is over by then; the next start writes its files without a step more."""
+    make_dataset(project / "data")
+    out = in_mounts(
+        """
+        mkdir out
+        mount -t tmpfs none out
+        mount -o remount,ro out
+        status=0; $TRAIN 4 5 || status=$?
+        echo "exit $status"
+        umount out
+        rmdir out
+        $TRAIN 4 5
+        """,
+        project,
+    )
+    assert "Read-only file system" in out
+    assert out.count("error:") == 1
+    assert "exit 1\n" in out
+    assert "continuing after step 24, 4 of 4 epochs" in out
+    assert results(project / "out") == reference(project)
+
+
+def test_too_little_memory_is_one_line(project: Path, mlflow_store: Path) -> None:
+    """The address space is limited to what is there already and 300 MB; a step needs more."""
+    make_dataset(project / "data")
+    process = start(project, 3, fault="memory")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert "error: out of memory at train.batch_size 96 in 1 parts" in errors
+    assert the_run(mlflow_store).info.status == "FAILED"
