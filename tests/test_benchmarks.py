@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import ROOT
 
 from benchmarks.cost import multiply_adds
-from benchmarks.table import EPOCH_ROWS, STEP_ROWS, markdown
+from benchmarks.table import EPOCH_ROWS, EPOCH_TARGET, STEP_ROWS, STEP_TARGET, markdown
 from benchmarks.table import main as print_tables
 from benchmarks.timing import order, ratio
 from benchmarks.training import main as measure
+from sdpipe.files import read_json
 from sdpipe.network import NetworkConfig
 
 SMALL = {
@@ -126,3 +128,14 @@ def test_a_foreign_file_is_one_line(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert done.stderr.startswith("error: ")
     assert "expected a file of benchmarks.training" in done.stderr
+
+
+def test_the_readme_has_the_tables_of_the_committed_measurement() -> None:
+    """Nothing in them was typed by hand, and the targets are met."""
+    results = read_json(ROOT / "benchmarks" / "training.json")
+    assert markdown(results) in (ROOT / "README.md").read_text()
+    active = results["steps"]["active"]
+    assert active["ratio_to_share"]["n"] >= 40
+    assert active["ratio_to_share"]["of_sums"] <= STEP_TARGET
+    for kind in ("stochastic", "constant"):
+        assert results["epochs"]["rows"][f"loop_{kind}"]["ratio_with_checkpoints"]["of_sums"] <= EPOCH_TARGET

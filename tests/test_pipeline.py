@@ -169,6 +169,21 @@ def test_a_run_that_fails_its_gate_leaves_the_deployed_file(first: Project) -> N
     call(first.folder, "dvc", "repro")
 
 
+def test_a_training_that_diverges_is_never_deployed(first: Project) -> None:
+    params, model = first.folder / "params.yaml", first.folder / "models" / "model.onnx"
+    text, deployed = params.read_text(), model.read_bytes()
+    params.write_text(text.replace("  learning_rate: 0.1\n", "  learning_rate: 1.0e+30\n"))
+    done = call(first.folder, "dvc", "repro", check=False)
+    assert done.returncode != 0
+    assert re.search(
+        r"error: epoch 1, step \d+ of 20: loss .* at learning rate 1e\+30, on training images \[", done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    assert model.read_bytes() == deployed
+    params.write_text(text)
+    call(first.folder, "dvc", "repro")
+
+
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught_on_trained_weights(

@@ -196,12 +196,12 @@ def test_two_processes_may_make_the_store_at_once(project: Path) -> None:
 def test_a_server_that_vanishes_in_mid_run_loses_nothing(
     project: Path, dataset: DataSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A real server is killed after the first epoch; the training ends; the server comes back and gets all."""
+    """A real server is killed after the first epoch; the training ends; a new server then gets all."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    server = start_server(project, port)
+    server, folder = start_server(project, port), project / "models" / "plain"
 
     update = LiveTracker.update
 
@@ -219,12 +219,12 @@ def test_a_server_that_vanishes_in_mid_run_loses_nothing(
         return run
 
     monkeypatch.setattr(LiveTracker, "update", update_then_kill)
-    train_run("plain", train_config(epochs=4, milestones=[]), machine(), dataset, "code", project / "out")
+    train_run("plain", train_config(epochs=4, milestones=[]), machine(), dataset, "code", folder)
     assert capsys.readouterr().err.count("nothing is lost, `sdpipe track` sends it later") == 1
     server = start_server(project, port)
     try:
         assert the_only_run().info.status == "RUNNING"
-        track(project / "out")
+        track(folder)
         run = the_only_run()
         history = MlflowClient().get_metric_history(run.info.run_id, "train_loss")
         assert (run.info.status, sorted(row.step for row in history)) == ("FINISHED", [1, 2, 3, 4])
