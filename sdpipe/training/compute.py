@@ -75,6 +75,7 @@ def _choose_on_cuda(precision: str, local_rank: int) -> Compute:
 
 def _choose_on_cpu(precision: str) -> Compute:
     has_bf16 = _cpu_has_bf16()
+    num_threads = torch.get_num_threads()
     chosen, why = _choose(
         precision,
         native={"fp32"} | ({"bf16"} if has_bf16 else set()),
@@ -85,7 +86,8 @@ def _choose_on_cpu(precision: str) -> Compute:
     return Compute(
         device=torch.device("cpu"),
         precision=chosen,
-        reason=f"{chosen} on the processor, {why}; channels last, {torch.get_num_threads()} threads",
+        reason=f"{chosen} on the processor, {why}; channels last, "
+        f"{num_threads} {'thread' if num_threads == 1 else 'threads'}",
     )
 
 

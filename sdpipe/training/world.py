@@ -96,7 +96,7 @@ class World:
 
 def _average_gradients(view: nn.Module, own: nn.Module, name: str) -> None:
     # Buffers are averaged by the training step, in the same message as the loss.
-    setattr(view, name, DistributedDataParallel(getattr(own, name), broadcast_buffers=False))
+    setattr(view, name, DistributedDataParallel(getattr(own, name), forward_sync_buffers=False))
 
 
 @contextmanager
