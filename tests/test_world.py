@@ -144,7 +144,7 @@ def test_a_killed_rank_takes_the_others_down_and_a_new_start_continues(
         os.kill(int((tmp_path / "pid1").read_text()), signal.SIGKILL)
         killed = time.monotonic()
         out, _ = process.communicate(timeout=60)
-        print(f"all down after {time.monotonic() - killed:.1f} s")
+        print(f"all down after {time.monotonic() - killed:.1f} s: {out}")
         assert process.returncode != 0
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / "pid0").read_text()), 0)

@@ -18,7 +18,7 @@ from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
 from sdpipe.training.compute import Compute, choose_compute
 from sdpipe.training.config import MachineConfig, TrainConfig
 from sdpipe.training.finished import LENGTH_KEYS, find_extendable, keep_finished
-from sdpipe.training.interruption import noticing_signals
+from sdpipe.training.interruption import Interruption, noticing_signals
 from sdpipe.training.loop import train
 from sdpipe.training.progress import Progress, TrainResult
 from sdpipe.training.records import epoch_metrics, start_record
@@ -105,36 +105,37 @@ class _Session:
             git=measured,
             hardware=measured["hardware"],
         )
-        with (
-            _locked(self.checkpoints.with_suffix(".lock"), self.run),
-            _told_how_it_ends(LiveTracker(record), self.run) as tracker,
-        ):
-            result = self._train(world, tracker)
-            info = self._describe(result.progress)
-            write_training(folder, result, info, measured)
-            tracker.close("FINISHED", {"test_error": result.test_error})
-            keep_finished(self.checkpoints, self.lineage / self.name)
+        with _locked(self.checkpoints.with_suffix(".lock"), self.run):
+            tracker = LiveTracker(record)
+
+            def give_up() -> None:
+                tracker.close("KILLED", patience_s=INTERRUPTED_PATIENCE_S)
+
+            # The signals are noticed to the very end, so that none cuts the last word to MLflow short.
+            with noticing_signals(give_up) as interruption, _told_how_it_ends(tracker, self.run):
+                result = self._train(world, tracker, interruption)
+                info = self._describe(result.progress)
+                write_training(folder, result, info, measured)
+                tracker.close("FINISHED", {"test_error": result.test_error})
+                keep_finished(self.checkpoints, self.lineage / self.name)
         print(
             f"run {self.run}: test error {result.test_error:.4f} at epoch {info.best_epoch}, "
             f"the one of lowest validation error ({result.progress.best.validation_error:.4f})"
         )
 
-    def _train(self, world: World, tracker: LiveTracker) -> TrainResult:
+    def _train(self, world: World, tracker: LiveTracker, interruption: Interruption) -> TrainResult:
         checkpoints = CheckpointFolder(self.checkpoints, self.name)
-        with noticing_signals(
-            lambda: tracker.close("KILLED", patience_s=INTERRUPTED_PATIENCE_S)
-        ) as interruption:
-            return train(
-                self.config,
-                self.dataset,
-                self.compute,
-                world,
-                checkpoints=checkpoints,
-                every=self.machine.checkpoint,
-                start=self._find_start(checkpoints),
-                on_epoch=lambda progress: tracker.update(_rows(progress)),
-                interruption=interruption,
-            )
+        return train(
+            self.config,
+            self.dataset,
+            self.compute,
+            world,
+            checkpoints=checkpoints,
+            every=self.machine.checkpoint,
+            start=self._find_start(checkpoints),
+            on_epoch=lambda progress: tracker.update(_rows(progress)),
+            interruption=interruption,
+        )
 
     def _find_start(self, checkpoints: CheckpointFolder) -> Checkpoint | None:
         """The newest whole checkpoint of this training, else the end of one that it extends."""
@@ -189,10 +190,10 @@ def _locked(path: Path, run: str) -> Iterator[None]:
 
 
 @contextmanager
-def _told_how_it_ends(tracker: LiveTracker, run: str) -> Iterator[LiveTracker]:
+def _told_how_it_ends(tracker: LiveTracker, run: str) -> Iterator[None]:
     """Close the MLflow run as FAILED or KILLED when the block does not end well."""
     try:
-        yield tracker
+        yield
     except (KeyboardInterrupt, SystemExit):
         print(f"run {run}: stopped; `dvc repro` continues from here", flush=True)
         tracker.close("KILLED", patience_s=INTERRUPTED_PATIENCE_S)
