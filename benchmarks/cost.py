@@ -25,11 +25,13 @@ class MultiplyAdds:
 
 
 def multiply_adds(network: NetworkConfig, height: int, width: int) -> MultiplyAdds:
-    """Count them for images of height x width pixels."""
+    """Count them for a CIFAR-style network without projections, on images of height x width pixels."""
     always = _KERNEL * network.in_channels * network.widths[0] * height * width
     always += network.widths[-1] * network.num_classes
     blocks = []
-    for (ins, outs), stride in zip(network.block_channels, network.block_strides, strict=True):
-        height, width = -(-height // stride), -(-width // stride)  # the ceiling, as a padded convolution
+    for shape in network.block_shapes:
+        ins, outs = shape.in_channels, shape.out_channels
+        # The ceiling, as a padded convolution has it.
+        height, width = -(-height // shape.stride), -(-width // shape.stride)
         blocks.append(_KERNEL * (ins * outs + outs * outs) * height * width)
     return MultiplyAdds(always=always, blocks=tuple(blocks))

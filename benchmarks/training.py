@@ -19,7 +19,7 @@ from benchmarks.steps import measure_steps
 from benchmarks.table import markdown
 from sdpipe.errors import errors_on_one_line
 from sdpipe.files import write_json
-from sdpipe.network import check_depth
+from sdpipe.network import groups_of
 from sdpipe.provenance import hardware, processor_name
 from sdpipe.training.compute import Compute, choose_compute
 
@@ -47,7 +47,7 @@ def _device_name(compute: Compute) -> str:
 
 def _checked_depth(_context: click.Context, _parameter: click.Parameter, value: int) -> int:
     try:
-        check_depth(value)
+        groups_of("cifar", value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
     return value

@@ -16,8 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NUM_GROUPS = 3  # section 4: three groups of blocks, each with half the resolution of the one before
-CONVS_PER_BLOCK = 2
+# Blocks in each group (ResNet, table 1). CIFAR-style nets have depth 6n + 2: three groups of n (section 4).
+_IMAGENET_GROUPS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+_EXPANSION = 4  # a bottleneck's output has four times the channels of its 3x3 convolution
 
 
 def linear_decay(num_blocks: int, p_L: float) -> tuple[float, ...]:
@@ -41,28 +48,54 @@ def expected_depth(survival_probs: Sequence[float]) -> float:
     return math.fsum(survival_probs)
 
 
-def check_depth(depth: int) -> None:
-    """Raise ValueError unless a depth is 6n + 2 with n >= 1."""
-    if depth < 8 or (depth - 2) % (NUM_GROUPS * CONVS_PER_BLOCK):
+def groups_of(family: str, depth: int) -> tuple[int, ...]:
+    """Residual blocks in each group. Raises ValueError if the family has no such depth."""
+    if family == "imagenet":
+        if depth not in _IMAGENET_GROUPS:
+            raise ValueError(f"expected a depth of {', '.join(map(str, _IMAGENET_GROUPS))}, got {depth}")
+        return _IMAGENET_GROUPS[depth]
+    if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"expected a depth of 6n + 2 (8, 14, 20, ..., 56, 110, ...), got {depth}")
+    return ((depth - 2) // 6,) * 3
 
 
-def check_widths(widths: Sequence[int]) -> None:
+def check_widths(family: str, widths: Sequence[int]) -> None:
     """Raise ValueError unless there is a width for each group and none is smaller than the one before."""
-    if len(widths) != NUM_GROUPS or list(widths) != sorted(widths) or min(widths) < 1:
-        raise ValueError(f"expected {NUM_GROUPS} positive widths, never falling, got {list(widths)}")
+    num_groups = 4 if family == "imagenet" else 3
+    if len(widths) != num_groups or list(widths) != sorted(widths) or min(widths) < 1:
+        raise ValueError(f"expected {num_groups} positive widths, never falling, got {list(widths)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockShape:
+    """Channels and stride of one block. width: of its 3x3 convolutions."""
+
+    in_channels: int
+    width: int
+    out_channels: int
+    stride: int  # 2 in the first block of a group but the first: a transitional block
+
+    @property
+    def is_bottleneck(self) -> bool:
+        """1x1-3x3-1x1 in place of two 3x3 convolutions."""
+        return self.out_channels != self.width
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """What decides a network's shape; a weights file carries it, so that it can be built again.
 
-    depth: layers with weights, 6n + 2; widths: channels of the three groups; rule: `linear_decay` or
-    `uniform`; p_L: survival probability of the last block, 1 for constant depth; in_channels: 1 or 3.
+    family: `cifar` (depth 6n + 2, three groups) or `imagenet` (18, 34, 50, 101, 152; four groups); depth:
+    layers with weights; widths: of the groups' 3x3 convolutions; skip: option A, B or C of ResNet section
+    4.1, or `plain` for none; dropout: probability in the branches; rule: `linear_decay` or `uniform`; p_L:
+    survival probability of the last block, 1 for constant depth; in_channels: 1 or 3.
     """
 
+    family: str
     depth: int
     widths: tuple[int, ...]
+    skip: str
+    dropout: float
     rule: str
     p_L: float
     in_channels: int
@@ -70,18 +103,15 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError where no such network exists."""
-        check_depth(self.depth)
-        check_widths(self.widths)
-
-    @property
-    def blocks_per_group(self) -> int:
-        """The paper's n, in depth = 6n + 2: the stem, 2 convolutions a block, the head."""
-        return (self.depth - 2) // (NUM_GROUPS * CONVS_PER_BLOCK)
+        groups_of(self.family, self.depth)
+        check_widths(self.family, self.widths)
+        if self.skip == "plain" and self.p_L != 1:
+            raise ValueError(f"expected p_L 1 without skips, since no block can be skipped, got {self.p_L}")
 
     @property
     def num_blocks(self) -> int:
-        """The paper's L = 3n."""
-        return NUM_GROUPS * self.blocks_per_group
+        """The paper's L."""
+        return sum(groups_of(self.family, self.depth))
 
     @property
     def survival_probs(self) -> tuple[float, ...]:
@@ -89,21 +119,32 @@ class NetworkConfig:
         return SURVIVAL_RULES[self.rule](self.num_blocks, self.p_L)
 
     @property
-    def block_channels(self) -> list[tuple[int, int]]:
-        """Channels (in, out) of each block; the first block of groups 2 and 3 is transitional."""
-        outs = [width for width in self.widths for _ in range(self.blocks_per_group)]
-        return list(zip([self.widths[0], *outs[:-1]], outs, strict=True))
+    def block_shapes(self) -> list[BlockShape]:
+        """The blocks in order, l = 1..L."""
+        is_bottleneck = self.family == "imagenet" and self.depth >= 50
+        expansion = _EXPANSION if is_bottleneck else 1
+        shapes: list[BlockShape] = []
+        channels = self.widths[0]
+        for group, num_blocks in enumerate(groups_of(self.family, self.depth)):
+            for at in range(num_blocks):
+                width = self.widths[group]
+                shapes.append(
+                    BlockShape(
+                        in_channels=channels,
+                        width=width,
+                        out_channels=width * expansion,
+                        stride=2 if group > 0 and at == 0 else 1,
+                    )
+                )
+                channels = width * expansion
+        return shapes
 
-    @property
-    def block_strides(self) -> list[int]:
-        """2 in the transitional blocks, else 1."""
-        n = self.blocks_per_group
-        return [2 if ell > 0 and ell % n == 0 else 1 for ell in range(self.num_blocks)]
 
-
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1, *, bias: bool = False) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size at stride 1; a BatchNorm behind it makes a bias needless."""
-    return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=bias)
+def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the size at stride 1; the BatchNorm behind it makes a bias needless."""
+    return nn.Conv2d(
+        in_channels, out_channels, kernel_size=kernel, stride=stride, padding=kernel // 2, bias=False
+    )
 
 
 def skip(hidden_NCHW: Tensor, out_channels: int, stride: int) -> Tensor:
@@ -120,41 +161,102 @@ def skip(hidden_NCHW: Tensor, out_channels: int, stride: int) -> Tensor:
     return F.pad(hidden_NCHW, (0, 0, 0, 0, 0, num_new)) if num_new else hidden_NCHW
 
 
+class Dropout(nn.Module):
+    """Dropout whose mask is a function of `seed`, which the caller sets before each forward pass."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+        self.seed = 0
+
+    def forward(self, hidden_NCHW: Tensor) -> Tensor:
+        """In training, zero each number with `drop_prob` and divide the rest by what is kept."""
+        if not self.training:
+            return hidden_NCHW
+        generator = torch.Generator(hidden_NCHW.device).manual_seed(self.seed)
+        keep_prob = 1 - self.drop_prob
+        kept = torch.empty_like(hidden_NCHW).bernoulli_(keep_prob, generator=generator)
+        return hidden_NCHW * kept / keep_prob
+
+
+def _branch(shape: BlockShape, dropout: float) -> nn.Sequential:
+    """f_l: Conv-BN-ReLU-Conv-BN, or the bottleneck 1x1-3x3-1x1; dropout stands before the last convolution.
+
+    The stride is that of the 3x3 convolution (fb.resnet.torch, torchvision; ResNet had it in the first 1x1).
+    """
+    ins, width, outs, stride = shape.in_channels, shape.width, shape.out_channels, shape.stride
+    if shape.is_bottleneck:
+        convolutions = [
+            convolution(ins, width, 1),
+            convolution(width, width, 3, stride),
+            convolution(width, outs, 1),
+        ]
+    else:
+        convolutions = [convolution(ins, width, 3, stride), convolution(width, outs, 3)]
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, conv in enumerate(convolutions, start=1):
+        is_last = number == len(convolutions)
+        if is_last and dropout:
+            layers["dropout"] = Dropout(dropout)
+        layers[f"conv{number}"] = conv
+        layers[f"bn{number}"] = nn.BatchNorm2d(conv.out_channels)
+        if not is_last:
+            layers[f"relu{number}"] = nn.ReLU()
+    return nn.Sequential(layers)
+
+
 class ResidualBlock(nn.Module):
     """One residual block, H_l = ReLU(b_l f_l(H_{l-1}) + id(H_{l-1})).
 
-    `branch` is f_l: Conv-BN-ReLU-Conv-BN. ReLU stands behind the addition, outside f_l (code).
+    `branch` is f_l. ReLU stands behind the addition, outside f_l (code). `projection` is the learned skip of
+    options B and C.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, survival_prob: float) -> None:
+    def __init__(self, shape: BlockShape, config: NetworkConfig, survival_prob: float) -> None:
         super().__init__()
-        self.out_channels = out_channels
-        self.stride = stride
+        self.shape = shape
         self.survival_prob = survival_prob
-        self.branch = nn.Sequential(
-            OrderedDict(
-                conv1=conv3x3(in_channels, out_channels, stride),
-                bn1=nn.BatchNorm2d(out_channels),
-                relu=nn.ReLU(),
-                conv2=conv3x3(out_channels, out_channels),
-                bn2=nn.BatchNorm2d(out_channels),
-            )
-        )
+        self.is_plain = config.skip == "plain"
+        self.branch = _branch(shape, config.dropout)
+        changes = shape.stride != 1 or shape.in_channels != shape.out_channels
+        self.projection: nn.Sequential | None = None
+        if config.skip == "C" or (config.skip == "B" and changes):
+            conv = convolution(shape.in_channels, shape.out_channels, 1, shape.stride)
+            self.projection = nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(shape.out_channels)))
 
     def forward(self, hidden_NCHW: Tensor, active: bool | None) -> Tensor:
         """`active` is b_l; None is the test network."""
-        identity = skip(hidden_NCHW, self.out_channels, self.stride)
+        if self.is_plain:
+            return F.relu(self.branch(hidden_NCHW))
+        if self.projection is not None:
+            identity = self.projection(hidden_NCHW)
+        else:
+            identity = skip(hidden_NCHW, self.shape.out_channels, self.shape.stride)
         if active is None:
             return F.relu(self.survival_prob * self.branch(hidden_NCHW) + identity)  # eq. (5)
-        if not active:
-            # eq. (3): nothing of the branch is computed, forward or backward. ReLU changes nothing, since
-            # H_{l-1} >= 0 and so are its averages and the zero channels.
-            return identity
-        return F.relu(self.branch(hidden_NCHW) + identity)  # eq. (2) with b_l = 1
+        if active:
+            return F.relu(self.branch(hidden_NCHW) + identity)  # eq. (2) with b_l = 1
+        # eq. (3): nothing of the branch is computed, forward or backward. Without a projection ReLU changes
+        # nothing, since H_{l-1} >= 0 and so are its averages and the zero channels.
+        return identity if self.projection is None else F.relu(identity)
+
+
+def _stem(config: NetworkConfig) -> nn.Sequential:
+    """Conv3x3-BN-ReLU (section 4), or Conv7x7/2-BN-ReLU-MaxPool3x3/2 (ResNet, table 1)."""
+    width, is_imagenet = config.widths[0], config.family == "imagenet"
+    kernel, stride = (7, 2) if is_imagenet else (3, 1)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv=convolution(config.in_channels, width, kernel, stride),
+        bn=nn.BatchNorm2d(width),
+        relu=nn.ReLU(),
+    )
+    if is_imagenet:
+        layers["pool"] = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+    return nn.Sequential(layers)
 
 
 class ResNet(nn.Module):
-    """The CIFAR-style residual network of section 4: stem, three groups of n blocks, pooling, linear head.
+    """The residual network of section 4: stem, groups of blocks, global average pooling, linear head.
 
     A module in `train()` mode uses and updates batch statistics of the active blocks only; which blocks are
     active is the caller's to draw and pass.
@@ -163,17 +265,13 @@ class ResNet(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.widths[0]
-        self.stem = nn.Sequential(
-            OrderedDict(conv=conv3x3(config.in_channels, width), bn=nn.BatchNorm2d(width), relu=nn.ReLU())
-        )
+        self.stem = _stem(config)
+        shapes = config.block_shapes
         self.blocks = nn.ModuleList(
-            ResidualBlock(*channels, stride, survival_prob)
-            for channels, stride, survival_prob in zip(
-                config.block_channels, config.block_strides, config.survival_probs, strict=True
-            )
+            ResidualBlock(shape, config, survival_prob)
+            for shape, survival_prob in zip(shapes, config.survival_probs, strict=True)
         )
-        self.head = nn.Linear(config.widths[-1], config.num_classes)
+        self.head = nn.Linear(shapes[-1].out_channels, config.num_classes)
 
     def forward(self, images_NCHW: Tensor, active: Sequence[bool] | None = None) -> Tensor:
         """Logits, shape (N, K), of normalised images.

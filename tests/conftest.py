@@ -42,10 +42,27 @@ def project(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     return folder
 
 
-def make_weights(*, depth: int = 20, channels: int = 1, p_L: float = 0.5, seed: int = 0) -> Weights:
+def make_weights(
+    *,
+    family: str = "cifar",
+    depth: int = 20,
+    widths: tuple[int, ...] = (4, 8, 16),
+    skip: str = "A",
+    channels: int = 1,
+    p_L: float = 0.5,
+    seed: int = 0,
+) -> Weights:
     """A network whose BatchNorm statistics and biases are as uneven as trained ones."""
     config = NetworkConfig(
-        depth=depth, widths=(4, 8, 16), rule="linear_decay", p_L=p_L, in_channels=channels, num_classes=3
+        family=family,
+        depth=depth,
+        widths=widths,
+        skip=skip,
+        dropout=0.1 if skip == "B" else 0.0,
+        rule="linear_decay",
+        p_L=p_L,
+        in_channels=channels,
+        num_classes=3,
     )
     network = ResNet(config)
     initialise(network, seed)
@@ -136,8 +153,11 @@ def train_config(**overrides: object) -> TrainConfig:
         "dataset": "animals",
         "seed": 0,
         "validation": 0.2,
+        "family": "cifar",
         "depth": 20,
         "widths": [4, 8, 8],
+        "skip": "A",
+        "dropout": 0.0,
         "rule": "linear_decay",
         "p_L": 0.5,
         "epochs": 3,

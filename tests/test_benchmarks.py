@@ -31,7 +31,15 @@ SMALL = {
 
 def network(depth: int, widths: tuple[int, ...]) -> NetworkConfig:
     return NetworkConfig(
-        depth=depth, widths=widths, rule="linear_decay", p_L=0.5, in_channels=3, num_classes=10
+        family="cifar",
+        depth=depth,
+        widths=widths,
+        skip="A",
+        dropout=0.0,
+        rule="linear_decay",
+        p_L=0.5,
+        in_channels=3,
+        num_classes=10,
     )
 
 

@@ -1,12 +1,14 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import SIZE, make_weights
+from conftest import SIZE, export_to, make_weights, random_images
 from torch import nn
 
 from sdpipe.deploy.fold import TestNetwork, build_test_network, fold, fold_file
 from sdpipe.errors import ModelError
+from sdpipe.runtime.artifact import count_operators, open_artifact
 from sdpipe.training.weights import load_weights, save_weights
 
 
@@ -21,6 +23,35 @@ def test_fold_equals_the_unfolded_network_in_float64(depth: int, p_L: float) -> 
     reference = network.double()(images)
     assert (folded - reference).abs().max() <= 1e-12 * reference.abs().max()
     assert reference.std() > 0.1, "logits that do not vary would prove nothing"
+
+
+NETWORKS = {
+    "option B": {"skip": "B"},
+    "option C": {"skip": "C"},
+    "plain": {"skip": "plain", "p_L": 1.0},
+    "ImageNet-style, 18 layers": {"family": "imagenet", "depth": 18, "widths": (4, 8, 8, 16), "skip": "B"},
+    "bottlenecks, 50 layers": {"family": "imagenet", "depth": 50, "widths": (4, 4, 8, 8), "skip": "B"},
+    "bottlenecks, option A": {"family": "imagenet", "depth": 50, "widths": (4, 4, 8, 8), "skip": "A"},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_every_network_folds_and_exports(name: str, tmp_path: Path) -> None:
+    """In float64 to 1e-12; onnxruntime to the tolerance of the parity proof, without BatchNorm or dropout."""
+    weights = make_weights(**NETWORKS[name])
+    network = weights.build_network()
+    images_NHWC = random_images(16, seed=3)
+    normalised = (torch.from_numpy(images_NHWC).double() - weights.normalisation.mean_HWC) / 60.0
+    reference = network.double()(normalised.permute(0, 3, 1, 2))
+    folded = fold(network)(normalised.permute(0, 3, 1, 2))
+    assert (folded - reference).abs().max() <= 1e-12 * reference.abs().max()
+    path = export_to(tmp_path / "model.onnx", weights)
+    logits = open_artifact(path, "cpu").run(images_NHWC)[0]
+    spread = (reference.max() - reference.min()).item()
+    assert np.abs(logits - reference.numpy()).max() <= 2e-6 * spread
+    allowed = {"Add", "AveragePool", "Cast", "Conv", "Div", "Gemm", "MaxPool", "Pad", "ReduceMean", "Relu"}
+    assert set(count_operators(path)) <= allowed | {"Softmax", "Sub", "Transpose"}
 
 
 @torch.no_grad()

@@ -3,8 +3,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 
 from sdpipe.network import (
+    BlockShape,
+    Dropout,
     NetworkConfig,
     ResidualBlock,
     ResNet,
@@ -18,8 +21,11 @@ from sdpipe.network import (
 
 def config(depth: int = 20, **overrides: object) -> NetworkConfig:
     values = {
+        "family": "cifar",
         "depth": depth,
         "widths": (16, 32, 64),
+        "skip": "A",
+        "dropout": 0.0,
         "rule": "linear_decay",
         "p_L": 0.5,
         "in_channels": 3,
@@ -77,7 +83,8 @@ def test_any_image_size_and_1_or_3_channels(size: tuple[int, int], channels: int
 def test_training_rule_is_equation_2_and_test_rule_equation_5() -> None:
     """Active: ReLU(f + id), nothing divided by p; inactive: id; test: ReLU(p f + id)."""
     torch.manual_seed(0)
-    block = ResidualBlock(4, 4, 1, survival_prob=0.3).eval()
+    shape = BlockShape(in_channels=4, width=4, out_channels=4, stride=1)
+    block = ResidualBlock(shape, config(), survival_prob=0.3).eval()
     hidden = torch.rand(2, 4, 5, 5)
     branch = block.branch(hidden)
     torch.testing.assert_close(block(hidden, True), F.relu(branch + hidden))
@@ -134,3 +141,117 @@ def test_he_initialisation() -> None:
     assert torch.equal(other.get_parameter("blocks.4.branch.conv2.weight"), weight)
     initialise(other, 4)
     assert not torch.equal(other.get_parameter("blocks.4.branch.conv2.weight"), weight)
+
+
+# ---------------------------------------------------------------- ResNet's other networks
+
+
+IMAGENET = {"family": "imagenet", "widths": (64, 128, 256, 512), "num_classes": 1000, "p_L": 1.0, "skip": "B"}
+
+
+def to_ours(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """torchvision's names in ours: layer1.0.conv1 -> blocks.0.branch.conv1, downsample -> projection."""
+    layers = [name for name in theirs if name.startswith("layer")]
+    numbers = sorted({tuple(name.split(".")[:2]) for name in layers}, key=_natural)
+    prefixes = {".".join(number): f"blocks.{at}" for at, number in enumerate(numbers)}
+    ours = {}
+    for name, tensor in theirs.items():
+        first, _, rest = name.partition(".")
+        if first in ("conv1", "bn1"):
+            ours[f"stem.{first[:-1]}.{rest}"] = tensor
+        elif first == "fc":
+            ours[f"head.{rest}"] = tensor
+        else:
+            group, number, rest = name.split(".", 2)
+            rest = rest.replace("downsample.0", "projection.conv").replace("downsample.1", "projection.bn")
+            inside = rest if rest.startswith("projection") else f"branch.{rest}"
+            ours[f"{prefixes[f'{group}.{number}']}.{inside}"] = tensor
+    return ours
+
+
+def _natural(number: tuple[str, ...]) -> tuple[str, int]:
+    return number[0], int(number[1])
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_imagenet_networks_are_torchvisions(depth: int) -> None:
+    """The same parameters; the same output of both, with torchvision's (untrained) weights in ours."""
+    with torch.no_grad():
+        torch.manual_seed(depth)
+        theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
+        for module in theirs.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+        network = ResNet(config(depth, **IMAGENET)).eval()
+        network.load_state_dict(to_ours(theirs.state_dict()))
+        images = torch.randn(2, 3, 64, 64)
+        expected = theirs(images)
+        spread = expected.max() - expected.min()
+        assert spread > 0.01
+        assert (network(images) - expected).abs().max() <= 1e-5 * spread
+    counted = sum(parameter.numel() for parameter in network.parameters())
+    assert counted == sum(parameter.numel() for parameter in theirs.parameters())
+
+
+@pytest.mark.parametrize(
+    ("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7), (1202, 19.4)]
+)
+def test_parameter_counts_of_resnets_table_6(depth: int, millions: float) -> None:
+    with torch.device("meta"):
+        network = ResNet(config(depth))
+    counted = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert counted == pytest.approx(millions, abs=0.5 * 10 ** -len(str(millions).split(".")[1]) + 0.03)
+
+
+def test_options_a_b_and_c_differ_by_their_projections() -> None:
+    """B has one in both transitional blocks, C in all nine: weights, and 2 numbers of BatchNorm a channel."""
+    counts = {
+        skip: sum(parameter.numel() for parameter in ResNet(config(20, skip=skip, p_L=1.0)).parameters())
+        for skip in ("A", "B", "C", "plain")
+    }
+    assert counts["plain"] == counts["A"]
+    projection_b = (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
+    assert counts["B"] - counts["A"] == projection_b
+    rest_of_c = 3 * (16 * 16 + 2 * 16) + 2 * (32 * 32 + 2 * 32) + 2 * (64 * 64 + 2 * 64)
+    assert counts["C"] - counts["A"] == projection_b + rest_of_c
+
+
+def test_a_learned_skip_stays_when_its_block_is_inactive() -> None:
+    """ReLU(0 + id(H)), with id the projection (eq. 2 with b_l = 0): here ReLU is not idle."""
+    shape = BlockShape(in_channels=4, width=8, out_channels=8, stride=2)
+    block = ResidualBlock(shape, config(skip="B"), survival_prob=0.5).eval()
+    hidden = torch.randn(2, 4, 6, 6).relu()
+    identity = block.projection(hidden)
+    assert (identity < 0).any()
+    torch.testing.assert_close(block(hidden, False), F.relu(identity))
+    torch.testing.assert_close(block(hidden, True), F.relu(identity + block.branch(hidden)))
+
+
+def test_a_plain_net_has_no_skips_and_cannot_skip() -> None:
+    network = ResNet(config(20, skip="plain", p_L=1.0)).eval()
+    block, hidden = network.blocks[0], torch.rand(2, 16, 5, 5)
+    torch.testing.assert_close(block(hidden, True), F.relu(block.branch(hidden)))
+    with pytest.raises(ValueError, match="expected p_L 1 without skips"):
+        config(20, skip="plain", p_L=0.5)
+
+
+def test_dropout_is_a_function_of_its_seed() -> None:
+    """The same seed the same mask; a share of drop_prob is zero; the mean is kept."""
+    dropout, ones = Dropout(0.3), torch.ones(4, 8, 20, 20)
+    dropout.seed = 5
+    first = dropout(ones)
+    assert torch.equal(dropout(ones), first)
+    dropout.seed = 6
+    assert not torch.equal(dropout(ones), first)
+    # 12,800 draws: the standard error of the share is sqrt(0.21 / 12800) = 0.004.
+    assert (first == 0).float().mean().item() == pytest.approx(0.3, abs=0.016)
+    assert first.max().item() == pytest.approx(1 / 0.7)
+    assert torch.equal(dropout.eval()(ones), ones)
+
+
+def test_dropout_stands_before_the_last_convolution() -> None:
+    names = list(dict(ResNet(config(dropout=0.2)).blocks[0].branch.named_children()))
+    assert names == ["conv1", "bn1", "relu1", "dropout", "conv2", "bn2"]
+    bottleneck = ResNet(config(50, **IMAGENET | {"dropout": 0.2})).blocks[0].branch
+    assert list(dict(bottleneck.named_children()))[-3:] == ["dropout", "conv3", "bn3"]

@@ -1,57 +1,59 @@
 """Fold: the survival probabilities and BatchNorm go into the convolutions.
 
 What remains of eq. (5), H_l = ReLU(p_l f_l(H_{l-1}) + id(H_{l-1})), is a plain network: in each branch
-Conv-ReLU-Conv with biases, and no p_l. Behind a convolution W with bias 0, BatchNorm in eval mode gives
-gamma / sqrt(var + eps) * (W x - mean) + beta, which is again a convolution; p_l scales the second one of the
-branch, weight and bias.
+convolutions with biases and ReLU between them, and no p_l. Behind a convolution W with bias 0, BatchNorm in
+eval mode gives gamma / sqrt(var + eps) * (W x - mean) + beta, which is again a convolution; p_l scales the
+last one of the branch, weight and bias. A learned skip is folded likewise, without p_l.
 """
 
 import copy
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from sdpipe.network import NetworkConfig, ResidualBlock, ResNet, conv3x3, skip
+from sdpipe.network import Dropout, ResidualBlock, ResNet
 from sdpipe.training.weights import Weights, load_weights, save_weights
 
 
 class TestNetwork(nn.Module):
-    """The deterministic full-depth network: convolutions, ReLU, additions, skips, head."""
+    """The deterministic full-depth network: convolutions, ReLU, additions, skips, head.
+
+    Its blocks are those of `ResNet` with b_l = 1, without BatchNorm and dropout.
+    """
 
     __test__ = False  # its name is the paper's, pytest shall not collect it
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, network: ResNet) -> None:
+        """network: in eval mode, with the survival probabilities in its weights; it is taken apart."""
         super().__init__()
-        self.config = config
-        self.stem = conv3x3(config.in_channels, config.widths[0], bias=True)
-        self.branches = nn.ModuleList(
-            nn.Sequential(
-                OrderedDict(
-                    conv1=conv3x3(in_channels, out_channels, stride, bias=True),
-                    relu=nn.ReLU(),
-                    conv2=conv3x3(out_channels, out_channels, bias=True),
-                )
-            )
-            for (in_channels, out_channels), stride in zip(
-                config.block_channels, config.block_strides, strict=True
-            )
-        )
-        self.head = nn.Linear(config.widths[-1], config.num_classes)
+        self.network = network
+        network.stem = _fused(network.stem)
+        for block in network.blocks:
+            assert isinstance(block, ResidualBlock)
+            block.branch = _fused(block.branch)
+            if block.projection is not None:
+                block.projection = _fused(block.projection)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Logits (N, K) of normalised images."""
-        hidden_NCHW = F.relu(self.stem(images_NCHW))
-        for branch, (_, out_channels), stride in zip(
-            self.branches, self.config.block_channels, self.config.block_strides, strict=True
-        ):
-            hidden_NCHW = F.relu(branch(hidden_NCHW) + skip(hidden_NCHW, out_channels, stride))
-        logits_NK: Tensor = self.head(hidden_NCHW.mean(dim=(2, 3)))
+        logits_NK: Tensor = self.network(images_NCHW, [True] * len(self.network.blocks))
         return logits_NK
+
+
+def _fused(layers: nn.Sequential) -> nn.Sequential:
+    """The same layers, with each BatchNorm in the convolution before it, and no dropout."""
+    fused: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, layer in layers.named_children():
+        if isinstance(layer, nn.BatchNorm2d):
+            last, conv = next(reversed(fused.items()))
+            assert isinstance(conv, nn.Conv2d)
+            fused[last] = fuse_conv_bn_eval(conv, layer)
+        elif not isinstance(layer, Dropout):
+            fused[name] = layer
+    return nn.Sequential(fused).eval()
 
 
 @torch.no_grad()
@@ -62,20 +64,13 @@ def fold(network: ResNet) -> TestNetwork:
     1e-12 of its logits.
     """
     trained = copy.deepcopy(network).double().eval()
-    folded = TestNetwork(network.config).double().eval()
-    _fold_into(folded.stem, trained.stem.conv, trained.stem.bn)
-    for branch, block in zip(folded.branches, trained.blocks, strict=True):
+    for block in trained.blocks:
         assert isinstance(block, ResidualBlock)
-        _fold_into(branch.conv1, block.branch.conv1, block.branch.bn1)
-        _fold_into(branch.conv2, block.branch.conv2, block.branch.bn2, scale=block.survival_prob)  # eq. (5)
-    folded.head.load_state_dict(trained.head.state_dict())
-    return folded
-
-
-def _fold_into(target: Any, conv: Any, bn: Any, scale: float = 1.0) -> None:
-    fused = fuse_conv_bn_eval(conv, bn)
-    target.weight.copy_(scale * fused.weight)
-    target.bias.copy_(scale * fused.bias)
+        *_, last_norm = block.branch.children()
+        assert isinstance(last_norm, nn.BatchNorm2d)
+        last_norm.weight.mul_(block.survival_prob)  # eq. (5)
+        last_norm.bias.mul_(block.survival_prob)
+    return TestNetwork(trained)
 
 
 def fold_weights(trained: Weights) -> Weights:
@@ -86,7 +81,7 @@ def fold_weights(trained: Weights) -> Weights:
 
 def build_test_network(folded: Weights) -> TestNetwork:
     """The test network of folded weights, float32, eval mode."""
-    network = TestNetwork(folded.info.network)
+    network = TestNetwork(ResNet(folded.info.network).eval())
     network.load_state_dict(folded.state)
     return network.eval()
 

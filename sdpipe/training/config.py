@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from sdpipe.config import Fraction, Section, Seed, parse_section
 from sdpipe.errors import ConfigError
-from sdpipe.network import NetworkConfig, check_depth, check_widths
+from sdpipe.network import NetworkConfig, check_widths, groups_of
 
 PositiveInt = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0)]
@@ -27,8 +27,11 @@ class TrainConfig(Section):
     dataset: str
     seed: Seed  # of every random draw
     validation: Fraction | dict[str, PositiveInt]  # of the training images, or images per class by part
-    depth: PositiveInt  # layers with weights, 6n + 2
-    widths: Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # channels of the three groups
+    family: Literal["cifar", "imagenet"]  # depth 6n + 2 in three groups, or 18 to 152 in four
+    depth: PositiveInt  # layers with weights
+    widths: Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # channels of the groups
+    skip: Literal["A", "B", "C", "plain"]  # pooling and zeros; projection where shapes differ; always; none
+    dropout: Annotated[float, Field(ge=0, lt=1)]  # in the branches; the papers' recipes have none
     rule: Literal["linear_decay", "uniform"]
     p_L: Annotated[float, Field(gt=0, le=1)]  # survival probability of the last block; 1: constant depth
     epochs: PositiveInt
@@ -48,15 +51,24 @@ class TrainConfig(Section):
 
     @field_validator("depth")
     @classmethod
-    def _check_depth(cls, depth: int) -> int:
-        check_depth(depth)
+    def _check_depth(cls, depth: int, info: ValidationInfo) -> int:
+        if "family" in info.data:
+            groups_of(info.data["family"], depth)
         return depth
 
     @field_validator("widths")
     @classmethod
-    def _check_widths(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
-        check_widths(widths)
+    def _check_widths(cls, widths: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        if "family" in info.data:
+            check_widths(info.data["family"], widths)
         return widths
+
+    @field_validator("p_L")
+    @classmethod
+    def _check_p_L(cls, p_L: float, info: ValidationInfo) -> float:
+        if info.data.get("skip") == "plain" and p_L != 1:
+            raise ValueError(f"expected 1 where skip is plain, since no block can be skipped, got {p_L}")
+        return p_L
 
     @field_validator("micro_batches")
     @classmethod
@@ -86,8 +98,11 @@ class TrainConfig(Section):
     def network_config(self, *, in_channels: int, num_classes: int) -> NetworkConfig:
         """The network for images of so many channels and classes."""
         return NetworkConfig(
+            family=self.family,
             depth=self.depth,
             widths=self.widths,
+            skip=self.skip,
+            dropout=self.dropout,
             rule=self.rule,
             p_L=self.p_L,
             in_channels=in_channels,

@@ -16,6 +16,7 @@ class _Purpose(IntEnum):
     SHIFTS = 2
     FLIPS = 3
     ACTIVE_BLOCKS = 4
+    DROPOUT = 5
 
 
 class Draws:
@@ -44,3 +45,8 @@ class Draws:
         """b_1..b_L of one mini-batch, b_l ~ Bernoulli(p_l) (paper eq. 2)."""
         uniform_L = self._generator(_Purpose.ACTIVE_BLOCKS, epoch, step).random(len(survival_probs))
         return [bool(active) for active in uniform_L < np.asarray(survival_probs)]
+
+    def dropout_seeds(self, epoch: int, step: int, part: int, num_blocks: int) -> list[int]:
+        """For each block the seed of its dropout mask in one part of a mini-batch."""
+        generator = self._generator(_Purpose.DROPOUT, epoch, step, part)
+        return [int(seed) for seed in generator.integers(2**62, size=num_blocks)]

@@ -4,7 +4,7 @@ Nothing here waits for the device.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from sdpipe.errors import ConfigError
-from sdpipe.network import ResidualBlock, ResNet
+from sdpipe.network import Dropout, ResidualBlock, ResNet
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.guard import FP16_STREAK, Guard
@@ -83,10 +83,12 @@ class TrainingStep:
         parts: Sequence[tuple[Tensor, Tensor]],
         active: Sequence[bool],
         learning_rate: float,
+        dropout_seeds: Callable[[int], Sequence[int]] | None = None,
     ) -> Tensor | None:
         """Train on the parts of one mini-batch: images (N, C, H, W) and labels (N,).
 
-        number: of the step, for the guard. Returns the mini-batch's mean loss, a scalar on the device; or
+        number: of the step, for the guard. dropout_seeds: for each block, given the number of a part of the
+        whole mini-batch. Returns the mini-batch's mean loss, a scalar on the device; or
         None, without an update, if the guard knows of a loss or gradient that is not finite.
         """
         self.network.train()
@@ -95,6 +97,8 @@ class TrainingStep:
         loss = torch.zeros((), device=self._compute.device)
         for at, (images_NCHW, labels_N) in enumerate(parts):
             self._weigh_statistics(at, len(parts))
+            if dropout_seeds is not None:
+                self._seed_dropout(dropout_seeds(self._world.share(self._num_parts).start + at))
             weight = len(labels_N) * self._world.size / self._batch_size  # DDP divides by the size again
             with gradients_kept_here(self._view, wanted=at < len(parts) - 1):
                 with self._compute.autocast():
@@ -136,12 +140,19 @@ class TrainingStep:
             for norm in self._norms:
                 norm.momentum = 1 / (num_parts / self._momentum - num_parts + at + 1)
 
+    def _seed_dropout(self, seeds: Sequence[int]) -> None:
+        for block, seed in zip(self.network.blocks, seeds, strict=True):
+            for module in block.modules():
+                if isinstance(module, Dropout):
+                    module.seed = seed
+
     def _statistics(self, active: Sequence[bool]) -> list[Tensor]:
         """Running means and variances that this step has changed."""
-        changed: list[nn.Module] = [
-            self.network.stem,
-            *(block for block, is_active in zip(self.network.blocks, active, strict=True) if is_active),
-        ]
+        changed: list[nn.Module] = [self.network.stem]
+        for block, is_active in zip(self.network.blocks, active, strict=True):
+            assert isinstance(block, ResidualBlock)
+            changed += [block.branch] if is_active else []
+            changed += [] if block.projection is None else [block.projection]
         return [
             buffer for module in changed for buffer in module.buffers() if torch.is_floating_point(buffer)
         ]

@@ -112,7 +112,8 @@ class Trainer:
         sums.last_tick = time.perf_counter()
         for parts in self.batches.epoch(epoch, sums.num_steps, self.step.parts):
             active = self.draws.active_blocks(epoch, sums.num_steps, probs)
-            loss = self.step.run(self.num_steps, parts, active, learning_rate)
+            seeds = self._dropout_seeds(sums.num_steps)
+            loss = self.step.run(self.num_steps, parts, active, learning_rate, seeds)
             if loss is None:
                 self.check_finite()
             else:
@@ -128,6 +129,12 @@ class Trainer:
             sums.num_steps += 1
             sums.tick()
             yield
+
+    def _dropout_seeds(self, step: int) -> Callable[[int], list[int]] | None:
+        if not self.config.dropout:
+            return None
+        epoch, num_blocks = self.epoch, self.network.config.num_blocks
+        return lambda part: self.draws.dropout_seeds(epoch, step, part, num_blocks)
 
     def check_finite(self) -> None:
         """Raise TrainingError if a step's loss or gradient was not finite. Waits for the device."""

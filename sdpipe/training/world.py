@@ -91,6 +91,8 @@ class World:
         _average_gradients(view, network, "head")
         for block, own in zip(view.blocks, network.blocks, strict=True):
             _average_gradients(block, own, "branch")
+            if getattr(own, "projection", None) is not None:
+                _average_gradients(block, own, "projection")
         return view
 
 
