@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from benchmarks.settings import NUM_CHANNELS, NUM_CLASSES
 from sdpipe.errors import TrainingError
-from sdpipe.network import ResidualBlock, ResNet, initialise
+from sdpipe.network import Active, ResidualBlock, ResNet, initialise
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
-from sdpipe.training.step import TrainingStep
+from sdpipe.training.step import PartDraws, TrainingStep
 from sdpipe.training.world import World
 
 ALONE = World(0, 1, 0)
@@ -41,12 +41,13 @@ class BareStep:
         self._learning_rate = config.learning_rate
         self._number = 0
 
-    def take(self, active: Sequence[bool]) -> None:
+    def take(self, active: Sequence[Active]) -> None:
         """Forward, backward and update with these blocks active, then clear the gradients.
 
         Raises TrainingError if the loss is not finite: such a step is left out, so its time says nothing.
         """
-        loss = self._step.run(self._number, [self._batch], active, self._learning_rate)
+        draws = PartDraws(active=active)
+        loss = self._step.run(self._number, [self._batch], lambda *_part: draws, self._learning_rate)
         if loss is None:
             raise TrainingError(f"benchmark step {self._number + 1}: the loss or a gradient is not finite")
         self._step.clear_gradients()

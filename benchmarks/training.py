@@ -17,9 +17,9 @@ from benchmarks.epochs import measure_epochs
 from benchmarks.settings import Settings
 from benchmarks.steps import measure_steps
 from benchmarks.table import markdown
+from sdpipe.architecture import groups_of
 from sdpipe.errors import errors_on_one_line
 from sdpipe.files import write_json
-from sdpipe.network import groups_of
 from sdpipe.provenance import hardware, processor_name
 from sdpipe.training.compute import Compute, choose_compute
 

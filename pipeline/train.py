@@ -12,6 +12,8 @@ from sdpipe.provenance import code_digest
 from sdpipe.training.config import MachineConfig, parse_run
 from sdpipe.training.session import train_run
 
+LAUNCHED = "SDPIPE_LAUNCHED"  # set for the processes that a launcher starts
+
 
 def main(run: str) -> None:
     params = read_params(Path("params.yaml"))
@@ -22,16 +24,27 @@ def main(run: str) -> None:
     deps = get_value(read_params(Path("dvc.yaml")), "stages.train.do.deps")
     code = code_digest(Path(), [path for path in deps if path.endswith(".py")])
     dataset = open_dataset(Path("data") / config.dataset)
-    train_run(run, config, machine, dataset, code, Path("models") / run)
+    train_run(run, config, machine, dataset, code, Path("models") / run, committed_md5=committed_md5(run))
 
 
 def launch(launcher: str, run: str) -> None:
     """Become the launcher; it starts this stage again in each of its processes."""
-    words = [*shlex.split(launcher), "-m", "pipeline.train", run]
+    where = f"params.yaml: machine.launch: {launcher!r}"
+    if LAUNCHED in os.environ:
+        raise ConfigError(f"{where}: expected a launcher like torchrun, which sets WORLD_SIZE; it did not")
     try:
-        os.execvp(words[0], words)  # noqa: S606
-    except OSError as error:
-        raise ConfigError(f"params.yaml: machine.launch: {words[0]}: {error.strerror}") from error
+        words = [*shlex.split(launcher), "-m", "pipeline.train", run]
+        os.execvpe(words[0], words, {**os.environ, LAUNCHED: "1"})  # noqa: S606
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: cannot be started: {error}") from error
+
+
+def committed_md5(run: str) -> str | None:
+    """What dvc.lock says of the weights of the run's last training."""
+    path = Path("dvc.lock")
+    stages = read_params(path).get("stages", {}) if path.exists() else {}
+    outs = stages.get(f"train@{run}", {}).get("outs", [])
+    return next((out["md5"] for out in outs if out["path"].endswith("weights.safetensors")), None)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ SdpipeError
 ├── ModelError         a model file: missing, damaged, foreign, of another schema
 ├── DeviceError        a device or precision that this machine does not have
 ├── BusyError          another process holds what this one needs
-├── TrainingError      a training that cannot go on: a loss that is not finite, a checkpoint of another run
+├── TrainingError      a training that cannot go on: a loss that is not finite, memory, a dead process
 ├── ParityError        ONNX and PyTorch differ
 ├── GateError          a run that may not be deployed
 └── TrackingError      the MLflow store cannot be reached
@@ -21,7 +21,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_OF_THE_WORLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_OF_THE_WORLD = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EPIPE,  # who read our output has gone
+)
 
 
 class SdpipeError(Exception):

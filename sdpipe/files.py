@@ -36,13 +36,15 @@ def replacing(path: Path) -> Iterator[Path]:
     When the block fails, the new file is removed and the old one stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a process that was killed
+        left.unlink()
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield beside
         with beside.open("rb") as stream:
             os.fsync(stream.fileno())
         beside.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         _name(error, path)
         raise
@@ -60,11 +62,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.chmod(0o755)
-        _sync_folder(beside)
+        sync_folder(beside)
         if path.exists():
             shutil.rmtree(path)
         beside.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         _name(error, path)
         raise
@@ -86,7 +88,8 @@ def write_synced(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Wait until the disk has the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

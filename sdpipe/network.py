@@ -16,15 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Blocks in each group (ResNet, table 1). CIFAR-style nets have depth 6n + 2: three groups of n (section 4).
-_IMAGENET_GROUPS = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
-_EXPANSION = 4  # a bottleneck's output has four times the channels of its 3x3 convolution
+from sdpipe.architecture import BlockShape, block_shapes, check_widths, groups_of
 
 
 def linear_decay(num_blocks: int, p_L: float) -> tuple[float, ...]:
@@ -46,39 +38,6 @@ SURVIVAL_RULES: dict[str, Callable[[int, float], tuple[float, ...]]] = {
 def expected_depth(survival_probs: Sequence[float]) -> float:
     """E(L~), the expected number of active blocks: the sum of p_l (section 3)."""
     return math.fsum(survival_probs)
-
-
-def groups_of(family: str, depth: int) -> tuple[int, ...]:
-    """Residual blocks in each group. Raises ValueError if the family has no such depth."""
-    if family == "imagenet":
-        if depth not in _IMAGENET_GROUPS:
-            raise ValueError(f"expected a depth of {', '.join(map(str, _IMAGENET_GROUPS))}, got {depth}")
-        return _IMAGENET_GROUPS[depth]
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"expected a depth of 6n + 2 (8, 14, 20, ..., 56, 110, ...), got {depth}")
-    return ((depth - 2) // 6,) * 3
-
-
-def check_widths(family: str, widths: Sequence[int]) -> None:
-    """Raise ValueError unless there is a width for each group and none is smaller than the one before."""
-    num_groups = 4 if family == "imagenet" else 3
-    if len(widths) != num_groups or list(widths) != sorted(widths) or min(widths) < 1:
-        raise ValueError(f"expected {num_groups} positive widths, never falling, got {list(widths)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockShape:
-    """Channels and stride of one block. width: of its 3x3 convolutions."""
-
-    in_channels: int
-    width: int
-    out_channels: int
-    stride: int  # 2 in the first block of a group but the first: a transitional block
-
-    @property
-    def is_bottleneck(self) -> bool:
-        """1x1-3x3-1x1 in place of two 3x3 convolutions."""
-        return self.out_channels != self.width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,23 +80,7 @@ class NetworkConfig:
     @property
     def block_shapes(self) -> list[BlockShape]:
         """The blocks in order, l = 1..L."""
-        is_bottleneck = self.family == "imagenet" and self.depth >= 50
-        expansion = _EXPANSION if is_bottleneck else 1
-        shapes: list[BlockShape] = []
-        channels = self.widths[0]
-        for group, num_blocks in enumerate(groups_of(self.family, self.depth)):
-            for at in range(num_blocks):
-                width = self.widths[group]
-                shapes.append(
-                    BlockShape(
-                        in_channels=channels,
-                        width=width,
-                        out_channels=width * expansion,
-                        stride=2 if group > 0 and at == 0 else 1,
-                    )
-                )
-                channels = width * expansion
-        return shapes
+        return block_shapes(self.family, self.depth, self.widths)
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -159,6 +102,21 @@ def skip(hidden_NCHW: Tensor, out_channels: int, stride: int) -> Tensor:
         )
     num_new = out_channels - hidden_NCHW.shape[1]
     return F.pad(hidden_NCHW, (0, 0, 0, 0, 0, num_new)) if num_new else hidden_NCHW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """The images of a mini-batch for which a block is active: `count` in a row from `start`, from 0.
+
+    Behind the last image the row goes on with the first. A mini-batch is in random order, so each image is as
+    likely as any other, and with a random start for each block an image's b_1..b_L are independent.
+    """
+
+    start: int
+    count: int  # at least 2, so that BatchNorm has a variance
+
+
+Active = bool | Segment
 
 
 class Dropout(nn.Module):
@@ -201,7 +159,7 @@ def _branch(shape: BlockShape, dropout: float) -> nn.Sequential:
         layers[f"conv{number}"] = conv
         layers[f"bn{number}"] = nn.BatchNorm2d(conv.out_channels)
         if not is_last:
-            layers[f"relu{number}"] = nn.ReLU()
+            layers[f"relu{number}"] = nn.ReLU(inplace=True)
     return nn.Sequential(layers)
 
 
@@ -224,21 +182,45 @@ class ResidualBlock(nn.Module):
             conv = convolution(shape.in_channels, shape.out_channels, 1, shape.stride)
             self.projection = nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(shape.out_channels)))
 
-    def forward(self, hidden_NCHW: Tensor, active: bool | None) -> Tensor:
-        """`active` is b_l; None is the test network."""
+    def forward(self, hidden_NCHW: Tensor, active: Active | None) -> Tensor:
+        """`active` is b_l, of the mini-batch or of each image; None is the test network."""
+        if isinstance(active, Segment) and active.count < len(hidden_NCHW):
+            return self._forward_segment(hidden_NCHW, active)
         if self.is_plain:
             return F.relu(self.branch(hidden_NCHW))
-        if self.projection is not None:
-            identity = self.projection(hidden_NCHW)
-        else:
-            identity = skip(hidden_NCHW, self.shape.out_channels, self.shape.stride)
+        identity = self.identity(hidden_NCHW)
         if active is None:
-            return F.relu(self.survival_prob * self.branch(hidden_NCHW) + identity)  # eq. (5)
+            return F.relu_(self.survival_prob * self.branch(hidden_NCHW) + identity)  # eq. (5)
         if active:
-            return F.relu(self.branch(hidden_NCHW) + identity)  # eq. (2) with b_l = 1
+            return F.relu_(self.branch(hidden_NCHW) + identity)  # eq. (2) with b_l = 1
         # eq. (3): nothing of the branch is computed, forward or backward. Without a projection ReLU changes
         # nothing, since H_{l-1} >= 0 and so are its averages and the zero channels.
         return identity if self.projection is None else F.relu(identity)
+
+    def identity(self, hidden_NCHW: Tensor) -> Tensor:
+        """id(H), the skip."""
+        if self.projection is not None:
+            identity: Tensor = self.projection(hidden_NCHW)
+            return identity
+        return skip(hidden_NCHW, self.shape.out_channels, self.shape.stride)
+
+    def _forward_segment(self, hidden_NCHW: Tensor, active: Segment) -> Tensor:
+        """Eq. (2) with a b_l for each image: the branch sees the active images only, BatchNorm included.
+
+        Split and joined again, which is much cheaper than a gather: its backward pass is a copy.
+        """
+        num, end = len(hidden_NCHW), active.start + active.count
+        wraps = end > num  # the active images are then the first part and the last
+        sizes = [end - num, num - active.count, num - active.start]
+        if not wraps:
+            sizes = [active.start, active.count, num - end]
+        inputs = torch.split(hidden_NCHW, sizes)
+        identities = list(torch.split(self.identity(hidden_NCHW), sizes))
+        at = (0, 2) if wraps else (1,)
+        outputs = self.branch(torch.cat([inputs[part] for part in at]) if wraps else inputs[1])
+        for part, output in zip(at, torch.split(outputs, [sizes[part] for part in at]), strict=True):
+            identities[part] = output + identities[part]
+        return F.relu_(torch.cat([identity for identity in identities if len(identity)]))
 
 
 def _stem(config: NetworkConfig) -> nn.Sequential:
@@ -248,7 +230,7 @@ def _stem(config: NetworkConfig) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv=convolution(config.in_channels, width, kernel, stride),
         bn=nn.BatchNorm2d(width),
-        relu=nn.ReLU(),
+        relu=nn.ReLU(inplace=True),
     )
     if is_imagenet:
         layers["pool"] = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
@@ -273,12 +255,13 @@ class ResNet(nn.Module):
         )
         self.head = nn.Linear(shapes[-1].out_channels, config.num_classes)
 
-    def forward(self, images_NCHW: Tensor, active: Sequence[bool] | None = None) -> Tensor:
+    def forward(self, images_NCHW: Tensor, active: Sequence[Active] | None = None) -> Tensor:
         """Logits, shape (N, K), of normalised images.
 
-        active: b_1..b_L of this mini-batch; None: every block, scaled by its p_l, the test network (eq. 5).
+        active: b_1..b_L, each of the whole mini-batch or of a segment of it; None: every block, scaled by its
+        p_l, the test network (eq. 5).
         """
-        switches: Sequence[bool | None] = [None] * len(self.blocks) if active is None else active
+        switches: Sequence[Active | None] = [None] * len(self.blocks) if active is None else active
         hidden_NCHW = self.stem(images_NCHW)
         for block, is_active in zip(self.blocks, switches, strict=True):
             hidden_NCHW = block(hidden_NCHW, is_active)

@@ -160,6 +160,7 @@ def train_config(**overrides: object) -> TrainConfig:
         "dropout": 0.0,
         "rule": "linear_decay",
         "p_L": 0.5,
+        "draw": "batch",
         "epochs": 3,
         "batch_size": 16,
         "micro_batches": 1,

@@ -114,11 +114,11 @@ def test_when_all_are_damaged_none_is_used(tmp_path: Path) -> None:
     assert len(damaged) == 2
 
 
-@pytest.mark.parametrize("failing", range(1, 4))
+@pytest.mark.parametrize("failing", range(1, 5))
 def test_a_full_disk_leaves_the_older_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    """Whichever file it fails at; tests/test_outside.py fills a real disk."""
+    """Whichever of three files and their folder it fails at; tests/test_session.py fills a real disk."""
     checkpoints = saved(tmp_path, 1, 2)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     calls = 0
@@ -142,3 +142,52 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert found is not None
     assert (found.num_steps, damaged) == (1, [])
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000000001"]
+
+
+def test_all_is_synced_before_the_name_and_the_name_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three files and their folder, then the rename, then the folder around it."""
+    checkpoints = saved(tmp_path, 1)
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        done.append(path.name.partition(".")[0] or "step")
+        sync(descriptor)
+
+    def rename(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", rename)
+    checkpoints.save(checkpoint(2))
+    assert done == ["tensors", "state", "SHA256SUMS", "step", "rename", tmp_path.name]
+
+
+def test_what_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    """A file system's own files, a person's backup, a file with a checkpoint's name."""
+    checkpoints = saved(tmp_path, 1, 2, 3)
+    (tmp_path / ".nfs0001").touch()
+    (tmp_path / "step-0000000099").touch()
+    (tmp_path / "backup").mkdir()
+    (tmp_path / "step-abc").mkdir()
+    checkpoints.save(checkpoint(4))
+    found, damaged = checkpoints.load_newest()
+    assert found is not None
+    assert (found.num_steps, damaged) == (4, [])
+    assert {".nfs0001", "step-0000000099", "backup", "step-abc"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_reading_touches_nothing(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1, 2)
+    (tmp_path / "step-0000000002" / "state.json").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    found, damaged = checkpoints.read_newest()
+    assert found is not None
+    assert found.num_steps == 1
+    assert len(damaged) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert CheckpointFolder(tmp_path / "none", FINGERPRINT).read_newest() == (None, {})

@@ -45,3 +45,21 @@ def test_shifts_and_flips_cover_their_range_evenly() -> None:
     assert values.tolist() == list(range(-4, 5))
     assert counts / counts.sum() == pytest.approx(1 / 9, abs=0.005)
     assert Draws(2).flips(0, 45_000).mean() == pytest.approx(0.5, abs=0.012)
+
+
+def test_segments_give_each_image_its_survival_probability() -> None:
+    """4,000 steps of 32 images: the share of active ones is p_l for each image, within 5 standard errors.
+
+    sqrt(0.25 / 4000) = 0.008; and two blocks are independent for an image: both active with p_1 p_2.
+    """
+    probs, num = (0.5, 0.8), 32
+    active = np.zeros((4000, 2, num), dtype=bool)
+    for step in range(4000):
+        for block, segment in enumerate(Draws(0).segments(0, step, 0, probs, num)):
+            active[step, block, (segment.start + np.arange(segment.count)) % num] = True
+    for block, prob in enumerate(probs):
+        assert np.abs(active[:, block].mean(axis=0) - prob).max() < 0.04
+    assert abs((active[:, 0] & active[:, 1]).mean() - 0.4) < 0.02
+    assert Draws(0).segments(0, 7, 0, probs, num) == Draws(0).segments(0, 7, 0, probs, num)
+    assert Draws(0).segments(0, 7, 0, probs, num) != Draws(0).segments(0, 7, 1, probs, num)
+    assert all(segment.count >= 2 for segment in Draws(0).segments(0, 0, 0, (0.001,) * 50, num))

@@ -11,6 +11,7 @@ from sdpipe.network import (
     NetworkConfig,
     ResidualBlock,
     ResNet,
+    Segment,
     expected_depth,
     initialise,
     linear_decay,
@@ -141,6 +142,27 @@ def test_he_initialisation() -> None:
     assert torch.equal(other.get_parameter("blocks.4.branch.conv2.weight"), weight)
     initialise(other, 4)
     assert not torch.equal(other.get_parameter("blocks.4.branch.conv2.weight"), weight)
+
+
+@pytest.mark.parametrize(("start", "count"), [(0, 5), (3, 4), (2, 6), (5, 6), (7, 2), (1, 7)])
+def test_a_segment_is_equation_2_for_each_image(start: int, count: int) -> None:
+    """Against one image at a time, in eval mode so that BatchNorm joins no images."""
+    for stride, ins in ((1, 8), (2, 4)):
+        shape = BlockShape(in_channels=ins, width=8, out_channels=8, stride=stride)
+        block = ResidualBlock(shape, config(), survival_prob=0.5).eval()
+        hidden = torch.rand(8, ins, 6, 6)
+        active = {at % 8 for at in range(start, start + count)}
+        expected = torch.cat([block(hidden[at : at + 1], at in active) for at in range(8)])
+        torch.testing.assert_close(block(hidden, Segment(start=start, count=count)), expected)
+
+
+def test_batchnorm_sees_the_active_images_only() -> None:
+    """Running mean by hand: 0.9 * 0 + 0.1 mean over images 6, 7, 0 of the first convolution's output."""
+    shape = BlockShape(in_channels=4, width=4, out_channels=4, stride=1)
+    block, hidden = ResidualBlock(shape, config(), survival_prob=0.5).train(), torch.rand(8, 4, 5, 5)
+    block(hidden, Segment(start=6, count=3))
+    expected = 0.1 * block.branch.conv1(hidden[[6, 7, 0]]).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(block.branch.bn1.running_mean, expected)
 
 
 # ---------------------------------------------------------------- ResNet's other networks

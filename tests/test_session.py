@@ -1,5 +1,6 @@
 """A training as a process: stopped, killed, refused, extended, and short of disk or memory."""
 
+import hashlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,12 @@ from mlflow.entities import Run
 
 from sdpipe.data.store import DataSet, open_dataset
 from sdpipe.errors import BusyError
+from sdpipe.training.checkpoint import CheckpointFolder
+from sdpipe.training.finished import Lineage
+from sdpipe.training.interruption import noticing_signals
+from sdpipe.training.progress import TrainResult
 from sdpipe.training.session import train_run
+from sdpipe.training.trainer import Trainer
 
 WORKER = str(ROOT / "tests" / "session_worker.py")
 RESULTS = ("weights.safetensors", "history.csv", "train.json")
@@ -97,6 +104,7 @@ def test_a_killed_process_is_continued_and_leaves_the_same_files(
     assert sorted(metric.step for metric in history) == list(range(1, epochs + 1))
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_end_is_abandoned(project: Path, mlflow_store: Path) -> None:
     """The grace is 1 s here, 7 s for users; the MLflow run says KILLED all the same."""
     make_dataset(project / "data")
@@ -206,14 +214,123 @@ def test_another_training_is_not_extended(
     assert "extend" not in capsys.readouterr().out
 
 
-def test_the_same_training_asked_for_again_is_done_again(
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def test_a_training_that_dvc_has_is_done_again_when_asked_for(
     project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`dvc repro -f` is a test of reproducibility, not a copy."""
+    """`dvc repro -f` is a test of reproducibility, not a copy, also of a run that extended another."""
+    run_to(project / "out", dataset, epochs=1, milestones=[])
     first = run_to(project / "out", dataset, epochs=2, milestones=[])
+    committed = md5(project / "out" / "weights.safetensors")
     capsys.readouterr()
-    assert run_to(project / "out", dataset, epochs=2, milestones=[]) == first
-    assert "epoch 1/2" in capsys.readouterr().out
+    config = train_config(epochs=2, milestones=[])
+    train_run("plain", config, machine(), dataset, "code", project / "out", committed_md5=committed)
+    assert results(project / "out") == first
+    assert "continuing" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("committed", [None, "of-an-older-training"])
+def test_a_finished_training_that_dvc_does_not_have_is_not_lost(
+    project: Path,
+    dataset: DataSet,
+    mlflow_store: Path,
+    capsys: pytest.CaptureFixture[str],
+    committed: str | None,
+) -> None:
+    """The stage was killed behind the training, or DVC's cache was full."""
+    first = run_to(project / "out", dataset, epochs=2, milestones=[])
+    shutil.rmtree(project / "out")
+    capsys.readouterr()
+    config = train_config(epochs=2, milestones=[])
+    train_run("plain", config, machine(), dataset, "code", project / "out", committed_md5=committed)
+    assert results(project / "out") == first
+    assert "continuing after step 12, 2 of 2 epochs" in capsys.readouterr().out
+
+
+def test_runs_of_one_lineage_may_end_and_begin_together(
+    project: Path, dataset: DataSet, mlflow_store: Path
+) -> None:
+    """Two threads keep and look up finished trainings, some hundred times: no error, none called damaged."""
+    config = train_config(epochs=1, milestones=[])
+    run_to(project / "out", dataset, epochs=1, milestones=[])
+    (folder,) = [path for path in (project / ".sdpipe" / "finished").iterdir() if path.is_dir()]
+    (kept,) = [path for path in folder.iterdir() if path.is_dir()]
+    source = project / "source"
+    shutil.copytree(kept / "step-0000000006", source)
+
+    def keep_again() -> None:
+        for _ in range(100):
+            unfinished = CheckpointFolder(project / "unfinished", kept.name)
+            shutil.copytree(source, unfinished.folder / "step-0000000006")
+            Lineage(folder).keep(unfinished, project / "out" / "weights.safetensors")
+
+    def look_up() -> list[str]:
+        return [
+            sentence
+            for _ in range(100)
+            for sentence in Lineage(folder).find_start("another", config, None)[1]
+            if not sentence.startswith("extending")
+        ]
+
+    with ThreadPoolExecutor(2) as pool:
+        keeping, looking = pool.submit(keep_again), pool.submit(look_up)
+        keeping.result()
+        assert looking.result() == []
+
+
+# ---------------------------------------------------------------- signals at odd moments
+
+
+def test_the_clock_of_a_stopped_training_does_not_outlive_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever goes on after the interruption must not be ended by it."""
+    monkeypatch.setattr("sdpipe.training.interruption.GRACE_S", 0.1)
+    given_up: list[int] = []
+    monkeypatch.setattr(os, "_exit", given_up.append)
+    with noticing_signals(lambda: None) as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.requested
+        with pytest.raises(KeyboardInterrupt):
+            interruption.end()
+    time.sleep(0.3)
+    assert given_up == []
+
+
+def test_a_signal_behind_the_last_step_is_heeded(
+    project: Path, dataset: DataSet, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """During the final evaluation: exit 143, and the next start has not a step to take."""
+    finish = Trainer.finish
+
+    def finish_interrupted(self: Trainer) -> TrainResult:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return finish(self)
+
+    monkeypatch.setattr(Trainer, "finish", finish_interrupted)
+    with pytest.raises(SystemExit, match="143"):
+        run_to(project / "out", dataset, epochs=1, milestones=[])
+    assert not (project / "out").exists()
+    assert the_run(mlflow_store).info.status == "KILLED"
+    monkeypatch.setattr(Trainer, "finish", finish)
+    monkeypatch.setattr(Trainer, "steps", lambda _self: pytest.fail("a step was taken"))
+    run_to(project / "out", dataset, epochs=1, milestones=[])
+
+
+@pytest.mark.slow
+def test_a_reader_who_has_gone_does_not_stop_the_saving(project: Path, mlflow_store: Path) -> None:
+    """SIGTERM with standard error closed at the other end."""
+    make_dataset(project / "data")
+    process = start(project, 100_000)
+    wait_for_checkpoint(project, process)
+    assert process.stderr is not None
+    process.stderr.close()
+    process.terminate()
+    process.stderr = None
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert the_run(mlflow_store).info.status == "KILLED"
 
 
 # ---------------------------------------------------------------- a short disk, a short memory
@@ -293,6 +410,7 @@ def test_a_read_only_output_is_one_line_and_loses_nothing(project: Path, mlflow_
     assert results(project / "out") == reference(project)
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_one_line(project: Path, mlflow_store: Path) -> None:
     """The address space is limited to what is there already and 300 MB; a step needs more."""
     make_dataset(project / "data")

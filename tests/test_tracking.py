@@ -193,6 +193,26 @@ def test_two_processes_may_make_the_store_at_once(project: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1.0, 2.0, 3.0])
+def test_a_store_whose_making_was_killed_is_made_again(project: Path, seconds: float) -> None:
+    """MLflow cannot go on with half of its tables; they are made beside and renamed."""
+    code = (
+        "from sdpipe.training.tracking import RunRecord, publish\n"
+        "import mlflow, sys\n"
+        "print('ready', flush=True)\n"
+        "publish(RunRecord(name='x', fingerprint='a', status='FINISHED', params={}, tags={}))"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert first.stdout is not None
+    first.stdout.readline()
+    time.sleep(seconds)
+    first.kill()
+    first.communicate()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert len(runs(project / "mlflow.db")) == 1
+
+
+@pytest.mark.slow
 def test_a_server_that_vanishes_in_mid_run_loses_nothing(
     project: Path, dataset: DataSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from sdpipe.training.guard import FP16_STREAK, Guard
 from sdpipe.training.interruption import Interruption
 from sdpipe.training.loop import _Saver
 from sdpipe.training.progress import EpochRecord, Progress
+from sdpipe.training.step import PartDraws
 from sdpipe.training.trainer import Trainer
 from sdpipe.training.world import World
 
@@ -55,6 +56,20 @@ class StopAfter(Interruption):
         """Asked once a step and once a batch of validation images."""
         self.left -= 1
         return self.left <= 0
+
+
+@pytest.mark.parametrize("overrides", [{"draw": "sample"}, {"dropout": 0.2}, {"skip": "C"}], ids=str)
+def test_it_learns_and_continues_in_other_ways(
+    dataset: DataSet, tmp_path: Path, overrides: dict[str, object]
+) -> None:
+    """Drawn for each image, with dropout, with projections: to the bit after a stop within an epoch."""
+    config = train_config(micro_batches=2, epochs=6, milestones=[4], **overrides)
+    whole = train_alone(config, dataset, tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        train_alone(config, dataset, tmp_path / "stopped", interruption=StopAfter(9))
+    assert same(whole.state, train_alone(config, dataset, tmp_path / "stopped").state)
+    assert whole.test_error <= 0.5
+    assert whole.progress.history[-1].train_loss < whole.progress.history[0].train_loss
 
 
 @pytest.mark.parametrize("asked", range(1, 21))
@@ -252,9 +267,68 @@ def test_a_gradient_that_overflows_in_fp16_is_not_noted(
     assert np.isfinite(trainer.progress.history[0].mean_abs_grad)
 
 
+def test_the_scaler_goes_on_where_it_was(dataset: DataSet, tmp_path: Path) -> None:
+    """fp16 from a scale of 2^40, which overflows for many steps: stopped in between, the same bytes."""
+    fp16 = Compute(device=torch.device("cpu"), precision="fp16", reason="to try the scaler")
+    states = []
+    for stop_at in (0, 8):
+        trainer = Trainer(train_config(epochs=3), dataset, fp16, ALONE)
+        trainer.step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=3)
+        for _ in range(3):
+            for _ in trainer.steps():
+                if trainer.num_steps == stop_at:
+                    saved = trainer.checkpoint()
+                    trainer = Trainer(train_config(epochs=3), dataset, fp16, ALONE)
+                    trainer.step.scaler = torch.amp.GradScaler("cpu", growth_interval=3)
+                    trainer.restore(saved)
+                    break
+            if trainer.sums.num_steps < 6:
+                for _ in trainer.steps():
+                    pass
+            trainer.end_epoch()
+        states.append({name: tensor.clone() for name, tensor in trainer.network.state_dict().items()})
+    assert same(*states)
+
+
+def test_a_state_that_is_not_finite_is_not_saved(dataset: DataSet) -> None:
+    """Running statistics may overflow while loss and gradients are finite."""
+    trainer = Trainer(train_config(), dataset, CPU, ALONE)
+    next(trainer.steps())
+    trainer.network.get_buffer("blocks.2.branch.bn1.running_var").fill_(float("inf"))
+    with pytest.raises(
+        TrainingError, match=r"after step 1: network.blocks.2.branch.bn1.running_var and 0 other"
+    ):
+        trainer.checkpoint()
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_training(dataset: DataSet) -> None:
+    trainer = Trainer(train_config(), dataset, CPU, ALONE)
+    for _ in trainer.steps():
+        pass
+    trainer.network.get_buffer("stem.bn.running_mean").fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"epoch 1: the validation loss is nan at learning rate 0\.1"):
+        trainer.end_epoch()
+    assert trainer.progress.history == []
+
+
 def test_fewer_images_than_a_batch_are_refused(dataset: DataSet, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.batch_size: 500 images asked for, 96"):
         train_alone(train_config(batch_size=500), dataset, tmp_path)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same(dataset: DataSet, tmp_path: Path) -> None:
+    """To rounding: the compiler may add in another order."""
+    plain, compiled = (
+        train_alone(
+            train_config(depth=8, epochs=2, milestones=[], compile=compile_it),
+            dataset,
+            tmp_path / str(compile_it),
+        )
+        for compile_it in (False, True)
+    )
+    for ours, theirs in zip(plain.progress.history, compiled.progress.history, strict=True):
+        assert theirs.train_loss == pytest.approx(ours.train_loss, rel=1e-4)
 
 
 # ---------------------------------------------------------------- micro-batches
@@ -287,7 +361,7 @@ def test_accumulated_gradients_are_those_of_the_mean_loss(dataset: DataSet) -> N
     reference.zero_grad()
     mean_loss = torch.stack(losses).sum() / 16
     mean_loss.backward()
-    loss = trainer.step.run(0, parts, active, 0.0)
+    loss = trainer.step.run(0, parts, lambda *_part: PartDraws(active=active), 0.0)
     assert loss is not None
     torch.testing.assert_close(loss.double(), mean_loss.detach(), rtol=1e-5, atol=1e-6)
     for own, theirs in zip(trainer.network.parameters(), reference.parameters(), strict=True):
@@ -308,7 +382,7 @@ def test_running_statistics_are_the_mean_over_the_parts(dataset: DataSet) -> Non
     stem.conv.float()
     mean = torch.stack([output.mean(dim=(0, 2, 3)) for output in outputs]).mean(dim=0)
     variance = torch.stack([output.var(dim=(0, 2, 3)) for output in outputs]).mean(dim=0)
-    trainer.step.run(0, parts, [True] * 9, 0.0)
+    trainer.step.run(0, parts, lambda *_part: PartDraws(active=[True] * 9), 0.0)
     torch.testing.assert_close(stem.bn.running_mean.double(), 0.9 * 3.0 + 0.1 * mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(stem.bn.running_var.double(), 0.9 + 0.1 * variance, rtol=1e-4, atol=1e-5)
 

@@ -17,6 +17,7 @@ from test_training import StopAfter
 
 from sdpipe.data.store import DataSet, open_dataset
 from sdpipe.errors import errors_on_one_line
+from sdpipe.training import evaluation
 from sdpipe.training.checkpoint import CheckpointFolder
 from sdpipe.training.compute import choose_compute
 from sdpipe.training.config import CheckpointConfig, MachineConfig
@@ -27,6 +28,7 @@ from sdpipe.training.trainer import Trainer
 from sdpipe.training.weights import save_tensors
 from sdpipe.training.world import World, joined_world
 
+evaluation.EVALUATION_BATCH = 7  # so that each process has some of the few images
 COMPUTE = choose_compute("cpu", "fp32")
 CONFIG = train_config(epochs=2, milestones=[], micro_batches=2)
 NEVER = CheckpointConfig(every_s=1000.0, every_steps=0)

@@ -7,6 +7,7 @@ or not at all. Randomness has no state (`draws.py`), so none is kept.
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sdpipe.errors import ModelError
-from sdpipe.files import replacing_folder, write_synced
+from sdpipe.files import replacing_folder, sync_folder, write_synced
 
 _TENSORS, _STATE, _SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
+_NAME = re.compile(r"step-\d{10}")
 _KEPT = 2  # the newest, and one to fall back on
 
 
@@ -36,19 +38,21 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The checkpoints of one training. Only the process that holds the run's lock may use it."""
+    """The checkpoints of one training. All but reading is for the process that holds the run's lock."""
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         """fingerprint: of the training; a checkpoint of another one is not used."""
         self.folder = folder
         self.fingerprint = fingerprint
-        folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then drop those older than the last two. What is there already stays.
 
         Raises OSError, with the older ones as they were.
         """
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            sync_folder(self.folder.parent)
         path = self.folder / f"step-{checkpoint.num_steps:010d}"
         if path.exists():  # the same step of the same training is the same state
             return
@@ -63,27 +67,38 @@ class CheckpointFolder:
             for name, content in contents.items():
                 write_synced(beside / name, content)
             write_synced(beside / _SUMS, _sums(contents).encode())
-        for old in self._newest_first()[_KEPT:]:
-            _remove(old)
+        for old in self.paths()[_KEPT:]:
+            remove_folder(old)
 
     def load_newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint, or None; and a sentence for each damaged one that was passed over.
 
         A damaged one is renamed to `damaged-step-...`, and what a killed process left half-done is removed.
         """
-        for left in self.folder.glob(".*.tmp"):
+        for left in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(left)
-        damaged: list[str] = []
-        for path in self._newest_first():
-            try:
-                return self._read(path), damaged
-            except (ModelError, OSError) as error:
-                damaged.append(f"checkpoint {path} is damaged and passed over: {error}")
+        found, damaged = self.read_newest()
+        for path in damaged:
             aside = path.with_name(f"damaged-{path.name}")
             if aside.exists():
                 shutil.rmtree(aside)
             path.rename(aside)
+        return found, list(damaged.values())
+
+    def read_newest(self) -> tuple[Checkpoint | None, dict[Path, str]]:
+        """As `load_newest`, and nothing is touched; the sentences by path."""
+        damaged: dict[Path, str] = {}
+        for path in self.paths():
+            try:
+                return self._read(path), damaged
+            except (ModelError, OSError) as error:
+                damaged[path] = f"checkpoint {path} is damaged and passed over: {error}"
         return None, damaged
+
+    def paths(self) -> list[Path]:
+        """The folders of the checkpoints, the newest first."""
+        found = self.folder.iterdir() if self.folder.exists() else []
+        return sorted((path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), reverse=True)
 
     def _read(self, path: Path) -> Checkpoint:
         """Raises ModelError or OSError unless every byte is as it was written."""
@@ -101,15 +116,12 @@ class CheckpointFolder:
             raise ModelError(str(error)) from error
         return Checkpoint(num_steps=state["num_steps"], tensors=tensors, state=state["state"])
 
-    def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), reverse=True)
-
 
 def _sums(contents: dict[str, bytes]) -> str:
     return "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
 
 
-def _remove(path: Path) -> None:
+def remove_folder(path: Path) -> None:
     """Remove a checkpoint at once from view, then from disk."""
     hidden = path.with_name(f".{path.name}.old.tmp")
     path.rename(hidden)

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from sdpipe.architecture import check_widths, groups_of
 from sdpipe.config import Fraction, Section, Seed, parse_section
 from sdpipe.errors import ConfigError
-from sdpipe.network import NetworkConfig, check_widths, groups_of
+from sdpipe.network import NetworkConfig
 
 PositiveInt = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0)]
@@ -34,6 +35,7 @@ class TrainConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]  # in the branches; the papers' recipes have none
     rule: Literal["linear_decay", "uniform"]
     p_L: Annotated[float, Field(gt=0, le=1)]  # survival probability of the last block; 1: constant depth
+    draw: Literal["batch", "sample"]  # blocks are drawn for each mini-batch, or for each image
     epochs: PositiveInt
     batch_size: Annotated[int, Field(ge=2)]  # images of one step, over all processes
     micro_batches: PositiveInt  # parts of a batch, one after the other; BatchNorm normalises within a part
@@ -118,7 +120,7 @@ class CheckpointConfig(Section):
 
 
 class MachineConfig(Section):
-    """How a training is run. Nothing here changes a result, so no stage runs again for it."""
+    """How a training is run. No stage runs again for a change here."""
 
     launch: Annotated[str, Field(min_length=1)] | None  # a launcher, such as torchrun --nproc-per-node 4
     checkpoint: CheckpointConfig

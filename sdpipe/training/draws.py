@@ -8,6 +8,10 @@ from enum import IntEnum
 
 import numpy as np
 
+from sdpipe.network import Active, Segment
+
+_MIN_ACTIVE = 2  # images; BatchNorm has no variance of one
+
 
 class _Purpose(IntEnum):
     """Keeps the streams of different draws apart."""
@@ -17,6 +21,7 @@ class _Purpose(IntEnum):
     FLIPS = 3
     ACTIVE_BLOCKS = 4
     DROPOUT = 5
+    SEGMENTS = 6
 
 
 class Draws:
@@ -45,6 +50,21 @@ class Draws:
         """b_1..b_L of one mini-batch, b_l ~ Bernoulli(p_l) (paper eq. 2)."""
         uniform_L = self._generator(_Purpose.ACTIVE_BLOCKS, epoch, step).random(len(survival_probs))
         return [bool(active) for active in uniform_L < np.asarray(survival_probs)]
+
+    def segments(
+        self, epoch: int, step: int, part: int, survival_probs: Sequence[float], num_samples: int
+    ) -> list[Active]:
+        """For each block the images of a part of a mini-batch for which it is active, at least 2.
+
+        Their number is Binomial(N, p_l), so each image's b_l is Bernoulli(p_l), but for that least number.
+        """
+        generator = self._generator(_Purpose.SEGMENTS, epoch, step, part)
+        counts_L = generator.binomial(num_samples, survival_probs)
+        starts_L = generator.integers(num_samples, size=len(survival_probs))
+        return [
+            Segment(start=int(start), count=max(int(count), _MIN_ACTIVE))
+            for start, count in zip(starts_L, counts_L, strict=True)
+        ]
 
     def dropout_seeds(self, epoch: int, step: int, part: int, num_blocks: int) -> list[int]:
         """For each block the seed of its dropout mask in one part of a mini-batch."""

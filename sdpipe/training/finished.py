@@ -1,59 +1,92 @@
-"""Finished trainings that can be extended to more epochs: their last state, kept in `.sdpipe/finished/`.
+"""Finished trainings, each with its last state, in `.sdpipe/finished/`: more epochs can continue them.
 
-`.sdpipe/finished/<lineage>/<fingerprint>/` holds one checkpoint. A lineage is what two trainings share that
-differ at most in their number of epochs and their milestones.
+`.sdpipe/finished/<lineage>/<fingerprint>/` holds one checkpoint, and in `weights.md5` the MD5 of the weights
+that it ended in. A lineage is what two trainings share that differ at most in their number of epochs and in
+their milestones. Runs of one lineage may end and begin at the same time, so all is done under a lock.
 """
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
 
-from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
+from filelock import FileLock
+
+from sdpipe.files import write_synced
+from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder, remove_folder
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.schedule import learning_rate_at
 
 LENGTH_KEYS = ("epochs", "milestones")  # of `train`; what else differs makes another lineage
+_MD5 = "weights.md5"  # DVC's digest
 
 
-def keep_finished(checkpoints: Path, kept: Path) -> None:
-    """Move a finished training's newest checkpoint to `kept`, in the place of an earlier one there."""
-    for old in sorted(checkpoints.iterdir(), reverse=True)[1:]:
-        shutil.rmtree(old)
-    if kept.exists():
-        shutil.rmtree(kept)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    checkpoints.rename(kept)
+class Lineage:
+    """The finished trainings that share all but their length."""
 
+    def __init__(self, folder: Path) -> None:
+        """folder: `.sdpipe/finished/<lineage>`; it need not exist."""
+        self.folder = folder
 
-def find_extendable(
-    lineage: Path, fingerprint: str, config: TrainConfig
-) -> tuple[Checkpoint | None, list[str]]:
-    """The longest finished training that `config` extends, and sentences for people.
+    def keep(self, checkpoints: CheckpointFolder, weights_path: Path) -> None:
+        """Move a finished training's newest checkpoint here, and remove the others.
 
-    fingerprint: of the training that `config` asks for; a finished one of that name is not taken, since who
-    asks for it again wants it done again. It can be extended if it has had, in each of its epochs, the
-    learning rate that `config` asks for there.
-    """
-    found: Checkpoint | None = None
-    told: list[str] = []
-    refused: list[str] = []
-    for folder in sorted(set(lineage.glob("*")) - {lineage / fingerprint}):
-        checkpoint, damaged = CheckpointFolder(folder, folder.name).load_newest()
-        told += damaged
-        if checkpoint is None:
-            continue
-        history = checkpoint.state["history"]
-        reason = _reason_against(history, config)
-        if reason is not None:
-            refused.append(
-                f"the finished training {folder.name} of {len(history)} epochs cannot be extended: {reason}"
-            )
-        elif found is None or checkpoint.num_steps > found.num_steps:
-            found = checkpoint
-            extending = f"extending the finished training {folder.name} of {len(history)} epochs"
-    if found is None:
-        return None, [*told, *refused]
-    return found, [*told, extending]
+        weights_path: of the weights that it ended in.
+        """
+        newest, *older = checkpoints.paths()
+        kept = self.folder / checkpoints.fingerprint
+        with self._locked():
+            if kept.exists():
+                remove_folder(kept)
+            kept.mkdir()
+            digest = hashlib.md5(weights_path.read_bytes(), usedforsecurity=False).hexdigest()
+            write_synced(kept / _MD5, digest.encode())
+            newest.rename(kept / newest.name)
+        for path in older:
+            remove_folder(path)
+        shutil.rmtree(checkpoints.folder)
+
+    def find_start(
+        self, fingerprint: str, config: TrainConfig, committed_md5: str | None
+    ) -> tuple[Checkpoint | None, list[str]]:
+        """The finished training from which `config` goes on, and sentences for people.
+
+        That is its own end, if DVC does not have it yet: the stage was killed behind the training. If DVC has
+        it (committed_md5 is that of its weights), who asks for it again wants it done again, from the start.
+        Else it is the longest one that has had, in each epoch, the learning rate that `config` asks for.
+        """
+        if not self.folder.exists():
+            return None, []
+        with self._locked():
+            own = self.folder / fingerprint
+            if own.is_dir():
+                if committed_md5 is not None and (own / _MD5).read_text() == committed_md5:
+                    return None, []
+                found, damaged = CheckpointFolder(own, fingerprint).read_newest()
+                return found, list(damaged.values())
+            return self._find_extendable(config)
+
+    def _find_extendable(self, config: TrainConfig) -> tuple[Checkpoint | None, list[str]]:
+        found: Checkpoint | None = None
+        told: list[str] = []
+        refused: list[str] = []
+        for folder in sorted(path for path in self.folder.iterdir() if path.is_dir()):
+            checkpoint, damaged = CheckpointFolder(folder, folder.name).read_newest()
+            told += damaged.values()
+            if checkpoint is None:
+                continue
+            history = checkpoint.state["history"]
+            what = f"the finished training {folder.name} of {len(history)} epochs"
+            reason = _reason_against(history, config)
+            if reason is not None:
+                refused.append(f"{what} cannot be extended: {reason}; starting from the beginning")
+            elif found is None or checkpoint.num_steps > found.num_steps:
+                found, extending = checkpoint, f"extending {what}"
+        return found, [*told, *(refused if found is None else [extending])]
+
+    def _locked(self) -> FileLock:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder.with_suffix(".lock"))
 
 
 def _reason_against(history: list[dict[str, Any]], config: TrainConfig) -> str | None:

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 GRACE_S = 7.0  # for the step, its validation and its checkpoint; 10 s are promised
@@ -17,6 +17,7 @@ class Interruption:
     def __init__(self, on_give_up: Callable[[], None]) -> None:
         self._on_give_up = on_give_up
         self.number: int | None = None
+        self._watchdog: threading.Timer | None = None
 
     @property
     def requested(self) -> bool:
@@ -34,20 +35,27 @@ class Interruption:
         if self.number is not None:
             self.end()
         self.number = number
-        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
-        watchdog = threading.Timer(GRACE_S, self._give_up)
-        watchdog.daemon = True
-        watchdog.start()
+        self._watchdog = threading.Timer(GRACE_S, self._give_up)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+        _say("stopping after this step; once more to stop at once")
+
+    def forget(self) -> None:
+        """End the patience's clock: the block has ended."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
 
     def _give_up(self) -> None:
         assert self.number is not None
-        print(
-            f"error: the step did not end in {GRACE_S:.0f} s; the last checkpoint stands",
-            file=sys.stderr,
-            flush=True,
-        )
         self._on_give_up()
+        _say(f"error: the step did not end in {GRACE_S:.0f} s; the last checkpoint stands")
         os._exit(128 + self.number)
+
+
+def _say(text: str) -> None:
+    """Print a line where somebody still reads."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -65,3 +73,4 @@ def noticing_signals(on_give_up: Callable[[], None]) -> Iterator[Interruption]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        interruption.forget()

@@ -17,7 +17,7 @@ from sdpipe.provenance import fingerprint, git_state, hardware, processor_name
 from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
 from sdpipe.training.compute import Compute, choose_compute
 from sdpipe.training.config import MachineConfig, TrainConfig
-from sdpipe.training.finished import LENGTH_KEYS, find_extendable, keep_finished
+from sdpipe.training.finished import LENGTH_KEYS, Lineage
 from sdpipe.training.interruption import Interruption, noticing_signals
 from sdpipe.training.loop import train
 from sdpipe.training.progress import Progress, TrainResult
@@ -31,16 +31,25 @@ INTERRUPTED_PATIENCE_S = 2.0  # for MLflow, when the process was asked to end
 
 
 def train_run(
-    run: str, config: TrainConfig, machine: MachineConfig, dataset: DataSet, code: str, folder: Path
+    run: str,
+    config: TrainConfig,
+    machine: MachineConfig,
+    dataset: DataSet,
+    code: str,
+    folder: Path,
+    *,
+    committed_md5: str | None = None,
 ) -> None:
     """Train a run and write its files to `folder`, or continue where a killed process stopped.
 
-    code: digest of the source files that decide the result. Raises BusyError if another process trains the
-    same run, and what `train()` raises. An interruption leaves a checkpoint and an honest status.
+    code: digest of the source files that decide the result. committed_md5: of the run's weights as DVC has
+    them; a finished training with these is done again, another one is the end of a stage that was killed.
+    Raises BusyError if another process trains the same run, and what `train()` raises. An interruption leaves
+    a checkpoint and an honest status.
     """
     with joined_world(config.device) as world, _memory_on_one_line(config):
         compute = choose_compute(config.device, config.precision, world.local_rank)
-        session = _Session(run, config, machine, dataset, compute, code)
+        session = _Session(run, config, machine, dataset, compute, code, committed_md5)
         if world.leads:
             session.lead(world, folder)
         else:
@@ -58,7 +67,9 @@ class _Session:
         dataset: DataSet,
         compute: Compute,
         code: str,
+        committed_md5: str | None,
     ) -> None:
+        self.committed_md5 = committed_md5
         self.run = run
         self.config = config
         self.machine = machine
@@ -69,8 +80,8 @@ class _Session:
         self.name = name(params=self.params)
         shared = {key: value for key, value in self.params.items() if key not in LENGTH_KEYS}
         lineage = name(params=shared)
-        self.checkpoints = work_folder() / "runs" / self.name
-        self.lineage = work_folder() / "finished" / lineage
+        self.checkpoints = CheckpointFolder(work_folder() / "runs" / self.name, self.name)
+        self.lineage = Lineage(work_folder() / "finished" / lineage)
 
     def follow(self, world: World) -> None:
         """Compute this process's share; the leader does everything else."""
@@ -96,7 +107,8 @@ class _Session:
             **git_state(project_root()),
         }
         print(f"run {self.run}, fingerprint {self.name}: {self.compute.reason}{num_processes}", flush=True)
-        self.checkpoints.parent.mkdir(exist_ok=True)
+        unfinished = self.checkpoints.folder
+        unfinished.parent.mkdir(exist_ok=True)
         record = start_record(
             self.run,
             fingerprint=self.name,
@@ -105,7 +117,7 @@ class _Session:
             git=measured,
             hardware=measured["hardware"],
         )
-        with _locked(self.checkpoints.with_suffix(".lock"), self.run):
+        with _locked(unfinished.with_suffix(".lock"), self.run):
             tracker = LiveTracker(record)
 
             def give_up() -> None:
@@ -114,34 +126,37 @@ class _Session:
             # The signals are noticed to the very end, so that none cuts the last word to MLflow short.
             with noticing_signals(give_up) as interruption, _told_how_it_ends(tracker, self.run):
                 result = self._train(world, tracker, interruption)
+                if interruption.requested:  # behind the last step; its state is saved
+                    interruption.end()
                 info = self._describe(result.progress)
                 write_training(folder, result, info, measured)
                 tracker.close("FINISHED", {"test_error": result.test_error})
-                keep_finished(self.checkpoints, self.lineage / self.name)
+                self.lineage.keep(self.checkpoints, folder / "weights.safetensors")
+        if interruption.requested:
+            interruption.end()
         print(
             f"run {self.run}: test error {result.test_error:.4f} at epoch {info.best_epoch}, "
             f"the one of lowest validation error ({result.progress.best.validation_error:.4f})"
         )
 
     def _train(self, world: World, tracker: LiveTracker, interruption: Interruption) -> TrainResult:
-        checkpoints = CheckpointFolder(self.checkpoints, self.name)
         return train(
             self.config,
             self.dataset,
             self.compute,
             world,
-            checkpoints=checkpoints,
+            checkpoints=self.checkpoints,
             every=self.machine.checkpoint,
-            start=self._find_start(checkpoints),
+            start=self._find_start(),
             on_epoch=lambda progress: tracker.update(_rows(progress)),
             interruption=interruption,
         )
 
-    def _find_start(self, checkpoints: CheckpointFolder) -> Checkpoint | None:
+    def _find_start(self) -> Checkpoint | None:
         """The newest whole checkpoint of this training, else the end of one that it extends."""
-        found, told = checkpoints.load_newest()
+        found, told = self.checkpoints.load_newest()
         if found is None:
-            found, told_of_finished = find_extendable(self.lineage, self.name, self.config)
+            found, told_of_finished = self.lineage.find_start(self.name, self.config, self.committed_md5)
             told += told_of_finished
         for sentence in told:
             print(f"run {self.run}: {sentence}", flush=True)
@@ -210,10 +225,9 @@ def _memory_on_one_line(config: TrainConfig) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         # PyTorch has a class of its own for the device only.
-        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(
-            error
-        )
-        if not is_memory:
+        phrases = ("can't allocate memory", "STATUS_ALLOC_FAILED")
+        is_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_of_memory and not any(phrase in str(error) for phrase in phrases):
             raise
         raise TrainingError(
             f"out of memory at train.batch_size {config.batch_size} in {config.micro_batches} parts; "

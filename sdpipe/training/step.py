@@ -5,6 +5,7 @@ Nothing here waits for the device.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -13,13 +14,21 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from sdpipe.errors import ConfigError
-from sdpipe.network import Dropout, ResidualBlock, ResNet
+from sdpipe.network import Active, Dropout, ResidualBlock, ResNet
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.guard import FP16_STREAK, Guard
 from sdpipe.training.world import World, gradients_kept_here
 
 _NEVER = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartDraws:
+    """What is drawn for one part of a mini-batch: which blocks are active, and each one's dropout seed."""
+
+    active: Sequence[Active]
+    dropout_seeds: Sequence[int] = ()  # none where there is no dropout
 
 
 class TrainingStep:
@@ -81,15 +90,14 @@ class TrainingStep:
         self,
         number: int,
         parts: Sequence[tuple[Tensor, Tensor]],
-        active: Sequence[bool],
+        draw: Callable[[int, int], PartDraws],
         learning_rate: float,
-        dropout_seeds: Callable[[int], Sequence[int]] | None = None,
     ) -> Tensor | None:
         """Train on the parts of one mini-batch: images (N, C, H, W) and labels (N,).
 
-        number: of the step, for the guard. dropout_seeds: for each block, given the number of a part of the
-        whole mini-batch. Returns the mini-batch's mean loss, a scalar on the device; or
-        None, without an update, if the guard knows of a loss or gradient that is not finite.
+        number: of the step, for the guard. draw: what is drawn for a part, given its number among the parts
+        of all processes, and its images. Returns the mini-batch's mean loss, a scalar on the device; or None,
+        without an update, if the guard knows of a loss or gradient that is not finite.
         """
         self.network.train()
         for group in self.optimizer.param_groups:
@@ -97,15 +105,15 @@ class TrainingStep:
         loss = torch.zeros((), device=self._compute.device)
         for at, (images_NCHW, labels_N) in enumerate(parts):
             self._weigh_statistics(at, len(parts))
-            if dropout_seeds is not None:
-                self._seed_dropout(dropout_seeds(self._world.share(self._num_parts).start + at))
+            drawn = draw(self._world.share(self._num_parts).start + at, len(labels_N))
+            self._seed_dropout(drawn.dropout_seeds)
             weight = len(labels_N) * self._world.size / self._batch_size  # DDP divides by the size again
             with gradients_kept_here(self._view, wanted=at < len(parts) - 1):
                 with self._compute.autocast():
-                    part_loss = F.cross_entropy(self._view(images_NCHW, active), labels_N) * weight
+                    part_loss = F.cross_entropy(self._view(images_NCHW, drawn.active), labels_N) * weight
                 torch.autograd.backward(self.scaler.scale(part_loss))
             loss += part_loss.detach()
-        self._world.average_([loss, *self._statistics(active)])
+        self._world.average_([loss, *self._statistics(drawn.active)])
         self.scaler.unscale_(self.optimizer)
         self.guard.watch(number, loss, get_total_norm(self.gradients))
         if self.guard.bad_step():
@@ -141,12 +149,12 @@ class TrainingStep:
                 norm.momentum = 1 / (num_parts / self._momentum - num_parts + at + 1)
 
     def _seed_dropout(self, seeds: Sequence[int]) -> None:
-        for block, seed in zip(self.network.blocks, seeds, strict=True):
+        for block, seed in zip(self.network.blocks, seeds, strict=False):
             for module in block.modules():
                 if isinstance(module, Dropout):
                     module.seed = seed
 
-    def _statistics(self, active: Sequence[bool]) -> list[Tensor]:
+    def _statistics(self, active: Sequence[Active]) -> list[Tensor]:
         """Running means and variances that this step has changed."""
         changed: list[nn.Module] = [self.network.stem]
         for block, is_active in zip(self.network.blocks, active, strict=True):

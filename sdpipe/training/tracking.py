@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from sdpipe.errors import SdpipeError, TrackingError
-from sdpipe.files import project_root, sha256_of, work_folder
+from sdpipe.files import project_root, replacing, sha256_of, work_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,6 +82,8 @@ def _open_store(mlflow: Any) -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     # Two processes that create the same database at once crash each other; the client creates it.
     with FileLock(work_folder() / "mlflow.lock"):
+        if uri.startswith("sqlite:///"):
+            _create_database(mlflow, Path(uri.removeprefix("sqlite:///")))
         client = mlflow.MlflowClient()
         experiment = client.get_experiment_by_name(name)
         if experiment is not None:
@@ -89,6 +91,13 @@ def _open_store(mlflow: Any) -> str:
         # A server knows where its artifacts go; for our own database we say it.
         location = (project_root() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
         return str(client.create_experiment(name, artifact_location=location))
+
+
+def _create_database(mlflow: Any, path: Path) -> None:
+    """Make the tables beside and rename: MLflow cannot go on with half of them."""
+    if not path.exists():
+        with replacing(path) as beside:
+            mlflow.MlflowClient(f"sqlite:///{beside}").search_experiments(max_results=1)
 
 
 class _Publisher:

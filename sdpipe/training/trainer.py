@@ -3,9 +3,11 @@
 N: images, K: classes. Images stay uint8 NHWC until their batch is made.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from sdpipe.data.augment import fit_normalisation
 from sdpipe.data.split import split_validation
 from sdpipe.data.store import DataSet
 from sdpipe.errors import DataError, TrainingError
-from sdpipe.network import ResNet, initialise
+from sdpipe.network import Active, ResNet, Segment, initialise
 from sdpipe.training.batches import Batches, Images
 from sdpipe.training.checkpoint import Checkpoint
 from sdpipe.training.compute import Compute
@@ -24,7 +26,7 @@ from sdpipe.training.draws import Draws
 from sdpipe.training.evaluation import error_and_loss
 from sdpipe.training.progress import EpochRecord, EpochTiming, Progress, TrainResult
 from sdpipe.training.schedule import learning_rate_at
-from sdpipe.training.step import TrainingStep
+from sdpipe.training.step import PartDraws, TrainingStep
 from sdpipe.training.weights import snapshot
 from sdpipe.training.world import World
 
@@ -37,7 +39,7 @@ class _EpochSums:
     gradient: Tensor  # mean absolute value, over the steps in which block 1 was active
     num_gradients: Tensor
     num_steps: int = 0
-    num_active: int = 0
+    num_active: float = 0.0
     train_s: float = 0.0
     last_tick: float = field(default_factory=time.perf_counter)
 
@@ -108,17 +110,16 @@ class Trainer:
         """
         epoch, sums = self.epoch, self.sums
         learning_rate = learning_rate_at(self.config, epoch)
-        probs = self.network.config.survival_probs
         sums.last_tick = time.perf_counter()
         for parts in self.batches.epoch(epoch, sums.num_steps, self.step.parts):
-            active = self.draws.active_blocks(epoch, sums.num_steps, probs)
-            seeds = self._dropout_seeds(sums.num_steps)
-            loss = self.step.run(self.num_steps, parts, active, learning_rate, seeds)
+            draw = partial(self._draw, epoch, sums.num_steps)
+            loss = self.step.run(self.num_steps, parts, draw, learning_rate)
             if loss is None:
                 self.check_finite()
             else:
                 sums.loss += loss
-            sums.num_active += sum(active)
+            active = draw(0, self.config.batch_size // self.config.micro_batches).active
+            sums.num_active += self._blocks_active(active)
             if active[0]:
                 assert self.watched_weight.grad is not None, "gradients are zeroed, never None"
                 grad = self.watched_weight.grad.abs().mean()
@@ -130,11 +131,22 @@ class Trainer:
             sums.tick()
             yield
 
-    def _dropout_seeds(self, step: int) -> Callable[[int], list[int]] | None:
-        if not self.config.dropout:
-            return None
-        epoch, num_blocks = self.epoch, self.network.config.num_blocks
-        return lambda part: self.draws.dropout_seeds(epoch, step, part, num_blocks)
+    def _draw(self, epoch: int, step: int, part: int, num_images: int) -> PartDraws:
+        probs = self.network.config.survival_probs
+        active: Sequence[Active] = (
+            self.draws.segments(epoch, step, part, probs, num_images)
+            if self.config.draw == "sample"
+            else self.draws.active_blocks(epoch, step, probs)
+        )
+        seeds = self.draws.dropout_seeds(epoch, step, part, len(probs)) if self.config.dropout else []
+        return PartDraws(active=active, dropout_seeds=seeds)
+
+    def _blocks_active(self, active: Sequence[Active]) -> float:
+        """Active blocks; where they are drawn for each image, their mean over the images of one part."""
+        num_images = self.config.batch_size // self.config.micro_batches
+        return sum(
+            min(each.count, num_images) / num_images if isinstance(each, Segment) else each for each in active
+        )
 
     def check_finite(self) -> None:
         """Raise TrainingError if a step's loss or gradient was not finite. Waits for the device."""
@@ -167,6 +179,11 @@ class Trainer:
             )
         if validated is None:
             return False
+        if not math.isfinite(validated[1]):
+            raise TrainingError(
+                f"epoch {self.epoch + 1}: the validation loss is {validated[1]:g} at learning rate "
+                f"{learning_rate_at(self.config, self.epoch):g}; a lower learning rate or a warm-up helps"
+            )
         sums, config = self.sums, self.config
         record = EpochRecord(
             epoch=self.epoch + 1,
@@ -193,13 +210,20 @@ class Trainer:
         """Everything the next step needs. Raises TrainingError if the state is not finite."""
         self.check_finite()
         sums = self.sums
+        tensors = {
+            f"{group}.{name}": tensor
+            for group, named in (*self._groups().items(), ("best", self.best_state))
+            for name, tensor in named.items()
+        }
+        bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise TrainingError(
+                f"after step {self.num_steps}: {bad[0]} and {len(bad) - 1} other tensors are not finite, and "
+                "not saved; the last checkpoint is good; a lower learning rate or a warm-up helps"
+            )
         return Checkpoint(
             num_steps=self.num_steps,
-            tensors={
-                f"{group}.{name}": tensor
-                for group, named in (*self._groups().items(), ("best", self.best_state))
-                for name, tensor in named.items()
-            },
+            tensors=tensors,
             state={
                 **asdict(self.progress),
                 "scaler": self.step.scaler.state_dict(),

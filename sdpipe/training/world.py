@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdpipe.errors import TrainingError
+from sdpipe.errors import ConfigError, TrainingError
 from sdpipe.network import ResNet
 
+_TORCHRUN_SETS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT_S = 50  # a process that is silent for so long is taken for dead
 
 
@@ -121,18 +122,21 @@ def joined_world(device: str) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, 0)
         return
+    missing = [name for name in _TORCHRUN_SETS if name not in os.environ]
+    if missing:
+        raise ConfigError(f"WORLD_SIZE is {size}, and torchrun's {', '.join(missing)} is not set")
     world = World(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
     on_cuda = device != "cpu" and torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(world.local_rank)
     backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S))
     try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S))
         yield world
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL")):
             raise TrainingError(
-                f"process {world.rank} of {size}: another process of this training has ended; "
+                f"process {world.rank} of {size}: another process of this training has ended or is missing; "
                 f"a new start continues from the last checkpoint ({str(error).splitlines()[0][:200]})"
             ) from error
         raise
