@@ -68,10 +68,10 @@ def _step_table(results: Mapping[str, Any]) -> list[str]:
         f"In those rounds {active['mean_blocks']:.1f} of {active['num_blocks']} blocks were active on "
         f"average, with {active['mean_share']:.3f} of all multiply-adds; our step took "
         f"{spread_words(to_share, 3)} times that share of constant depth's time, of sums "
-        f"{to_share['of_sums']:.3f}. Multiply-adds are not time, and the last group's blocks, which are "
-        "dropped most, are the cheapest: by the time that each group takes alone, measured in the same rounds, "
-        f"the share is {active['mean_time_share']:.3f}, and our step took {spread_words(to_time_share, 3)} "
-        f"times that, of sums {to_time_share['of_sums']:.3f} (target: at most {STEP_TARGET}).",
+        f"{to_share['of_sums']:.3f}. Multiply-adds are not time, and the last group's blocks, dropped most, "
+        "are the cheapest: by the time that each group takes alone, measured in the same rounds, the share "
+        f"is {active['mean_time_share']:.3f}, and our step took {spread_words(to_time_share, 3)} times "
+        f"that, of sums {to_time_share['of_sums']:.3f} (target: at most {STEP_TARGET}).",
     ]
 
 
