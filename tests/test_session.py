@@ -205,6 +205,18 @@ def test_what_cannot_be_extended_is_said_and_starts_again(
     assert run_to(project / "out", dataset, **overrides) == again
 
 
+def test_a_finished_run_is_kept_with_all_its_epochs(
+    project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a checkpoint is due at the last step of each epoch: it is written behind the validation."""
+    often = machine(every_steps=6)
+    train_run("plain", train_config(epochs=2, milestones=[]), often, dataset, "code", project / "out")
+    train_run("plain", train_config(epochs=3, milestones=[]), often, dataset, "code", project / "out")
+    told = capsys.readouterr().out
+    assert re.search(r"extending the finished training \w+ of 2 epochs", told)
+    assert "continuing after step 12, 2 of 3 epochs" in told
+
+
 def test_another_training_is_not_extended(
     project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -317,6 +317,7 @@ def test_fewer_images_than_a_batch_are_refused(dataset: DataSet, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler's own, at reading .grad of its copies
 def test_compiled_blocks_compute_the_same(dataset: DataSet, tmp_path: Path) -> None:
     """To rounding: the compiler may add in another order."""
     plain, compiled = (

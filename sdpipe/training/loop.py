@@ -86,12 +86,15 @@ def train(
                 _show_loss(bar, trainer)
                 if asked():
                     _save_and_end(saver, trainer, interruption)
-                if saver.is_due(trainer.num_steps):
+                # At its last step an epoch lacks its validation; then it is saved behind that.
+                if not trainer.lacks_validation_only and saver.is_due(trainer.num_steps):
                     saver.save(trainer)
             if not trainer.end_epoch(asked if world.size == 1 else lambda: False):
                 _save_and_end(saver, trainer, interruption)
             _show_epoch(bar, trainer)
             on_epoch(trainer.progress)
+            if saver.is_due(trainer.num_steps):
+                saver.save(trainer)
     saver.save(trainer)
     return trainer.finish()
 

@@ -103,6 +103,11 @@ class Trainer:
         """Steps of all epochs so far."""
         return self.epoch * self.steps_per_epoch + self.sums.num_steps
 
+    @property
+    def lacks_validation_only(self) -> bool:
+        """Whether all steps of the epoch in progress are taken."""
+        return self.sums.num_steps == self.steps_per_epoch
+
     def steps(self) -> Iterator[None]:
         """Take the steps that the epoch in progress still lacks; yields after each.
 
