@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -117,7 +117,7 @@ class Trainer:
         learning_rate = learning_rate_at(self.config, epoch)
         sums.last_tick = time.perf_counter()
         for parts in self.batches.epoch(epoch, sums.num_steps, self.step.parts):
-            draw = partial(self._draw, epoch, sums.num_steps)
+            draw = cache(partial(self._draw, epoch, sums.num_steps))  # asked again for the history
             loss = self.step.run(self.num_steps, parts, draw, learning_rate)
             if loss is None:
                 self.check_finite()
