@@ -91,7 +91,7 @@ class Loop:
         """End the epoch where it is, and begin the next; seconds."""
 
         def end() -> None:
-            self.trainer.end_epoch()
+            self.trainer.validate()
 
         taken_s = seconds(end, self.trainer.compute.device)
         self._steps = self.trainer.steps()
@@ -101,7 +101,7 @@ class Loop:
 def bare_turn(loop: Loop, num_steps: int) -> Turn:
     """The loop's steps, with the blocks that it draws, on its first mini-batch again and again."""
     trainer = loop.trainer
-    (batch,) = next(trainer.batches.epoch(0, 0, trainer.step.parts))
+    (batch,) = next(trainer.batches.epoch(0, range(1), trainer.step.parts))
     step = BareStep(trainer.config, trainer.compute, batch)
     probs = trainer.network.config.survival_probs
     taken = 0

@@ -1,7 +1,11 @@
+import numpy as np
 import pytest
+import torch
 from conftest import train_config
+from pydantic import ValidationError
 
-from sdpipe.training.schedule import learning_rate_at
+from sdpipe.network import linear_decay
+from sdpipe.training.schedule import learning_rate_at, survival_probs_at
 
 
 @pytest.mark.parametrize(
@@ -22,3 +26,33 @@ def test_1202_layers_warm_up(epoch: int, expected: float) -> None:
     warmup = {"epochs": 10, "learning_rate": 0.01}
     config = train_config(epochs=300, milestones=[150, 225], warmup=warmup)
     assert learning_rate_at(config, epoch) == pytest.approx(expected, rel=1e-12)
+
+
+def test_plateau_is_that_of_pytorch() -> None:
+    """The drops come where torch's ReduceLROnPlateau has them; its patience is one less."""
+    errors = np.random.default_rng(0).random(80).cumsum() % 1.0  # falls and rises, with long waits
+    errors = np.sort(errors)[::-1] + np.tile([0, 0.02, 0.03, 0.04], 20)
+    config = train_config(epochs=80, milestones=[], plateau_epochs=3)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=2, threshold=0, eps=0)
+    rates = []
+    for epoch, error in enumerate(errors):
+        rates.append(optimizer.param_groups[0]["lr"])
+        assert learning_rate_at(config, epoch, errors.tolist()) == pytest.approx(rates[-1], rel=1e-9)
+        theirs.step(error)
+    assert len(set(rates)) > 2, "the example has drops"
+
+
+def test_plateau_and_milestones_exclude_each_other() -> None:
+    with pytest.raises(ValidationError, match="expected 0 beside milestones"):
+        train_config(plateau_epochs=3)
+
+
+def test_p_L_warms_up_from_constant_depth() -> None:
+    """p_L 0.5 over 5 epochs: 1, 0.9, 0.8, 0.7, 0.6, then 0.5; p_27 of 54 blocks is halfway to 1 (eq. 4)."""
+    config = train_config(p_L=0.5, p_L_warmup_epochs=5)
+    lasts = [survival_probs_at(config, 54, epoch)[53] for epoch in range(7)]
+    assert lasts == pytest.approx([1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.5])
+    assert survival_probs_at(config, 54, 2)[26] == pytest.approx(0.9)
+    paper = train_config(p_L=0.5)
+    assert survival_probs_at(paper, 54, 0) == linear_decay(54, 0.5)

@@ -111,7 +111,7 @@ def trainer_with_inactive_block(
 def run_epoch(trainer: Trainer) -> None:
     for _ in trainer.steps():
         pass
-    trainer.end_epoch()
+    trainer.validate()
 
 
 def test_an_inactive_block_is_still_decayed(dataset: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +285,7 @@ def test_the_scaler_goes_on_where_it_was(dataset: DataSet, tmp_path: Path) -> No
             if trainer.sums.num_steps < 6:
                 for _ in trainer.steps():
                     pass
-            trainer.end_epoch()
+            trainer.validate()
         states.append({name: tensor.clone() for name, tensor in trainer.network.state_dict().items()})
     assert same(*states)
 
@@ -307,7 +307,7 @@ def test_a_validation_loss_that_is_not_finite_ends_the_training(dataset: DataSet
         pass
     trainer.network.get_buffer("stem.bn.running_mean").fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"epoch 1: the validation loss is nan at learning rate 0\.1"):
-        trainer.end_epoch()
+        trainer.validate()
     assert trainer.progress.history == []
 
 
@@ -336,7 +336,7 @@ def test_compiled_blocks_compute_the_same(dataset: DataSet, tmp_path: Path) -> N
 
 
 def batch_of(trainer: Trainer) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return next(iter(trainer.batches.epoch(0, 0, trainer.step.parts)))
+    return next(iter(trainer.batches.epoch(0, range(1), trainer.step.parts)))
 
 
 def test_the_parts_of_a_batch_are_its_images(dataset: DataSet) -> None:
@@ -438,3 +438,48 @@ def test_cuda_and_precision_are_not_silently_replaced(monkeypatch: pytest.Monkey
     assert choose_compute("auto", "auto").precision == "fp32"
     monkeypatch.setattr("sdpipe.training.compute._cpu_has_bf16", lambda: True)
     assert choose_compute("auto", "auto").precision == "bf16"
+
+
+def test_validations_within_an_epoch(dataset: DataSet, tmp_path: Path) -> None:
+    """96 images in batches of 16 are 6 steps: with one every 4 an epoch is validated after 4 and after 6.
+
+    The steps are the same as without, and so are the epochs' last validations.
+    """
+    often = train_alone(train_config(validate_steps=4), dataset, tmp_path / "often")
+    seldom = train_alone(train_config(), dataset, tmp_path / "seldom")
+    history = often.progress.history
+    assert [row.epoch for row in history] == pytest.approx([4 / 6, 1, 1 + 4 / 6, 2, 2 + 4 / 6, 3])
+    whole = [row for row in history if row.epoch == int(row.epoch)]
+    for ours, theirs in zip(whole, seldom.progress.history, strict=True):
+        assert ours.validation_loss == theirs.validation_loss
+    losses = [row.train_loss for row in history]
+    assert seldom.progress.history[0].train_loss == pytest.approx((4 * losses[0] + 2 * losses[1]) / 6)
+    assert often.progress.best.validation_error == min(row.validation_error for row in history)
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_resume_between_validations_within_an_epoch(dataset: DataSet, tmp_path: Path, kept: int) -> None:
+    """Continued inside an epoch, before or behind a validation: the same as never stopped."""
+    config = train_config(validate_steps=2, epochs=2)
+    whole = train_alone(config, dataset, tmp_path / "whole")
+
+    class _StoppedError(Exception):
+        pass
+
+    def stop(progress: Progress) -> None:
+        if len(progress.history) == kept + 1:
+            raise _StoppedError
+
+    folder = tmp_path / "stopped"
+    with pytest.raises(_StoppedError):
+        train_alone(config, dataset, folder, every_steps=1, on_epoch=stop)
+    continued = train_alone(config, dataset, folder)
+    assert continued.progress.history == whole.progress.history
+    assert all(torch.equal(tensor, continued.state[name]) for name, tensor in whole.state.items())
+
+
+def test_p_L_warmup_starts_at_constant_depth(dataset: DataSet, tmp_path: Path) -> None:
+    """In the first of two warm-up epochs all 9 blocks are active in every step, later fewer are."""
+    history = train_alone(train_config(p_L_warmup_epochs=2, epochs=4), dataset, tmp_path).progress.history
+    assert history[0].blocks_active == 9
+    assert history[3].blocks_active < history[0].blocks_active

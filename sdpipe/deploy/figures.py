@@ -56,19 +56,19 @@ def draw_confusion(path: Path, counts_KK: np.ndarray, class_names: Sequence[str]
         _save(figure, path)
 
 
-def draw_training(path: Path, history: Sequence[dict[str, float]], best_epoch: int, title: str) -> None:
+def draw_training(path: Path, history: Sequence[dict[str, float]], best_epoch: float, title: str) -> None:
     """Validation error and training loss against epoch (paper, figure 3).
 
     The kept epoch and the drops of the learning rate are marked.
     """
     epochs = [row["epoch"] for row in history]
     errors = [100 * row["validation_error"] for row in history]
-    kept = errors[best_epoch - 1]
+    kept = errors[epochs.index(best_epoch)]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(6, 3.8), layout="constrained")
         axes = figure.add_subplot()
         axes.plot(epochs, errors, color="tab:blue", label="validation error")
-        label = f"kept: epoch {best_epoch}, {kept:.2f} %"
+        label = f"kept: epoch {best_epoch:.4g}, {kept:.2f} %"
         axes.plot(best_epoch, kept, "o", color="tab:blue", clip_on=False, zorder=3, label=label)
         axes.set(xlabel="epoch", ylabel="validation error (%)", title=title)
         axes.set_ylim(bottom=0)

@@ -29,7 +29,7 @@ class Metadata:
     rule: str
     p_L: float
     survival_probs: list[float]  # p_1..p_L, which were folded into the weights
-    best_epoch: int
+    best_epoch: float  # whole, unless it was validated within epochs
     fingerprint: str
     sdpipe_version: str
 

@@ -70,14 +70,14 @@ class Batches:
         return np.asarray(self._train_indices[order[step * size : (step + 1) * size]])
 
     def epoch(
-        self, epoch: int, first_step: int, parts: Sequence[slice]
+        self, epoch: int, steps: range, parts: Sequence[slice]
     ) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """The mini-batches from `first_step` on, each as its parts: images (N, C, H, W), labels (N,)."""
+        """These mini-batches, each as its parts: images (N, C, H, W), labels (N,)."""
         config, num = self._config, len(self._train_indices)
         order = self._draws.order(epoch, num)
         shifts_N2 = torch.from_numpy(self._draws.shifts(epoch, num, config.shift_px))
         flips_N = torch.from_numpy(self._draws.flips(epoch, num) if config.flip else np.zeros(num, bool))
-        for step in range(first_step, num // config.batch_size):
+        for step in steps:
             batch = order[step * config.batch_size : (step + 1) * config.batch_size]
             yield [self._part(batch[part], shifts_N2, flips_N) for part in parts]
 

@@ -35,12 +35,15 @@ class TrainConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]  # in the branches; the papers' recipes have none
     rule: Literal["linear_decay", "uniform"]
     p_L: Annotated[float, Field(gt=0, le=1)]  # survival probability of the last block; 1: constant depth
+    p_L_warmup_epochs: Annotated[int, Field(ge=0)]  # p_L falls from 1 to its value over these; 0: at once
     draw: Literal["batch", "sample"]  # blocks are drawn for each mini-batch, or for each image
     epochs: PositiveInt
     batch_size: Annotated[int, Field(ge=2)]  # images of one step, over all processes
+    validate_steps: Annotated[int, Field(ge=0)]  # steps between validations in an epoch; 0: at its end only
     micro_batches: PositiveInt  # parts of a batch, one after the other; BatchNorm normalises within a part
     learning_rate: LearningRate
     milestones: Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # epochs after which it is divided
+    plateau_epochs: Annotated[int, Field(ge=0)]  # without a lower validation error, then it is; 0: never
     drop_factor: Annotated[float, Field(gt=1)]  # by this
     warmup: Warmup
     momentum: Annotated[float, Field(ge=0, lt=1)]  # Nesterov, dampening 0
@@ -87,6 +90,13 @@ class TrainConfig(Section):
         if list(milestones) != sorted(set(milestones)):
             raise ValueError(f"expected rising epochs, got {list(milestones)}")
         return milestones
+
+    @field_validator("plateau_epochs")
+    @classmethod
+    def _check_plateau_epochs(cls, plateau_epochs: int, info: ValidationInfo) -> int:
+        if plateau_epochs and info.data.get("milestones"):
+            raise ValueError(f"expected 0 beside milestones, which drop the rate too, got {plateau_epochs}")
+        return plateau_epochs
 
     @field_validator("warmup")
     @classmethod

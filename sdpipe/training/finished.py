@@ -6,15 +6,16 @@ their milestones. Runs of one lineage may end and begin at the same time, so all
 """
 
 import hashlib
+import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from sdpipe.files import write_synced
 from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder, remove_folder
 from sdpipe.training.config import TrainConfig
+from sdpipe.training.progress import Progress
 from sdpipe.training.schedule import learning_rate_at
 
 LENGTH_KEYS = ("epochs", "milestones")  # of `train`; what else differs makes another lineage
@@ -75,9 +76,9 @@ class Lineage:
             told += damaged.values()
             if checkpoint is None:
                 continue
-            history = checkpoint.state["history"]
-            what = f"the finished training {folder.name} of {len(history)} epochs"
-            reason = _reason_against(history, config)
+            progress = Progress.from_json(checkpoint.state)
+            what = f"the finished training {folder.name} of {progress.epochs_done} epochs"
+            reason = _reason_against(progress, config)
             if reason is not None:
                 refused.append(f"{what} cannot be extended: {reason}; starting from the beginning")
             elif found is None or checkpoint.num_steps > found.num_steps:
@@ -89,14 +90,15 @@ class Lineage:
         return FileLock(self.folder.with_suffix(".lock"))
 
 
-def _reason_against(history: list[dict[str, Any]], config: TrainConfig) -> str | None:
-    if len(history) > config.epochs:
+def _reason_against(progress: Progress, config: TrainConfig) -> str | None:
+    if progress.epochs_done > config.epochs:
         return f"params.yaml asks for {config.epochs}"
-    for record in history:
-        asked = learning_rate_at(config, record["epoch"] - 1)
-        if record["learning_rate"] != asked:
+    for record in progress.history:
+        epoch = math.ceil(record.epoch)
+        asked = learning_rate_at(config, epoch - 1, progress.epoch_errors)
+        if record.learning_rate != asked:
             return (
-                f"its learning rate in epoch {record['epoch']} was {record['learning_rate']:g}, "
+                f"its learning rate in epoch {epoch} was {record.learning_rate:g}, "
                 f"params.yaml asks for {asked:g}"
             )
     return None

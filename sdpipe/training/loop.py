@@ -1,5 +1,6 @@
 """The training loop: one run, from arrays to the weights of the epoch with the lowest validation error."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -86,10 +87,10 @@ def train(
                 _show_loss(bar, trainer)
                 if asked():
                     _save_and_end(saver, trainer, interruption)
-                # At its last step an epoch lacks its validation; then it is saved behind that.
+                # Before a validation it is not saved, but behind it.
                 if not trainer.lacks_validation_only and saver.is_due(trainer.num_steps):
                     saver.save(trainer)
-            if not trainer.end_epoch(asked if world.size == 1 else lambda: False):
+            if not trainer.validate(asked if world.size == 1 else lambda: False):
                 _save_and_end(saver, trainer, interruption)
             _show_epoch(bar, trainer)
             on_epoch(trainer.progress)
@@ -111,19 +112,23 @@ def _show_loss(bar: "tqdm[Any]", trainer: Trainer) -> None:
     now = time.monotonic()
     if now - getattr(bar, "looked_at", 0.0) >= _BAR_S:
         bar.looked_at = now  # type: ignore[attr-defined]
-        mean = trainer.sums.loss.item() / trainer.sums.num_steps
+        mean = trainer.sums.loss.item() / (trainer.sums.num_steps - trainer.sums.first_step)
         bar.set_postfix_str(f"epoch {trainer.epoch + 1}/{trainer.config.epochs}, loss {mean:.3f}")
 
 
 def _show_epoch(bar: "tqdm[Any]", trainer: Trainer) -> None:
     record, epochs = trainer.progress.history[-1], trainer.config.epochs
     bar.set_postfix_str(
-        f"epoch {record.epoch}/{epochs}, loss {record.train_loss:.3f}, error {record.validation_error:.4f}, "
-        f"best {trainer.progress.best.validation_error:.4f}"
+        f"epoch {record.epoch:.4g}/{epochs}, loss {record.train_loss:.3f}, "
+        f"error {record.validation_error:.4f}, best {trainer.progress.best.validation_error:.4f}"
     )
-    if bar.disable and trainer.world.leads and record.epoch % max(1, epochs // MAX_LINES) == 0:
+    num_validations = epochs * math.ceil(
+        trainer.steps_per_epoch / (trainer.config.validate_steps or trainer.steps_per_epoch)
+    )
+    is_shown = len(trainer.progress.history) % max(1, num_validations // MAX_LINES) == 0
+    if bar.disable and trainer.world.leads and is_shown:
         print(
-            f"epoch {record.epoch}/{epochs}: loss {record.train_loss:.4f}, "
+            f"epoch {record.epoch:.4g}/{epochs}: loss {record.train_loss:.4f}, "
             f"validation error {record.validation_error:.4f}",
             flush=True,
         )

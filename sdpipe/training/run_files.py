@@ -28,7 +28,7 @@ def write_training(folder: Path, result: TrainResult, info: ModelInfo, measured:
         "test_error": result.test_error,
         "validation_error": best.validation_error,
         "best_epoch": best.epoch,
-        "num_epochs": len(result.progress.history),
+        "num_epochs": result.progress.epochs_done,
         "num_train": result.num_train,
         "num_validation": result.num_validation,
         "num_parameters": sum(

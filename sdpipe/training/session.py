@@ -135,7 +135,7 @@ class _Session:
         if interruption.requested:
             interruption.end()
         print(
-            f"run {self.run}: test error {result.test_error:.4f} at epoch {info.best_epoch}, "
+            f"run {self.run}: test error {result.test_error:.4f} at epoch {info.best_epoch:g}, "
             f"the one of lowest validation error ({result.progress.best.validation_error:.4f})"
         )
 
@@ -161,7 +161,8 @@ class _Session:
         for sentence in told:
             print(f"run {self.run}: {sentence}", flush=True)
         if found is not None:
-            epochs = f"{len(found.state['history'])} of {self.config.epochs} epochs"
+            done = Progress.from_json(found.state).epochs_done
+            epochs = f"{done} of {self.config.epochs} epochs"
             print(f"run {self.run}: continuing after step {found.num_steps}, {epochs}", flush=True)
         return found
 

@@ -6,7 +6,7 @@ N: images, K: classes. Images stay uint8 NHWC until their batch is made.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cache, partial
 
 import numpy as np
@@ -24,35 +24,11 @@ from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.draws import Draws
 from sdpipe.training.evaluation import error_and_loss
-from sdpipe.training.progress import EpochRecord, EpochTiming, Progress, TrainResult
-from sdpipe.training.schedule import learning_rate_at
+from sdpipe.training.progress import EpochRecord, EpochTiming, Progress, Sums, TrainResult
+from sdpipe.training.schedule import learning_rate_at, survival_probs_at
 from sdpipe.training.step import PartDraws, TrainingStep
 from sdpipe.training.weights import snapshot
 from sdpipe.training.world import World
-
-
-@dataclass(kw_only=True)
-class _EpochSums:
-    """What is added up within an epoch. The scalars on the device wait there until its end."""
-
-    loss: Tensor
-    gradient: Tensor  # mean absolute value, over the steps in which block 1 was active
-    num_gradients: Tensor
-    num_steps: int = 0
-    num_active: float = 0.0
-    train_s: float = 0.0
-    last_tick: float = field(default_factory=time.perf_counter)
-
-    @classmethod
-    def zero(cls, device: torch.device) -> "_EpochSums":
-        zero = torch.zeros((), device=device)
-        return cls(loss=zero, gradient=zero.clone(), num_gradients=zero.clone())
-
-    def tick(self) -> None:
-        """Count the time since the last tick as training."""
-        now = time.perf_counter()
-        self.train_s += now - self.last_tick
-        self.last_tick = now
 
 
 class Trainer:
@@ -82,7 +58,7 @@ class Trainer:
         self.watched_weight = self.network.get_parameter("blocks.0.branch.conv1.weight")  # figure 7
         self.progress = Progress()
         self.best_state: dict[str, Tensor] = {}
-        self.sums = _EpochSums.zero(compute.device)
+        self.sums = Sums.zero(compute.device)
 
     def _new_network(self) -> ResNet:
         channels = self.dataset.train_images_NHWC.shape[3]
@@ -96,7 +72,12 @@ class Trainer:
     @property
     def epoch(self) -> int:
         """The epoch in progress, from 0."""
-        return len(self.progress.history)
+        return self.progress.epochs_done
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the epoch in progress."""
+        return learning_rate_at(self.config, self.epoch, self.progress.epoch_errors)
 
     @property
     def num_steps(self) -> int:
@@ -105,18 +86,25 @@ class Trainer:
 
     @property
     def lacks_validation_only(self) -> bool:
-        """Whether all steps of the epoch in progress are taken."""
-        return self.sums.num_steps == self.steps_per_epoch
+        """Whether all steps before the next validation are taken."""
+        return self.sums.num_steps == self._validation_step
+
+    @property
+    def _validation_step(self) -> int:
+        """The step of the epoch behind which the next validation is due."""
+        every = self.config.validate_steps or self.steps_per_epoch
+        return min(self.sums.first_step // every * every + every, self.steps_per_epoch)
 
     def steps(self) -> Iterator[None]:
-        """Take the steps that the epoch in progress still lacks; yields after each.
+        """Take the steps that are still lacking before the next validation; yields after each.
 
         Raises TrainingError before the update, if a loss or a gradient is not finite.
         """
         epoch, sums = self.epoch, self.sums
-        learning_rate = learning_rate_at(self.config, epoch)
+        learning_rate = self.learning_rate
         sums.last_tick = time.perf_counter()
-        for parts in self.batches.epoch(epoch, sums.num_steps, self.step.parts):
+        steps = range(sums.num_steps, self._validation_step)
+        for parts in self.batches.epoch(epoch, steps, self.step.parts):
             draw = cache(partial(self._draw, epoch, sums.num_steps))  # asked again for the history
             loss = self.step.run(self.num_steps, parts, draw, learning_rate)
             if loss is None:
@@ -137,7 +125,7 @@ class Trainer:
             yield
 
     def _draw(self, epoch: int, step: int, part: int, num_images: int) -> PartDraws:
-        probs = self.network.config.survival_probs
+        probs = survival_probs_at(self.config, len(self.network.blocks), epoch)
         active: Sequence[Active] = (
             self.draws.segments(epoch, step, part, probs, num_images)
             if self.config.draw == "sample"
@@ -162,13 +150,13 @@ class Trainer:
         epoch, step = divmod(number, self.steps_per_epoch)
         raise TrainingError(
             f"epoch {epoch + 1}, step {step + 1} of {self.steps_per_epoch}: loss {loss:g}, "
-            f"gradient norm {norm:g} at learning rate {learning_rate_at(self.config, epoch):g}, on training "
+            f"gradient norm {norm:g} at learning rate {self.learning_rate:g}, on training "
             f"images {self.batches.indices(epoch, step).tolist()}; this step was not applied, and the last "
             "checkpoint is good; a lower learning rate or a warm-up helps"
         )
 
-    def end_epoch(self, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Validate, note the epoch, keep the best.
+    def validate(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Validate, note it with what was added up since the last time, keep the best.
 
         Returns False, with nothing changed, if `stop` says so in between.
         """
@@ -187,28 +175,29 @@ class Trainer:
         if not math.isfinite(validated[1]):
             raise TrainingError(
                 f"epoch {self.epoch + 1}: the validation loss is {validated[1]:g} at learning rate "
-                f"{learning_rate_at(self.config, self.epoch):g}; a lower learning rate or a warm-up helps"
+                f"{self.learning_rate:g}; a lower learning rate or a warm-up helps"
             )
-        sums, config = self.sums, self.config
+        sums = self.sums
+        num_steps, is_whole = sums.num_steps - sums.first_step, sums.num_steps == self.steps_per_epoch
         record = EpochRecord(
-            epoch=self.epoch + 1,
-            learning_rate=learning_rate_at(config, self.epoch),
-            train_loss=loss / sums.num_steps,
+            epoch=self.epoch + (1 if is_whole else sums.num_steps / self.steps_per_epoch),
+            learning_rate=self.learning_rate,
+            train_loss=loss / num_steps,
             validation_error=validated[0],
             validation_loss=validated[1],
-            blocks_active=sums.num_active / sums.num_steps,
+            blocks_active=sums.num_active / num_steps,
             mean_abs_grad=gradient / max(num_gradients, 1),
         )
         timing = EpochTiming(
             epoch=record.epoch,
             epoch_s=sums.train_s + time.perf_counter() - started,
-            images_per_s=sums.num_steps * config.batch_size / sums.train_s,
+            images_per_s=num_steps * self.config.batch_size / sums.train_s,
         )
         self.progress.history.append(record)
         self.progress.timing.append(timing)
         if self.progress.best is record and self.world.leads:
             self.best_state = snapshot(self.network.state_dict())
-        self.sums = _EpochSums.zero(self.compute.device)
+        self.sums = Sums.zero(self.compute.device, 0 if is_whole else sums.num_steps)
         return True
 
     def checkpoint(self) -> Checkpoint:
@@ -233,6 +222,7 @@ class Trainer:
                 **asdict(self.progress),
                 "scaler": self.step.scaler.state_dict(),
                 "epoch": {
+                    "first_step": sums.first_step,
                     "num_steps": sums.num_steps,
                     "num_active": sums.num_active,
                     "train_s": sums.train_s,

@@ -30,7 +30,7 @@ class ModelInfo:
     class_names: tuple[str, ...]
     image_size: tuple[int, int]  # height, width
     fingerprint: str
-    best_epoch: int  # of lowest validation error, counted from 1
+    best_epoch: float  # of lowest validation error, counted from 1
     train_params: dict[str, Any]  # the run's section of params.yaml
 
 
