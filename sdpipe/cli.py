@@ -5,6 +5,8 @@ Exit 0: all went well. 1: something failed, and the rest was still done. 2: call
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,12 +166,8 @@ def doctor() -> None:
 def track(folders: tuple[Path, ...]) -> None:
     """Send finished runs to MLflow where they are missing. Default: all of models/."""
     with errors_on_one_line():
-        try:
+        with _training_packages("track"):
             from sdpipe.track import track as track_folder
-        except ModuleNotFoundError as error:
-            raise SdpipeError(
-                f"track needs the training packages: pip install 'sdpipe[train]' ({error})"
-            ) from error
         chosen = folders or tuple(
             sorted(path.parent for path in Path("models").glob("*/weights.safetensors"))
         )
@@ -184,3 +182,66 @@ def track(folders: tuple[Path, ...]) -> None:
                 click.echo(f"error: {error}", err=True)
     if failed:
         raise SystemExit(1)
+
+
+@main.group()
+def recipe() -> None:
+    """The papers' trainings, ready to run: list them, show one, write it to params.yaml."""
+
+
+@recipe.command("list")
+def recipe_list() -> None:
+    """Show the names, what each trains, and the paper's test errors."""
+    with errors_on_one_line(), _training_packages("recipe"):
+        from sdpipe.recipes import load_recipes
+
+        for name, each in load_recipes().items():
+            click.echo(f"{name:<26} {each.title}")
+            if each.paper is not None:
+                constant, stochastic = each.paper.constant_error, each.paper.stochastic_error
+                click.echo(f"{'':<26} the paper's test error: {constant:.2%} -> {stochastic:.2%}")
+
+
+seeds_option = click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each kind."
+)
+
+
+@recipe.command("show")
+@click.argument("name")
+@seeds_option
+def recipe_show(name: str, seeds: int) -> None:
+    """Print the params.yaml that `recipe use NAME` would write."""
+    with errors_on_one_line(), _training_packages("recipe"):
+        from sdpipe.recipes import apply_recipe
+
+        click.echo(apply_recipe(name, Path("params.yaml"), seeds), nl=False)
+
+
+@recipe.command("use")
+@click.argument("name")
+@seeds_option
+def recipe_use(name: str, seeds: int) -> None:
+    """Write recipe NAME to params.yaml; `dvc repro` then runs it.
+
+    Sections that no recipe concerns stay, such as where data come from. The file before is kept.
+    """
+    with errors_on_one_line(), _training_packages("recipe"):
+        from sdpipe.recipes import find_recipe, use_recipe
+
+        backup = use_recipe(name, Path("params.yaml"), seeds)
+        num_runs = seeds * len(find_recipe(name).runs)
+    if backup is None:
+        click.echo(f"params.yaml is {name} already")
+    else:
+        click.echo(f"params.yaml: {name}, {num_runs} runs; the one before is {backup}. Next: dvc repro")
+
+
+@contextmanager
+def _training_packages(command: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SdpipeError(
+            f"{command} needs the training packages: pip install 'sdpipe[train]' ({error})"
+        ) from error

@@ -27,7 +27,7 @@ LAYERS = [
     ("sdpipe/provenance.py",),
     ("sdpipe/training",),
     ("sdpipe/deploy",),
-    ("sdpipe/params.py", "sdpipe/track.py", "sdpipe/doctor.py"),
+    ("sdpipe/params.py", "sdpipe/track.py", "sdpipe/doctor.py", "sdpipe/recipes.py"),
     ("sdpipe/cli.py",),
     ("pipeline",),
 ]

@@ -47,7 +47,7 @@ def equal(world: World, dataset: DataSet, folder: Path) -> None:
             tensors = {**trainer.network.state_dict(), **trainer.step.momentum()}
             plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
             digests.append(hashlib.sha256(save(plain)).hexdigest())
-        trainer.end_epoch()
+        trainer.validate()
     result = trainer.finish()
     if world.leads:
         save_tensors(folder / "weights.safetensors", result.state, {})

@@ -1,0 +1,235 @@
+"""The recipes: what of params.yaml makes each training of the papers, and what the papers report of it.
+
+recipes.yaml beside this file holds them. A recipe gives the sections `train`, `runs` and the gate of
+`deploy`; all else in params.yaml, such as where data come from, stays as the user has it.
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from sdpipe.errors import ConfigError
+from sdpipe.files import replacing
+from sdpipe.params import check_params
+
+SMALL = "-small"
+BACKUP = "params.yaml.bak"
+# These say how a run is computed, or which of a recipe's twins it is; not which recipe.
+_NOT_OF_THE_RECIPE = {
+    "seed", "p_L", "rule", "draw", "micro_batches", "device", "precision", "compile", "recompute",
+}  # fmt: skip
+_WORDS = {"linear_decay": "linear", "A": "residual"}  # in the names of runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperResult:
+    """The paper's numbers of one recipe. Errors are fractions, times seconds."""
+
+    constant_error: float
+    stochastic_error: float
+    constant_train_s: float | None
+    stochastic_train_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One way to fill params.yaml. train: every key of that section; runs: name -> what differs."""
+
+    name: str
+    title: str
+    train: dict[str, Any]
+    runs: dict[str, dict[str, Any]]
+    max_test_error: float
+    paper: PaperResult | None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is the twin for two cores and minutes."""
+        return self.name.endswith(SMALL)
+
+
+@cache
+def load_recipes() -> dict[str, Recipe]:
+    """All recipes by name, each small twin behind its full one."""
+    raw = YAML(typ="safe").load((Path(__file__).parent / "recipes.yaml").read_text())
+    return {recipe.name: recipe for name, values in raw.items() for recipe in _twins(name, values)}
+
+
+def _twins(name: str, values: Mapping[str, Any]) -> Iterator[Recipe]:
+    train, small = values["train"], values.get("small")
+    yield Recipe(
+        name=name,
+        title=values["title"],
+        train=train,
+        runs=_runs(values),
+        max_test_error=values["max_test_error"],
+        paper=_paper(values["paper"]) if "paper" in values else None,
+    )
+    if small is not None:
+        yield Recipe(
+            name=name + SMALL,
+            title=f"the path of {name} on the embedded digits, in minutes; ours",
+            train={**train, **small["train"]},
+            runs=_runs({**values, **small}),
+            max_test_error=small["max_test_error"],
+            paper=None,
+        )
+
+
+def _paper(values: Mapping[str, Any]) -> PaperResult:
+    def seconds(key: str) -> float | None:
+        if key not in values:
+            return None
+        hours, minutes = values[key].split(":")
+        return 3600.0 * int(hours) + 60.0 * int(minutes)
+
+    return PaperResult(
+        constant_error=values["constant"],
+        stochastic_error=values["stochastic"],
+        constant_train_s=seconds("constant_time"),
+        stochastic_train_s=seconds("stochastic_time"),
+    )
+
+
+def _runs(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    if "grid" not in values:
+        return dict(values["runs"])
+    grid = values["grid"]
+    combinations = [dict(zip(grid, combination, strict=True)) for combination in product(*grid.values())]
+    first_rule = grid.get("rule", [None])[0]
+    return {
+        "-".join(_word(key, value) for key, value in run.items()): run
+        for run in combinations
+        # At constant depth both rules are one and the same training.
+        if run.get("p_L") != 1 or run.get("rule", first_rule) == first_rule
+    }
+
+
+def _word(key: str, value: Any) -> str:
+    if key == "p_L":
+        return f"p{round(100 * value)}"
+    return f"d{value}" if key == "depth" else _WORDS.get(value, str(value))
+
+
+def with_seeds(runs: Mapping[str, dict[str, Any]], num_seeds: int) -> dict[str, dict[str, Any]]:
+    """Each run with the seeds 0..num_seeds - 1; one seed: the runs as they are."""
+    if num_seeds == 1:
+        return dict(runs)
+    return {
+        f"{name}-s{seed}": {**overrides, "seed": seed}
+        for seed in range(num_seeds)
+        for name, overrides in runs.items()
+    }
+
+
+def find_recipe(name: str) -> Recipe:
+    """Raises ConfigError naming the recipes that there are."""
+    recipes = load_recipes()
+    if name not in recipes:
+        raise ConfigError(f"{name}: no such recipe; there are {', '.join(recipes)}")
+    return recipes[name]
+
+
+def apply_recipe(name: str, params: Path, num_seeds: int = 1) -> str:
+    """The text of a params.yaml that has this recipe in place of its `train`, `runs` and `deploy`.
+
+    Comments and the other sections stay. Raises ConfigError if there is no such recipe, or `params` cannot be
+    read, lacks a section, or is wrong in another one.
+    """
+    recipe = find_recipe(name)
+    yaml = _round_trip()
+    try:
+        values = yaml.load(params.read_text())
+    except OSError as error:
+        raise ConfigError(f"{params}: {error.strerror}; recipes are written into a project's") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{params}: not valid YAML: {' '.join(str(error).split())}") from error
+    for section in ("train", "deploy"):
+        if not isinstance(values, dict) or not isinstance(values.get(section), dict):
+            raise ConfigError(f"{params}: expected a mapping with the section {section}")
+    runs = with_seeds(recipe.runs, num_seeds)
+    for key in set(values["train"]) - set(recipe.train) - _NOT_OF_THE_RECIPE:
+        del values["train"][key]  # of another version; the rest is checked below
+    for key, value in recipe.train.items():
+        if values["train"].get(key) != value:
+            values["train"][key] = _flow(yaml, value)
+    if values.get("runs") != runs:
+        values["runs"] = yaml.map(**{run: _flow(yaml, overrides) for run, overrides in runs.items()})
+    values["deploy"].update(run=next(iter(runs)), max_test_error=recipe.max_test_error)
+    text = io.StringIO()
+    yaml.dump(values, text)
+    check_params(YAML(typ="safe").load(text.getvalue()))
+    return text.getvalue()
+
+
+def use_recipe(name: str, params: Path, num_seeds: int = 1) -> Path | None:
+    """Write the recipe into `params`, whole or not at all.
+
+    Returns where the params.yaml before stands now; None if nothing had to be changed.
+    """
+    text = apply_recipe(name, params, num_seeds)
+    before = params.read_text()
+    if text == before:
+        return None
+    backup = params.with_name(BACKUP)
+    for path, content in ((backup, before), (params, text)):
+        with replacing(path) as beside:
+            beside.write_text(content)
+    return backup
+
+
+def full_size_recipe(train_params: Mapping[str, Any]) -> str | None:
+    """The recipe of full size that a run is of, whatever its seed and p_L; None for every other run.
+
+    train_params: the run's section `train`, with its overrides.
+    """
+    wanted = _of_the_recipe(train_params)
+    for recipe in load_recipes().values():
+        if recipe.is_small or recipe.train["dataset"] in ("digits", "imagefolder"):
+            continue
+        if any(_of_the_recipe({**recipe.train, **run}) == wanted for run in recipe.runs.values()):
+            return recipe.name
+    return None
+
+
+def paper_result(recipe: str) -> PaperResult | None:
+    """What the paper reports of a recipe; None where it reports no pair of numbers."""
+    recipes = load_recipes()
+    return recipes[recipe].paper if recipe in recipes else None
+
+
+def _of_the_recipe(train: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: list(value) if isinstance(value, tuple | list) else value
+        for key, value in train.items()
+        if key not in _NOT_OF_THE_RECIPE
+    }
+
+
+def _round_trip() -> YAML:
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.preserve_quotes = True
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    return yaml
+
+
+def _flow(yaml: YAML, value: Any) -> Any:
+    """Lists and mappings on one line, as params.yaml has them."""
+    if isinstance(value, dict):
+        made = yaml.map(**value)
+    elif isinstance(value, list):
+        made = yaml.seq(value)
+    else:
+        return value
+    made.fa.set_flow_style()
+    return made

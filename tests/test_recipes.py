@@ -1,0 +1,193 @@
+"""The recipes against paper.md's section 3, and what `recipe use` does to a params.yaml."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import CPU, ROOT
+from ruamel.yaml import YAML
+
+from sdpipe.cli import main
+from sdpipe.data.store import DataSet
+from sdpipe.errors import ConfigError
+from sdpipe.network import expected_depth
+from sdpipe.params import check_params
+from sdpipe.recipes import apply_recipe, full_size_recipe, load_recipes, use_recipe, with_seeds
+from sdpipe.training.config import TrainConfig, parse_run
+from sdpipe.training.schedule import learning_rate_at
+from sdpipe.training.trainer import Trainer
+from sdpipe.training.world import World
+
+NAMES = list(load_recipes())
+SIZES = {"cifar10": (32, 3, 10), "cifar100": (32, 3, 100), "svhn": (32, 3, 10), "digits": (8, 1, 10)}
+PARAMS = ROOT / "params.yaml"
+
+
+@pytest.fixture
+def params(project: Path) -> Path:
+    return Path(shutil.copy(PARAMS, project / "params.yaml"))
+
+
+def config_of(name: str, run: str) -> TrainConfig:
+    recipe = load_recipes()[name]
+    return parse_run(recipe.train, recipe.runs, run)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_makes_a_complete_params_yaml(name: str) -> None:
+    values = YAML(typ="safe").load(apply_recipe(name, PARAMS, num_seeds=2))
+    check_params(values)
+    assert len(values["runs"]) == 2 * len(load_recipes()[name].runs)
+    assert values["fetch"] == YAML(typ="safe").load(PARAMS)["fetch"], "where data come from is the user's"
+
+
+def test_the_default_is_a_recipe_and_the_way_back() -> None:
+    """params.yaml as committed is the recipe `digits`, to the byte and with its comments."""
+    assert apply_recipe("digits", PARAMS) == PARAMS.read_text()
+
+
+# Paper: depth, blocks, epochs, batch, and (epoch, learning rate) on both sides of each boundary.
+@pytest.mark.parametrize(
+    ("name", "depth", "rates"),
+    [
+        ("cifar10", 110, {0: 0.1, 249: 0.1, 250: 0.01, 374: 0.01, 375: 0.001, 499: 0.001}),
+        ("cifar100", 110, {0: 0.1, 249: 0.1, 250: 0.01, 374: 0.01, 375: 0.001, 499: 0.001}),
+        ("cifar10-plain-data", 110, {0: 0.1, 249: 0.1, 250: 0.01, 374: 0.01, 375: 0.001, 499: 0.001}),
+        ("cifar100-plain-data", 110, {0: 0.1, 249: 0.1, 250: 0.01, 374: 0.01, 375: 0.001, 499: 0.001}),
+        ("svhn", 152, {0: 0.1, 29: 0.1, 30: 0.01, 34: 0.01, 35: 0.001, 49: 0.001}),
+        ("cifar10-1202", 1202, {0: 0.01, 9: 0.01, 10: 0.1, 149: 0.1, 150: 0.01, 225: 0.001, 299: 0.001}),
+    ],
+)
+def test_a_recipe_is_the_papers(name: str, depth: int, rates: dict[int, float]) -> None:
+    for run, p_L in (("stochastic", 0.5), ("constant", 1.0)):
+        config = config_of(name, run)
+        assert (config.depth, config.rule, config.p_L, config.draw) == (depth, "linear_decay", p_L, "batch")
+        assert (config.epochs, config.batch_size) == (max(rates) + 1, 128)
+        assert (config.momentum, config.weight_decay, config.dropout) == (0.9, 1e-4, 0.0)
+        assert config.p_L_warmup_epochs == 0
+        augmented = name in ("cifar10", "cifar100", "cifar10-1202")
+        assert (config.shift_px, config.flip) == ((4, True) if augmented else (0, False))
+        assert config.validate_steps == (200 if name == "svhn" else 0)
+        for epoch, rate in rates.items():
+            assert learning_rate_at(config, epoch) == pytest.approx(rate, rel=1e-12), epoch
+
+
+def test_expected_depth_of_the_recipe() -> None:
+    """(3L - 1) / 4 for linear decay and p_L 0.5: 40.25 of 54 blocks."""
+    network = config_of("cifar10", "stochastic").network_config(in_channels=3, num_classes=10)
+    assert network.num_blocks == 54
+    assert expected_depth(network.survival_probs) == pytest.approx(40.25, abs=1e-12)
+
+
+def test_svhn_holds_out_400_and_200_of_each_class() -> None:
+    """Of 10 classes: 4,000 and 2,000, 6,000 in all."""
+    assert config_of("svhn", "constant").validation == {"train": 400, "extra": 200}
+
+
+def test_constant_depth_is_run_once_in_a_grid_over_rules() -> None:
+    runs = load_recipes()["figure8-left"].runs
+    assert [name for name, run in runs.items() if run["p_L"] == 1] == ["p100-linear"]
+    assert len(runs) == 2 * 8 + 1
+
+
+def test_seeds() -> None:
+    runs = with_seeds({"a": {"p_L": 0.5}}, 2)
+    assert runs == {"a-s0": {"p_L": 0.5, "seed": 0}, "a-s1": {"p_L": 0.5, "seed": 1}}
+
+
+def test_full_size_is_told_from_small() -> None:
+    recipes = load_recipes()
+    as_run = config_of("cifar10", "stochastic").model_dump()
+    assert full_size_recipe(as_run) == "cifar10"
+    assert full_size_recipe({**as_run, "seed": 7, "p_L": 0.2}) == "cifar10"
+    assert full_size_recipe({**as_run, "epochs": 499}) is None
+    assert full_size_recipe({**as_run, "depth": 38}) == "figure8-right"
+    assert full_size_recipe(recipes["cifar10-small"].train) is None
+    assert full_size_recipe(recipes["digits"].train) is None
+
+
+def fake_data(dataset: str, num: int) -> DataSet:
+    size, channels, classes = SIZES[dataset]
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (num, size, size, channels), dtype=np.uint8)
+    labels = np.arange(num, dtype=np.int64) % classes
+    half = num // 2
+    parts = (("train", half), ("extra", num - half)) if dataset == "svhn" else (("train", num),)
+    return DataSet(
+        name=dataset,
+        class_names=tuple(map(str, range(classes))),
+        train_images_NHWC=images,
+        train_labels_N=labels,
+        test_images_NHWC=images[:10],
+        test_labels_N=labels[:10],
+        train_parts=parts,
+        digest="0" * 64,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "pictures-20-56"])
+def test_three_steps_at_full_architecture(name: str) -> None:
+    """Every run of a recipe's first kinds loads, builds, and takes three steps; 1202 layers at batch 8."""
+    recipe = load_recipes()[name]
+    for run in list(recipe.runs)[:3]:
+        config = config_of(name, run)
+        changes = {"batch_size": 8} if config.depth == 1202 else {}
+        if isinstance(config.validation, dict):
+            changes |= {"validation": dict.fromkeys(config.validation, 2)}
+        config = config.model_copy(update=changes)
+        trainer = Trainer(config, fake_data(config.dataset, 4 * config.batch_size + 60), CPU, World(0, 1, 0))
+        before = torch.clone(trainer.network.head.weight)
+        for _, _ in zip(range(3), trainer.steps(), strict=False):
+            pass
+        trainer.check_finite()
+        assert trainer.num_steps == 3
+        assert not torch.equal(before, trainer.network.head.weight)
+
+
+def test_use_keeps_the_file_before(params: Path) -> None:
+    params.write_text(params.read_text().replace("source: images ", "source: mine   "))
+    before = params.read_text()
+    backup = use_recipe("svhn-small", params)
+    assert backup is not None
+    assert backup.read_text() == before
+    assert "source: mine" in params.read_text()
+    assert "depth: 26 " in params.read_text()
+    assert use_recipe("svhn-small", params) is None, "nothing to change, and the backup stands"
+    assert backup.read_text() == before
+
+
+def test_commands(params: Path) -> None:
+    run = CliRunner().invoke
+    assert "cifar10-1202-small" in run(main, ["recipe", "list"]).output
+    shown = run(main, ["recipe", "show", "degradation"]).output
+    assert shown != params.read_text()
+    assert run(main, ["recipe", "use", "degradation"]).exit_code == 0
+    assert params.read_text() == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "No such file"),
+        ("train: [", "not valid YAML"),
+        ("- a", "expected a mapping"),
+        ("train: {}\ndeploy: {}\n", "Field required"),
+    ],
+)
+def test_bad_params_yaml_is_named_and_left(project: Path, text: str | None, says: str) -> None:
+    path = project / "params.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        use_recipe("cifar10", path)
+    assert (path.read_text() if path.exists() else None) == text
+    assert not (project / "params.yaml.bak").exists()
+
+
+def test_unknown_recipe_names_the_known(params: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cifar11: no such recipe; there are cifar10, "):
+        use_recipe("cifar11", params)
