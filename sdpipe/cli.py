@@ -184,3 +184,32 @@ def track(folders: tuple[Path, ...]) -> None:
                 click.echo(f"error: {error}", err=True)
     if failed:
         raise SystemExit(1)
+
+
+@main.command("report")
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[FOLDER]...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="report",
+    show_default=True,
+    help="The folder to write, or to replace if a report wrote it.",
+)
+def report_command(folders: tuple[Path, ...], out: Path) -> None:
+    """Redraw the paper's figures and tables from the runs in each FOLDER, or in an earlier report's.
+
+    Default: models/. Writes PNG, CSV and index.html, one page that opens offline.
+    """
+    with errors_on_one_line():
+        try:
+            from sdpipe.report.write import write_report
+        except ModuleNotFoundError as error:
+            raise SdpipeError(
+                f"report needs the training packages: pip install 'sdpipe[train]' ({error})"
+            ) from error
+        problems = write_report(folders or (Path("models"),), out)
+        for problem in problems:
+            click.echo(f"error: left out: {_on_one_line(problem)}", err=True)
+        click.echo(f"{out}/index.html")
+    if problems:
+        raise SystemExit(1)
