@@ -111,7 +111,7 @@ def _p_L(setting: Setting, lines: dict[str, dict[float, Spread]]) -> Drawing:
         name=f"p_L-{setting.slug}",
         title=f"Test error against p_L: {setting.label}",
         caption=caption(
-            "The paper's figure 8 left. Error bars and the band: one standard deviation over seeds.",
+            "As the paper's figure 8 left. Error bars and the band: one standard deviation over seeds.",
             "" if constant else "There is no constant-depth run of this setting.",
         ),
         mark=size_mark(setting.runs),
@@ -145,7 +145,7 @@ def _heatmap(group: Sequence[Setting], cells: dict[tuple[float, int], Arm], rule
         number="Figure 8 right",
         name=f"p_L-depth-{slug(f'{common_label(group)} {how}')}",
         title=f"Test error (%) over p_L and depth, {how}: {common_label(group)}",
-        caption="The paper's figure 8 right: mean over seeds, with one standard deviation.",
+        caption="As the paper's figure 8 right: mean over seeds, with one standard deviation.",
         mark=size_mark(_runs(cells.values())),
         draw=lambda sheet: draw_heatmap(sheet, p_Ls, depths, errors),
     )
@@ -211,7 +211,7 @@ def _ensemble(setting: Setting, arms: Sequence[Arm]) -> Drawing:
         number="Ensemble",
         name=f"ensemble-{setting.slug}",
         title=f"Sampled sub-networks against the test network: {setting.label}",
-        caption="The implicit ensemble of the paper's section 3. Solid: the softmax average of so many sampled "
+        caption="The implicit ensemble of the paper's section 3. Solid: the softmax average of sampled "
         "sub-networks; dashed: the test network of equation 5. Error bars: one standard deviation over draws "
         f"and runs. Runs: {len(runs)}.",
         mark=size_mark(runs),

@@ -13,7 +13,6 @@ from sdpipe.report.plan import Drawing, NotDrawn, arm_line, caption
 from sdpipe.report.plots import draw_curves, draw_gradient
 from sdpipe.report.settings import Arm, Setting, size_mark
 
-_MOST_LINES = 4
 _IN_FIGURE_4 = 1202  # layers
 
 # The figure, what it shows, what runs it needs, and the recipes that make them.
@@ -85,12 +84,14 @@ def _not_drawn(drawings: Iterable[Drawing]) -> list[NotDrawn]:
     return missing
 
 
-def _shown(setting: Setting) -> tuple[Arm, ...]:
-    return setting.arms[:_MOST_LINES]
+def _shown(setting: Setting) -> list[Arm]:
+    """Constant depth, and of stochastic depth what is most like the paper's, drawn in either way."""
+    alike = {arm.kind[:2] for arm in setting.stochastic[:1]}
+    return [arm for arm in setting.arms if arm.p_L == 1 or arm.kind[:2] in alike]
 
 
 def _left_out(setting: Setting) -> str:
-    names = [arm.name for arm in setting.arms[_MOST_LINES:]]
+    names = [arm.name for arm in setting.arms if arm not in _shown(setting)]
     return f"Not shown here: {'; '.join(names)}." if names else ""
 
 
@@ -122,14 +123,16 @@ def _lacking(setting: Setting) -> str:
 
 def _curve_figure(setting: Setting) -> tuple[str, str]:
     """The paper's figure that these curves are, and how the caption says it."""
+    if setting.get("skip") == "plain":
+        return "As figure 3", "As the paper's figure 3, of a plain net, which it does not have"
     if setting.get("depth") >= _IN_FIGURE_4:
-        return "Figure 4", "The paper's figure 4, the curves of 1202 layers"
+        return "Figure 4", "As the paper's figure 4, the curves of 1202 layers"
     if setting.pictures == "svhn":
-        return "Figure 4", "The paper's figure 4, the curves on SVHN"
+        return "Figure 4", "As the paper's figure 4, the curves on SVHN"
     if setting.pictures in ("cifar10", "cifar100"):
-        return "Figure 3", "The paper's figure 3"
+        return "Figure 3", "As the paper's figure 3"
     if setting.get("family") == "imagenet":
-        return "Figure 6", "The paper's figure 6"
+        return "Figure 6", "As the paper's figure 6"
     return "As figure 3", "As the paper's figure 3, on other data"
 
 
@@ -140,7 +143,7 @@ def _gradient(setting: Setting) -> Drawing:
         name=f"gradient-{setting.slug}",
         title=f"Gradient magnitude: {setting.label}",
         caption=caption(
-            "The paper's figure 7: mean absolute gradient of the first convolution of block 1, over the "
+            "As the paper's figure 7: mean absolute gradient of the first convolution of block 1, over the "
             "steps in which that block was active. Thin: each run; bold: their mean; dotted: the learning "
             "rate changes.",
             _left_out(setting),

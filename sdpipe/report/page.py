@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from sdpipe.report.html_tables import degradation_html, runs_table, table1_html, table2_html
 from sdpipe.report.plan import Drawing, NotDrawn
 from sdpipe.report.runs import Run
-from sdpipe.report.settings import arm_name, data_name, size_mark
 from sdpipe.version import __version__
 
 _CSS = """
@@ -24,7 +24,7 @@ table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabu
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid #dde1e6; }
 th { background: #f1f4f7; font-weight: 600; vertical-align: bottom; }
 td.number, th.number { text-align: right; white-space: nowrap; }
-td.wide { min-width: 11rem; }
+td.wide { min-width: 9rem; }
 .mark { color: #a3231f; }
 .figures { display: grid; gap: 1.5rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
@@ -52,25 +52,18 @@ class Page:
     problems: Sequence[str]  # of runs that were left out
 
 
-@dataclass(frozen=True)
-class Markup:
-    """HTML that is escaped already; every other value of a cell is not."""
-
-    html: str
-
-
 def page_html(page: Page) -> str:
     """The page as text."""
     title = "Deep Networks with Stochastic Depth: what was run"
     sections = [
         f"<h1>{title}</h1>",
         _introduction(page),
-        _section("Runs", _runs_table(page.runs), _list(page.problems, "Left out: ")),
-        _section("Table 1: test error", _TABLE1_NOTE, _table1(page.table1)),
-        _section("Table 2: training time", _TABLE2_NOTE, _table2(page.table2)),
+        _section("Runs", runs_table(page.runs), _list(page.problems, "Left out: ")),
+        _section("Table 1: test error", _TABLE1_NOTE, table1_html(page.table1)),
+        _section("Table 2: training time", _TABLE2_NOTE, table2_html(page.table2)),
     ]
     if page.degradation:
-        sections.append(_section("Degradation of plain nets", _degradation(page.degradation)))
+        sections.append(_section("Degradation of plain nets", degradation_html(page.degradation)))
     figures = "".join(_figure(drawing, png) for drawing, png in page.figures)
     sections.append(_section("Figures", f'<div class="figures">{figures}</div>'))
     if page.not_drawn:
@@ -86,7 +79,7 @@ def page_html(page: Page) -> str:
 
 _TABLE1_NOTE = (
     "<p>Percent, mean ± sample standard deviation over n seeds, at the epoch of lowest validation error. "
-    "Difference: stochastic minus constant, in points. The paper's numbers (p_L 0.5, linear decay, full size) "
+    "Difference: stochastic minus constant, in points. The paper's numbers (p_L 0.5, linear decay) "
     "stand beside a reduced run for context only.</p>"
 )
 _TABLE2_NOTE = (
@@ -103,7 +96,7 @@ def _introduction(page: Page) -> str:
     elif num_full:
         size = f"{num_full} of them have the size of the paper's recipes; what stems from others is marked."
     else:
-        size = "None has the size of the paper's recipes: nothing here is the paper's result again."
+        size = "None has the size of the paper's recipes: nothing here repeats a result of the paper."
     runs = f"{num} finished run{'s' if num > 1 else ''}"
     mark = "" if num_full == num else ' class="mark"'
     return (
@@ -141,185 +134,6 @@ def _not_drawn(figures: Iterable[NotDrawn]) -> str:
             f"{escape(figure.missing)}; {commands} makes such runs.</li>"
         )
     return f"<ul>{''.join(items)}</ul>"
-
-
-Cell = str | int | float | Markup
-_TEXT, _WIDE, _NUMBER = "", "wide", "number"
-
-
-def _table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[Cell]]) -> str:
-    """columns: (title, kind of cell)."""
-    head = "".join(f"<th{_class(kind)}>{escape(title)}</th>" for title, kind in columns)
-    body = "\n".join(
-        "<tr>"
-        + "".join(
-            f"<td{_class(kind)}>{cell.html if isinstance(cell, Markup) else escape(str(cell))}</td>"
-            for (_, kind), cell in zip(columns, row, strict=True)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-
-
-def _class(kind: str) -> str:
-    return f' class="{kind}"' if kind else ""
-
-
-def _runs_table(runs: Iterable[Run]) -> str:
-    titles = ("run", "data", "training")
-    numbers = ("layers", "seed", "epochs", "images", "test error, %", "time")
-    columns = [(title, _TEXT) for title in titles] + [(title, _NUMBER) for title in numbers]
-    return _table(
-        [*columns, ("hardware", _WIDE), ("commit", _TEXT), ("size", _WIDE)],
-        [
-            (
-                run.run,
-                data_name(run),
-                ("plain net, " if run.params["skip"] == "plain" else "")
-                + arm_name(run.params["p_L"], run.params["rule"], run.params["draw"]),
-                run.params["depth"],
-                run.params["seed"],
-                run.params["epochs"],
-                f"{run.num_train:,}",
-                f"{100 * run.test_error:.2f}",
-                duration(run.train_s),
-                f"{run.hardware}; {run.compute}",
-                (run.git_commit or "unknown")[:8] + (" + changes" if run.git_dirty else ""),
-                _size(run.recipe or "", size_mark([run])),
-            )
-            for run in runs
-        ],
-    )
-
-
-def _table1(rows: Iterable[Mapping[str, Any]]) -> str:
-    numbers = ("n", "constant, %", "stochastic, %", "difference")
-    return _table(
-        [("setting", _WIDE), ("stochastic training", _WIDE)]
-        + [(title, _NUMBER) for title in numbers]
-        + [("", _TEXT), ("paper, constant → stochastic, %", _TEXT), ("size", _WIDE)],
-        [
-            (
-                row["setting"],
-                _training(row),
-                _counts(row),
-                _percent(row, "constant_error"),
-                _percent(row, "stochastic_error"),
-                f"{100 * row['difference']:+.2f}" if "difference" in row else "",
-                _verdict(row),
-                _paper(row, *(f"{100 * row.get(f'paper_{kind}_error', 0):.2f}" for kind in _KINDS)),
-                _size("full size", row["mark"]),
-            )
-            for row in rows
-        ],
-    )
-
-
-_KINDS = ("constant", "stochastic")
-
-
-def _table2(rows: Iterable[Mapping[str, Any]]) -> str:
-    numbers = ("n", "constant", "stochastic", "saving")
-    return _table(
-        [("setting", _WIDE), ("stochastic training", _WIDE)]
-        + [(title, _NUMBER) for title in numbers]
-        + [("paper, constant → stochastic", _WIDE), ("hardware", _WIDE), ("size", _WIDE)],
-        [
-            (
-                row["setting"],
-                _training(row),
-                _counts(row),
-                _time(row, "constant_s"),
-                _time(row, "stochastic_s"),
-                f"{100 * row['saving']:.1f} %" if "saving" in row else "",
-                _paper(row, *(duration(row.get(f"paper_{kind}_s", 0)) for kind in _KINDS)),
-                _machines(row),
-                _size("full size", row["mark"]),
-            )
-            for row in rows
-        ],
-    )
-
-
-def _degradation(rows: Iterable[Mapping[str, Any]]) -> str:
-    numbers = ("n", "last training loss", "lowest validation error, %", "test error, %")
-    return _table(
-        [("setting", _WIDE), ("skip", _TEXT), *((title, _NUMBER) for title in numbers), ("size", _WIDE)],
-        [
-            (
-                row["setting"],
-                row["skip"],
-                row["n"],
-                _spread(row, "last_train_loss", 1, 4),
-                _percent(row, "validation_error"),
-                _percent(row, "test_error"),
-                _size("full size", row["mark"]),
-            )
-            for row in rows
-        ],
-    )
-
-
-def _training(row: Mapping[str, Any]) -> str:
-    return (
-        arm_name(row["p_L"], row["rule"], row["draw"]).removeprefix("stochastic, ")
-        if "p_L" in row
-        else "none"
-    )
-
-
-def _counts(row: Mapping[str, Any]) -> str:
-    constant, stochastic = row["n_constant"], row["n_stochastic"]
-    return str(constant) if constant == stochastic else f"{constant}, {stochastic}"
-
-
-def _percent(row: Mapping[str, Any], name: str) -> str:
-    return _spread(row, name, 100, 2)
-
-
-def _spread(row: Mapping[str, Any], name: str, scale: float, digits: int) -> str:
-    if f"{name}_mean" not in row:
-        return "no run"
-    sd = f" ± {scale * row[f'{name}_sd']:.{digits}f}" if f"{name}_sd" in row else ""
-    return f"{scale * row[f'{name}_mean']:.{digits}f}{sd}"
-
-
-def _time(row: Mapping[str, Any], name: str) -> str:
-    if f"{name}_mean" not in row:
-        return "no run"
-    sd = f" ± {duration(row[f'{name}_sd'])}" if f"{name}_sd" in row else ""
-    return duration(row[f"{name}_mean"]) + sd
-
-
-def duration(seconds: float) -> str:
-    """`12.3 s`, `14 min 05 s` or `20 h 42 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest:02} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02} min"
-
-
-def _verdict(row: Mapping[str, Any]) -> Markup:
-    notes = [escape(row[key]) for key in ("verdict", "note") if key in row]
-    worse = row.get("difference", 0) > 0
-    return Markup(f"<strong>{'; '.join(notes)}</strong>" if worse else "; ".join(notes))
-
-
-def _paper(row: Mapping[str, Any], constant: str, stochastic: str) -> str:
-    return f"{constant} → {stochastic} ({row['paper_recipe']})" if "paper_recipe" in row else ""
-
-
-def _machines(row: Mapping[str, Any]) -> Markup:
-    warning = f'<br><strong class="mark">{escape(row["warning"])}</strong>' if "warning" in row else ""
-    return Markup("<br>".join(map(escape, row["hardware"].split(" | "))) + warning)
-
-
-def _size(full: str, mark: str) -> Markup:
-    return Markup(f'<span class="mark">{escape(mark)}</span>' if mark else escape(full))
 
 
 def _capital(text: str) -> str:

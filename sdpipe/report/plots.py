@@ -1,5 +1,6 @@
 """Drawing: numbers in, one PNG out. What belongs into which figure is decided in figures.py."""
 
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from sdpipe.drawing import STYLE, mark_drops, save_png
 from sdpipe.report.runs import Numbers
@@ -46,9 +49,33 @@ def _drawing(sheet: Sheet, height: float, rows: int = 1, columns: int = 1, **opt
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False, **options)
         figure.suptitle(textwrap.fill(sheet.title, 80), fontsize=10)
-        mark = textwrap.fill(sheet.mark, 95)
-        figure.text(0.01, -0.01, mark, va="top", ha="left", color=_MARK_COLOUR, fontsize=8)
+        if sheet.mark:
+            _write_mark(figure, textwrap.fill(sheet.mark, 95))
         save_png(figure, sheet.path)
+
+
+def _write_mark(figure: Figure, mark: str) -> None:
+    """Over the legend, whose place the layout keeps free."""
+    if not figure.legends:
+        figure.legend([], [], loc="outside lower center", frameon=False)
+    legend = figure.legends[0]
+    legend.set_title(mark, prop=FontProperties(size=8))
+    legend.get_title().set(color=_MARK_COLOUR, multialignment="center")
+
+
+def _log_scale(axes: Any) -> None:
+    """y logarithmic, with plain numbers at 1, 2 and 5 of each power of ten, or closer or wider apart."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    shown = [tick for tick in ticks if low <= tick <= high]
+    if len(shown) < 3:
+        shown = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
+    elif len(shown) > 9:
+        shown = [10.0**power for power in powers if low <= 10.0**power <= high]
+    axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _legend(figure: Figure, axes: Any, columns: int = 2) -> None:
@@ -80,9 +107,11 @@ def draw_curves(sheet: Sheet, lines: Sequence[Line]) -> None:
             )
         errors.set(ylabel="validation error (%)")
         errors.set_ylim(bottom=0)
-        losses.set(xlabel="epoch", ylabel="training loss", yscale="log")
+        losses.set(xlabel="epoch", ylabel="training loss")
+        _log_scale(losses)
         for axes in (errors, losses):
             mark_drops(axes, lines[0].histories[0])
+        losses.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         _legend(figure, errors)
 
 
@@ -92,7 +121,9 @@ def draw_gradient(sheet: Sheet, lines: Sequence[Line]) -> None:
         axes = grid[0, 0]
         for line in lines:
             _draw_line(axes, line, "mean_abs_grad", 1.0)
-        axes.set(xlabel="epoch", ylabel="mean absolute gradient", yscale="log")
+        axes.set(xlabel="epoch", ylabel="mean absolute gradient")
+        _log_scale(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         mark_drops(axes, lines[0].histories[0])
         _legend(figure, axes)
 
@@ -193,8 +224,9 @@ def draw_degradation(sheet: Sheet, columns: Mapping[str, Sequence[Line]]) -> Non
             for line in lines:
                 _draw_line(grid[0, at], line, "train_loss", 1.0)
                 _draw_line(grid[1, at], line, "validation_error", 100.0)
-            grid[0, at].set(title=name)
+            grid[0, at].set_title(name, fontsize=9)
             grid[1, at].set(xlabel="epoch")
+            grid[1, at].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
             for axes in grid[:, at]:
                 mark_drops(axes, lines[0].histories[0])
         grid[0, 0].set(ylabel="training loss")
