@@ -123,6 +123,25 @@ def test_other_trainings_are_another_setting(tmp_path: Path, differing: dict[str
     assert [len(setting.runs) for setting in settings] == [1, 1]
 
 
+def test_settings_that_differ_in_nearly_everything_still_fit_into_file_names(tmp_path: Path) -> None:
+    other = {
+        "validation": 0.3,
+        "dropout": 0.125,
+        "batch_size": 32,
+        "learning_rate": 0.0625,
+        "drop_factor": 3.0,
+    }
+    other |= {
+        "warmup": {"epochs": 1, "learning_rate": 0.001},
+        "momentum": 0.8125,
+        "weight_decay": 0.00048828125,
+    }
+    write_run(tmp_path / "models" / "a")
+    write_run(tmp_path / "models" / "b", milestones=[1, 2], widths=[8, 16, 16], digest="e" * 64, **other)
+    write_report([tmp_path / "models"], tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("curves-*.png"))) == 2
+
+
 def test_seed_p_L_rule_draw_and_how_it_is_computed_are_one_setting(tmp_path: Path) -> None:
     write_run(tmp_path / "a", p_L=1.0)
     write_run(tmp_path / "b", p_L=1.0, seed=1, rule="uniform", precision="bf16", micro_batches=2)

@@ -1,5 +1,6 @@
 """Which runs belong together: settings, the trainings compared in them, seeds, and marks of reduced size."""
 
+import hashlib
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -99,8 +100,9 @@ class Setting:
 
 
 def slug(text: str) -> str:
-    """Lower-case letters, digits, dots and single hyphens."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+    """Lower-case letters, digits, dots and single hyphens; long ones end in a hash."""
+    name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+    return name if len(name) <= 120 else f"{name[:110]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def key_of(run: Run, without: Iterable[str] = ()) -> frozenset[tuple[str, Any]]:
