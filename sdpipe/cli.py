@@ -161,6 +161,16 @@ def doctor() -> None:
         raise SystemExit(1)
 
 
+@contextmanager
+def _training_packages(command: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SdpipeError(
+            f"{command} needs the training packages: pip install 'sdpipe[train]' ({error})"
+        ) from error
+
+
 @main.command()
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[MODELS/RUN]...")
 def track(folders: tuple[Path, ...]) -> None:
@@ -237,11 +247,26 @@ def recipe_use(name: str, seeds: int) -> None:
         click.echo(f"params.yaml: {name}, {num_runs} runs; the one before is {backup}. Next: dvc repro")
 
 
-@contextmanager
-def _training_packages(command: str) -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise SdpipeError(
-            f"{command} needs the training packages: pip install 'sdpipe[train]' ({error})"
-        ) from error
+@main.command("report")
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[FOLDER]...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="report",
+    show_default=True,
+    help="The folder to write, or to replace if a report wrote it.",
+)
+def report_command(folders: tuple[Path, ...], out: Path) -> None:
+    """Redraw the paper's figures and tables from the runs in each FOLDER, or in an earlier report's.
+
+    Default: models/. Writes PNG, CSV and index.html, one page that opens offline.
+    """
+    with errors_on_one_line():
+        with _training_packages("report"):
+            from sdpipe.report.write import write_report
+        problems = write_report(folders or (Path("models"),), out)
+        for problem in problems:
+            click.echo(f"error: left out: {_on_one_line(problem)}", err=True)
+        click.echo(f"{out}/index.html")
+    if problems:
+        raise SystemExit(1)

@@ -20,7 +20,7 @@ SOURCES = sorted(
 # imports nothing of the training side, while data shares its image decoder and export its metadata.
 LAYERS = [
     ("sdpipe/version.py", "sdpipe/errors.py", "sdpipe/__init__.py"),
-    ("sdpipe/config.py", "sdpipe/files.py"),
+    ("sdpipe/config.py", "sdpipe/files.py", "sdpipe/drawing.py"),
     ("sdpipe/runtime",),
     ("sdpipe/data",),
     ("sdpipe/architecture.py", "sdpipe/network.py"),
@@ -28,6 +28,7 @@ LAYERS = [
     ("sdpipe/training",),
     ("sdpipe/deploy",),
     ("sdpipe/params.py", "sdpipe/track.py", "sdpipe/doctor.py", "sdpipe/recipes.py"),
+    ("sdpipe/report",),
     ("sdpipe/cli.py",),
     ("pipeline",),
 ]

@@ -1,31 +1,15 @@
-"""The pictures of a run, as PNG. Matplotlib without a screen; the same data give the same bytes."""
+"""The pictures of a run, as PNG."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from sdpipe.files import replacing
+from sdpipe.drawing import STYLE, mark_drops, save_png
 
-mpl.use("Agg")
-
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "savefig.dpi": 150,
-    "text.parse_math": False,
-}
 _MAX_CLASSES_WITH_NUMBERS = 20
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as beside:
-        figure.savefig(beside, format="png", bbox_inches="tight", metadata={"Software": ""})
 
 
 def draw_confusion(path: Path, counts_KK: np.ndarray, class_names: Sequence[str], title: str) -> None:
@@ -33,7 +17,7 @@ def draw_confusion(path: Path, counts_KK: np.ndarray, class_names: Sequence[str]
     num = len(class_names)
     share_KK = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
     side = max(4.0, 0.42 * num if num <= _MAX_CLASSES_WITH_NUMBERS else 10.0)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(side + 1.5, side + 0.5))
         axes = figure.add_subplot()
         image = axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
@@ -53,7 +37,7 @@ def draw_confusion(path: Path, counts_KK: np.ndarray, class_names: Sequence[str]
                 )
         axes.set(xlabel="predicted", ylabel="true", title=title)
         figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-        _save(figure, path)
+        save_png(figure, path)
 
 
 def draw_training(path: Path, history: Sequence[dict[str, float]], best_epoch: float, title: str) -> None:
@@ -64,7 +48,7 @@ def draw_training(path: Path, history: Sequence[dict[str, float]], best_epoch: f
     epochs = [row["epoch"] for row in history]
     errors = [100 * row["validation_error"] for row in history]
     kept = errors[epochs.index(best_epoch)]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6, 3.8), layout="constrained")
         axes = figure.add_subplot()
         axes.plot(epochs, errors, color="tab:blue", label="validation error")
@@ -78,11 +62,9 @@ def draw_training(path: Path, history: Sequence[dict[str, float]], best_epoch: f
         loss_axes.plot(epochs, losses, color="tab:orange", lw=1, label="training loss")
         loss_axes.set_ylabel("training loss")
         loss_axes.set_ylim(bottom=0)
-        for before, after in pairwise(history):
-            if after["learning_rate"] != before["learning_rate"]:
-                axes.axvline(after["epoch"], color="grey", lw=0.8, ls=":")
+        mark_drops(axes, history)
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
-        _save(figure, path)
+        save_png(figure, path)
 
 
 def draw_mistakes(
@@ -99,7 +81,7 @@ def draw_mistakes(
     wrong = wrong[np.argsort(-surety_N[wrong], kind="stable")][:24]
     columns = 8
     rows = max(1, -(-len(wrong) // columns))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.5 * columns, 1.75 * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
@@ -110,4 +92,4 @@ def draw_mistakes(
             taken, true = class_names[predicted_N[at]], class_names[labels_N[at]]
             axes.set_title(f"{taken} {surety_N[at]:.0%}\nis {true}", fontsize=8)
         figure.suptitle(title if len(wrong) else f"{title}: none")
-        _save(figure, path)
+        save_png(figure, path)

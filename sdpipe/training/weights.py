@@ -1,7 +1,8 @@
 """The weights file: what was trained, and everything needed to build and feed it again, without pickle."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,23 +63,35 @@ def save_weights(path: Path, weights: Weights) -> None:
 def load_weights(path: Path) -> Weights:
     """Read what `save_weights` wrote. Raises ModelError if it is missing, damaged or foreign."""
     tensors, meta = load_tensors(path)
+    info = _info(path, meta)
     try:
-        network = NetworkConfig(**{**meta["network"], "widths": tuple(meta["network"]["widths"])})
-        info = ModelInfo(
-            **{
-                **meta,
-                "network": network,
-                "class_names": tuple(meta["class_names"]),
-                "image_size": tuple(meta["image_size"]),
-            }
-        )
         normalisation = Normalisation(
             mean_HWC=tensors.pop("normalisation.mean_HWC"), std=tensors.pop("normalisation.std")
         )
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{path}: no weights of sdpipe: {error} missing or unexpected") from error
+    except KeyError as error:
+        raise _foreign(path, error) from error
     state = {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items()}
     return Weights(info=info, normalisation=normalisation, state=state)
+
+
+def load_info(path: Path) -> ModelInfo:
+    """What `save_weights` wrote beside the tensors, which are not read. Raises ModelError as it does."""
+    with _readable(path), safe_open(path, framework="pt", device="cpu") as file:
+        meta = json.loads((file.metadata() or {})[_META])
+    return _info(path, meta)
+
+
+def _info(path: Path, meta: dict[str, Any]) -> ModelInfo:
+    try:
+        network = NetworkConfig(**{**meta["network"], "widths": tuple(meta["network"]["widths"])})
+        tuples = {name: tuple(meta[name]) for name in ("class_names", "image_size")}
+        return ModelInfo(**{**meta, "network": network, **tuples})
+    except (KeyError, TypeError) as error:
+        raise _foreign(path, error) from error
+
+
+def _foreign(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"{path}: no weights of sdpipe: {error} missing or unexpected")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -91,13 +104,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote, to the CPU. Raises ModelError naming the file."""
+    with _readable(path), safe_open(path, framework="pt", device="cpu") as file:
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        meta = json.loads((file.metadata() or {})[_META])
+    return tensors, meta
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            meta = json.loads((file.metadata() or {})[_META])
+        yield
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ModelError(f"{path}: not a readable weights file: {error}") from error
-    return tensors, meta
 
 
 def snapshot(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

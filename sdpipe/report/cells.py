@@ -1,0 +1,54 @@
+"""CSV files that read back as what was written: text as it is, everything else as JSON."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdpipe.errors import DataError
+from sdpipe.files import replacing
+
+Row = Mapping[str, Any]
+
+
+def write_table(path: Path, rows: Sequence[Row], first: Iterable[str] = ()) -> None:
+    """Write rows with the columns `first`, then those of the rows, in the order of their first appearance.
+
+    A key that a row lacks is an empty cell.
+    """
+    columns = list(dict.fromkeys([*first, *(key for row in rows for key in row)]))
+    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(row[key]) if key in row else "" for key in columns] for row in rows)
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows that `write_table` wrote, empty cells left out.
+
+    Raises DataError if the file is missing or is no such table.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            lines = list(csv.reader(stream, strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if not lines or any(len(line) != len(lines[0]) for line in lines):
+        raise DataError(f"{path}: expected a header and rows of its length")
+    return [
+        {key: _value(cell) for key, cell in zip(lines[0], line, strict=True) if cell} for line in lines[1:]
+    ]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value if _value(value) == value and value else json.dumps(value)
+    return json.dumps(value)
+
+
+def _value(cell: str) -> Any:
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell

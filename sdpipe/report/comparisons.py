@@ -1,0 +1,236 @@
+"""Figures that compare settings or trainings: depths, p_L, plain nets, ensembles."""
+
+from collections.abc import Iterable, Sequence
+
+from sdpipe.report.plan import Drawing, caption, line_of
+from sdpipe.report.plots import (
+    COLOURS,
+    EnsembleLine,
+    draw_bars,
+    draw_degradation,
+    draw_ensemble,
+    draw_heatmap,
+    draw_p_L,
+)
+from sdpipe.report.runs import Run
+from sdpipe.report.settings import Arm, Setting, Spread, arm_name, key_of, size_mark, slug, spread
+
+Kind = tuple[float, str, str]  # p_L, rule, draw
+_PAIR_OF_FIGURE_5 = {"cifar10", "cifar10-1202"}  # whose schedules differ
+
+
+def group_by_all_but(settings: Iterable[Setting], *parameters: str) -> list[list[Setting]]:
+    """Settings that share everything but these parameters."""
+    groups: dict[frozenset[object], list[Setting]] = {}
+    for setting in settings:
+        groups.setdefault(frozenset(key_of(setting.runs[0], parameters)), []).append(setting)
+    return list(groups.values())
+
+
+def depth_figures(settings: Sequence[Setting]) -> list[Drawing]:
+    """Figure 5: bars for two or more depths."""
+    groups = group_by_all_but(settings, "depth")
+    groups.append([one for one in settings if {run.recipe for run in one.runs} & _PAIR_OF_FIGURE_5])
+    drawings: list[Drawing] = []
+    for group in groups:
+        kinds = {arm.kind for setting in group if setting.constant for arm in setting.stochastic}
+        for kind in sorted(kinds):
+            found = [setting for setting in group if setting.constant and _arm(setting, kind)]
+            if len({setting.get("depth") for setting in found}) > 1 and not _drawn(drawings, found, kind):
+                drawings.append(_bars(found, kind))
+    return drawings
+
+
+def _arm(setting: Setting, kind: Kind) -> Arm | None:
+    return next((arm for arm in setting.arms if arm.kind == kind), None)
+
+
+def _drawn(drawings: Iterable[Drawing], settings: Sequence[Setting], kind: Kind) -> bool:
+    return any(drawing.name == _bars_name(settings, kind) for drawing in drawings)
+
+
+def _bars_name(settings: Sequence[Setting], kind: Kind) -> str:
+    return f"depths-{slug(f'{common_label(settings)} {arm_name(*kind)}')}"
+
+
+def common_label(settings: Sequence[Setting]) -> str:
+    """What the labels share, with all depths."""
+    parts = [setting.label.split(", ") for setting in settings]
+    kept = [part for part in parts[0] if all(part in other for other in parts)]
+    depths = " and ".join(str(depth) for depth in sorted({setting.get("depth") for setting in settings}))
+    return ", ".join([*kept, f"{depths} layers"])
+
+
+def _bars(settings: Sequence[Setting], kind: Kind) -> Drawing:
+    ordered = sorted(settings, key=lambda setting: int(setting.get("depth")))
+    pairs = [(setting.constant, _arm(setting, kind)) for setting in ordered]
+    arms = [arm for pair in pairs for arm in pair if arm]
+    bars = {
+        "constant depth": [constant.spread_of(_test_error) if constant else None for constant, _ in pairs],
+        arm_name(*kind): [arm.spread_of(_test_error) if arm else None for _, arm in pairs],
+    }
+    return Drawing(
+        number="Figure 5",
+        name=_bars_name(settings, kind),
+        title=f"Test error by depth: {common_label(ordered)}",
+        caption=caption(
+            "As the paper's figure 5, which shows 110 and 1202 layers.",
+            "Error bars: one standard deviation over seeds.",
+            f"Runs, from left to right: {', '.join(str(len(arm.runs)) for arm in arms)}.",
+        ),
+        mark=size_mark(_runs(arms)),
+        draw=lambda sheet: draw_bars(sheet, [setting.get("depth") for setting in ordered], bars),
+    )
+
+
+def _test_error(run: Run) -> float:
+    return run.test_error
+
+
+def _runs(arms: Iterable[Arm]) -> list[Run]:
+    return [run for arm in arms for run in arm.runs]
+
+
+def p_L_figures(settings: Iterable[Setting]) -> list[Drawing]:
+    """Figure 8 left: for each setting with two values of p_L below 1."""
+    drawings = []
+    for setting in settings:
+        lines: dict[str, dict[float, Spread]] = {}
+        for arm in setting.stochastic:
+            name = arm.rule.replace("_", " ") + (", drawn for each image" if arm.draw == "sample" else "")
+            lines.setdefault(name, {})[arm.p_L] = arm.spread_of(_test_error)
+        if len({arm.p_L for arm in setting.stochastic}) > 1:
+            drawings.append(_p_L(setting, lines))
+    return drawings
+
+
+def _p_L(setting: Setting, lines: dict[str, dict[float, Spread]]) -> Drawing:
+    constant = setting.constant.spread_of(_test_error) if setting.constant else None
+    return Drawing(
+        number="Figure 8 left",
+        name=f"p_L-{setting.slug}",
+        title=f"Test error against p_L: {setting.label}",
+        caption=caption(
+            "As the paper's figure 8 left. Error bars and the band: one standard deviation over seeds.",
+            "" if constant else "There is no constant-depth run of this setting.",
+        ),
+        mark=size_mark(setting.runs),
+        draw=lambda sheet: draw_p_L(sheet, lines, constant),
+    )
+
+
+def heatmap_figures(settings: Iterable[Setting]) -> list[Drawing]:
+    """Figure 8 right: for each rule and draw with two depths and two values of p_L."""
+    drawings = []
+    for group in group_by_all_but(settings, "depth"):
+        kinds = {arm.kind[1:] for setting in group for arm in setting.stochastic}
+        for rule, draw in sorted(kinds):
+            cells = {
+                (arm.p_L, int(setting.get("depth"))): arm
+                for setting in group
+                for arm in setting.arms
+                if arm.p_L == 1 or (arm.rule, arm.draw) == (rule, draw)
+            }
+            if min(len({cell[0] for cell in cells}), len({cell[1] for cell in cells})) > 1:
+                drawings.append(_heatmap(group, cells, rule, draw))
+    return drawings
+
+
+def _heatmap(group: Sequence[Setting], cells: dict[tuple[float, int], Arm], rule: str, draw: str) -> Drawing:
+    p_Ls = sorted({p_L for p_L, _ in cells}, reverse=True)
+    depths = sorted({depth for _, depth in cells})
+    errors = {cell: arm.spread_of(_test_error) for cell, arm in cells.items()}
+    how = rule.replace("_", " ") + (", drawn for each image" if draw == "sample" else "")
+    return Drawing(
+        number="Figure 8 right",
+        name=f"p_L-depth-{slug(f'{common_label(group)} {how}')}",
+        title=f"Test error (%) over p_L and depth, {how}: {common_label(group)}",
+        caption="As the paper's figure 8 right: mean over seeds, with one standard deviation.",
+        mark=size_mark(_runs(cells.values())),
+        draw=lambda sheet: draw_heatmap(sheet, p_Ls, depths, errors),
+    )
+
+
+def degradation_groups(settings: Iterable[Setting]) -> list[tuple[list[Setting], list[Setting]]]:
+    """Plain and residual settings at constant depth that share all but skip and depth; two depths of each."""
+    found = []
+    for group in group_by_all_but((one for one in settings if one.constant), "skip", "depth"):
+        by_skip: dict[str, list[Setting]] = {}
+        for setting in sorted(group, key=lambda setting: int(setting.get("depth"))):
+            by_skip.setdefault(setting.get("skip"), []).append(setting)
+        plain = by_skip.pop("plain", [])
+        found += [(plain, residual) for residual in by_skip.values() if min(len(plain), len(residual)) > 1]
+    return found
+
+
+def degradation_figures(settings: Iterable[Setting]) -> list[Drawing]:
+    """ResNet's figures 1 and 4: deeper plain nets get worse, deeper residual ones do not."""
+    return [_degradation(plain, residual) for plain, residual in degradation_groups(settings)]
+
+
+def _degradation(plain: Sequence[Setting], residual: Sequence[Setting]) -> Drawing:
+    skip = residual[0].get("skip")
+    depths = sorted({setting.get("depth") for setting in (*plain, *residual)})
+    columns = {
+        name: [
+            line_of(
+                setting.constant,
+                f"{setting.get('depth')} layers",
+                COLOURS[depths.index(setting.get("depth")) % len(COLOURS)],
+            )
+            for setting in found
+            if setting.constant
+        ]
+        for name, found in (("plain", plain), (f"residual, skips of option {skip}", residual))
+    }
+    return Drawing(
+        number="Degradation",
+        name=f"degradation-{slug(f'{common_label(residual)} skip {skip}')}",
+        title=f"Plain against residual nets, constant depth: {common_label(residual)}",
+        caption="As figures 1 and 4 of the ResNet paper, with the training loss in place of the training "
+        "error. Thin: each run; bold: their mean; dotted: the learning rate changes.",
+        mark=size_mark(_runs(one.constant for one in (*plain, *residual) if one.constant)),
+        draw=lambda sheet: draw_degradation(sheet, columns),
+    )
+
+
+def ensemble_figures(settings: Iterable[Setting]) -> list[Drawing]:
+    """The implicit ensemble: for each setting with ensembles of stochastic runs."""
+    drawings = []
+    for setting in settings:
+        arms = [arm for arm in setting.stochastic if any(run.ensemble for run in arm.runs)]
+        if arms:
+            drawings.append(_ensemble(setting, arms))
+    return drawings
+
+
+def _ensemble(setting: Setting, arms: Sequence[Arm]) -> Drawing:
+    runs = [run for run in _runs(arms) if run.ensemble]
+    lines = [_ensemble_line(arm, COLOURS[1 + at % 5]) for at, arm in enumerate(arms)]
+    return Drawing(
+        number="Ensemble",
+        name=f"ensemble-{setting.slug}",
+        title=f"Sampled sub-networks against the test network: {setting.label}",
+        caption="The implicit ensemble of the paper's section 3. Solid: the softmax average of sampled "
+        "sub-networks; dashed: the test network of equation 5. Error bars: one standard deviation over draws "
+        f"and runs. Runs: {len(runs)}.",
+        mark=size_mark(runs),
+        draw=lambda sheet: draw_ensemble(sheet, lines),
+    )
+
+
+def _ensemble_line(arm: Arm, colour: str) -> EnsembleLine:
+    rows = [row for run in arm.runs for row in run.ensemble]
+    members = sorted({row["members"] for row in rows})
+
+    def by_members(column: str) -> dict[float, Spread]:
+        return {count: spread(row[column] for row in rows if row["members"] == count) for count in members}
+
+    return EnsembleLine(
+        name=f"p_L {arm.p_L:g}" if arm.rule == "linear_decay" and arm.draw == "batch" else arm.name,
+        colour=colour,
+        errors=by_members("ensemble_error"),
+        test_network_error=spread(row["test_network_error"] for row in rows).mean,
+        nlls=by_members("ensemble_nll"),
+        test_network_nll=spread(row["test_network_nll"] for row in rows).mean,
+    )

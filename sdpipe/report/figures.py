@@ -1,0 +1,153 @@
+"""Which figures the runs suffice for, with captions, and what is missing for the others."""
+
+from collections.abc import Iterable, Sequence
+
+from sdpipe.report.comparisons import (
+    degradation_figures,
+    depth_figures,
+    ensemble_figures,
+    heatmap_figures,
+    p_L_figures,
+)
+from sdpipe.report.plan import Drawing, NotDrawn, arm_line, caption
+from sdpipe.report.plots import draw_curves, draw_gradient
+from sdpipe.report.settings import Arm, Setting, size_mark
+
+_IN_FIGURE_4 = 1202  # layers
+
+# The figure, what it shows, what runs it needs, and the recipes that make them.
+_WANTED = (
+    ("Figure 3", "curves on CIFAR-10 or CIFAR-100", "a run on CIFAR-10 or CIFAR-100", ("cifar10",)),
+    ("Figure 4", "curves on SVHN, and of 1202 layers", "a run on SVHN or of 1202 layers", ("svhn",)),
+    ("Figure 6", "curves on ImageNet", "a run of an ImageNet-style net", ("imagenet",)),
+    (
+        "Figure 5",
+        "test error at several depths",
+        "constant and stochastic runs at two depths that share all else",
+        ("figure8-right", "cifar10-1202"),
+    ),
+    ("Figure 7", "gradient magnitude", "a constant and a stochastic run of one setting", ("cifar10",)),
+    (
+        "Figure 8 left",
+        "test error against p_L",
+        "runs of one setting at two values of p_L below 1 or more",
+        ("figure8-left",),
+    ),
+    (
+        "Figure 8 right",
+        "test error over p_L and depth",
+        "runs at two depths and two values of p_L that share all else",
+        ("figure8-right",),
+    ),
+    (
+        "Degradation",
+        "plain against residual nets",
+        "constant-depth runs with `skip: plain` and with skips, each at two depths",
+        ("imagenet-he",),
+    ),
+)
+
+
+def plan_figures(settings: Sequence[Setting]) -> tuple[list[Drawing], list[NotDrawn]]:
+    """The figures to draw, in the paper's order, and those for which the runs do not suffice."""
+    drawings = [_curves(setting) for setting in settings]
+    drawings += depth_figures(settings)
+    drawings += [_gradient(setting) for setting in settings if setting.constant and setting.stochastic]
+    drawings += p_L_figures(settings)
+    drawings += heatmap_figures(settings)
+    drawings += degradation_figures(settings)
+    drawings += ensemble_figures(settings)
+    return drawings, _not_drawn(drawings)
+
+
+def _not_drawn(drawings: Iterable[Drawing]) -> list[NotDrawn]:
+    drawn = {drawing.number for drawing in drawings}
+    missing = [
+        NotDrawn(
+            number=number,
+            title=title,
+            missing=needs,
+            commands=tuple(f"sdpipe recipe use {name}{size}" for name in recipes for size in ("-small", "")),
+        )
+        for number, title, needs, recipes in _WANTED
+        if number not in drawn
+    ]
+    if "Ensemble" not in drawn:
+        missing.append(
+            NotDrawn(
+                number="Ensemble",
+                title="sampled sub-networks against the test network",
+                missing="a stochastic run with an ensemble.csv of its own weights",
+                commands=("sdpipe ensemble models/RUN",),
+            )
+        )
+    return missing
+
+
+def _shown(setting: Setting) -> list[Arm]:
+    """Constant depth, and of stochastic depth what is most like the paper's, drawn in either way."""
+    alike = {arm.kind[:2] for arm in setting.stochastic[:1]}
+    return [arm for arm in setting.arms if arm.p_L == 1 or arm.kind[:2] in alike]
+
+
+def _left_out(setting: Setting) -> str:
+    names = [arm.name for arm in setting.arms if arm not in _shown(setting)]
+    return f"Not shown here: {'; '.join(names)}." if names else ""
+
+
+def _curves(setting: Setting) -> Drawing:
+    arms = _shown(setting)
+    number, alike = _curve_figure(setting)
+    lacks = "" if setting.constant and setting.stochastic else _lacking(setting)
+    return Drawing(
+        number=number,
+        name=f"curves-{setting.slug}",
+        title=f"Validation error and training loss: {setting.label}",
+        caption=caption(
+            f"{alike}.",
+            "The error is that on held-out validation images; the paper's figure 3 shows the test error.",
+            "The training loss with stochastic depth is that of the blocks drawn in each step.",
+            lacks,
+            "Thin: each run; bold: their mean; dots: the lowest validation error of each run, "
+            "whose weights are kept; dotted: the learning rate changes.",
+            _left_out(setting),
+        ),
+        mark=size_mark(run for arm in arms for run in arm.runs),
+        draw=lambda sheet: draw_curves(sheet, [arm_line(at, setting, arm) for at, arm in enumerate(arms)]),
+    )
+
+
+def _lacking(setting: Setting) -> str:
+    return f"There is no {'stochastic' if setting.constant else 'constant-depth'} run of this setting."
+
+
+def _curve_figure(setting: Setting) -> tuple[str, str]:
+    """The paper's figure that these curves are, and how the caption says it."""
+    if setting.get("skip") == "plain":
+        return "As figure 3", "As the paper's figure 3, of a plain net, which it does not have"
+    if setting.get("depth") >= _IN_FIGURE_4:
+        return "Figure 4", "As the paper's figure 4, the curves of 1202 layers"
+    if setting.pictures == "svhn":
+        return "Figure 4", "As the paper's figure 4, the curves on SVHN"
+    if setting.pictures in ("cifar10", "cifar100"):
+        return "Figure 3", "As the paper's figure 3"
+    if setting.get("family") == "imagenet":
+        return "Figure 6", "As the paper's figure 6"
+    return "As figure 3", "As the paper's figure 3, on other data"
+
+
+def _gradient(setting: Setting) -> Drawing:
+    arms = _shown(setting)
+    return Drawing(
+        number="Figure 7",
+        name=f"gradient-{setting.slug}",
+        title=f"Gradient magnitude: {setting.label}",
+        caption=caption(
+            "As the paper's figure 7: mean absolute gradient of the first convolution of block 1, over the "
+            "steps in which that block was active. Thin: each run; bold: their mean; dotted: the learning "
+            "rate changes.",
+            _left_out(setting),
+        ),
+        mark=size_mark(run for arm in arms for run in arm.runs),
+        draw=lambda sheet: draw_gradient(sheet, [arm_line(at, setting, arm) for at, arm in enumerate(arms)]),
+    )

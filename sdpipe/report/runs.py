@@ -1,0 +1,150 @@
+"""A finished run as the report sees it, and as a row of runs.csv."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sdpipe.errors import DataError
+from sdpipe.recipes import full_size_recipe
+
+Numbers = dict[str, float]
+"""A row of history.csv, timing.csv or ensemble.csv."""
+
+NEEDED_PARAMS = ("dataset", "seed", "depth", "skip", "p_L", "rule", "draw", "epochs", "shift_px", "flip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the files of a run say. Errors are fractions, times seconds."""
+
+    run: str  # its name, unlike every other of a report
+    fingerprint: str
+    dataset_digest: str
+    pictures: str  # the data set, or the one whose classes and image size a folder of images has
+    test_error: float  # at best_epoch
+    validation_error: float  # the lowest
+    best_epoch: float
+    num_train: int
+    num_validation: int
+    expected_depth: float
+    num_parameters: int
+    train_s: float
+    images_per_s: float
+    hardware: str
+    compute: str
+    git_commit: str | None
+    git_dirty: bool | None
+    params: Mapping[str, Any]  # the run's section `train` of params.yaml
+    history: Sequence[Numbers]  # history.csv and timing.csv; `epoch` may lie within an epoch
+    ensemble: Sequence[Numbers]  # ensemble.csv; empty where there is none
+
+    @cached_property
+    def recipe(self) -> str | None:
+        """The recipe whose size the run has, None for a reduced or another one."""
+        return full_size_recipe(self.params)
+
+
+_APART = ("run", "params", "history", "ensemble")
+_MAY_BE_UNKNOWN = ("git_commit", "git_dirty")
+FACTS = tuple(field.name for field in fields(Run) if field.name not in _APART)
+
+
+def check_params(params: Mapping[str, Any], where: str) -> None:
+    """Raise DataError unless the params hold what settings are made of."""
+    if missing := [key for key in NEEDED_PARAMS if key not in params]:
+        raise DataError(f"{where}: its params hold no {', '.join(missing)}; an older sdpipe trained it")
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"warmup": {"epochs": 0}} as {"warmup.epochs": 0}."""
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What `flatten` was given."""
+    params: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        section = params
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return params
+
+
+def to_row(run: Run) -> dict[str, Any]:
+    """The run's row of runs.csv; unknown facts are left out."""
+    facts = {name: getattr(run, name) for name in FACTS}
+    known = {name: value for name, value in facts.items() if value is not None}
+    recipe = {"recipe": run.recipe} if run.recipe else {}
+    return {"run": run.run, **known, **recipe, "full_size": run.recipe is not None, **flatten(run.params)}
+
+
+FIRST_COLUMNS = ("run", *FACTS, "recipe", "full_size")
+
+
+def from_row(
+    row: Mapping[str, Any], history: Sequence[Numbers], ensemble: Sequence[Numbers], path: Path
+) -> Run:
+    """The run of a row of runs.csv; whether it has full size is worked out anew.
+
+    Raises DataError, naming `path` and the run, if something is missing.
+    """
+    where = f"{path}: {row.get('run', 'a row without a name')}"
+    facts: dict[str, Any] = {name: row.get(name) for name in ("run", *FACTS)}
+    unknown = [name for name, value in facts.items() if value is None and name not in _MAY_BE_UNKNOWN]
+    if unknown:
+        raise DataError(f"{where}: {', '.join(unknown)} missing")
+    params = unflatten({key: value for key, value in row.items() if key not in FIRST_COLUMNS})
+    check_params(params, where)
+    return checked(Run(params=params, history=history, ensemble=ensemble, **facts), where)
+
+
+_NUMBERS = [field.name for field in fields(Run) if field.type in (int, float)]
+_HISTORY = ("epoch", "learning_rate", "train_loss", "validation_error", "mean_abs_grad")
+
+
+def checked(run: Run, where: str) -> Run:
+    """The run itself. Raises DataError if a number is none or the history lacks a column."""
+    for name in _NUMBERS:
+        value = getattr(run, name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise DataError(f"{where}: {name}: expected a number, got {value!r}")
+    for key in ("seed", "depth", "p_L", "epochs"):
+        if not isinstance(run.params[key], int | float):
+            raise DataError(f"{where}: {key}: expected a number, got {run.params[key]!r}")
+    if not run.history or any(column not in row for row in run.history for column in _HISTORY):
+        raise DataError(f"{where}: its history is empty or lacks one of {', '.join(_HISTORY)}")
+    return run
+
+
+def unique(runs: Iterable[Run]) -> list[Run]:
+    """One run for each fingerprint, the first with an ensemble if there is one, sorted by name.
+
+    Runs of one name are told apart by their fingerprints.
+    """
+    by_fingerprint: dict[str, Run] = {}
+    for run in runs:
+        kept = by_fingerprint.setdefault(run.fingerprint, run)
+        if run.ensemble and not kept.ensemble:
+            by_fingerprint[run.fingerprint] = run
+    kept_runs = sorted(by_fingerprint.values(), key=lambda run: (run.run, run.fingerprint))
+    names: dict[str, int] = {}
+    for run in kept_runs:
+        names[run.run] = names.get(run.run, 0) + 1
+    return [
+        run if names[run.run] == 1 else _renamed(run, f"{run.run}~{run.fingerprint[:8]}") for run in kept_runs
+    ]
+
+
+def _renamed(run: Run, name: str) -> Run:
+    values = {field.name: getattr(run, field.name) for field in fields(Run)}
+    return Run(**{**values, "run": name})

@@ -1,0 +1,206 @@
+"""Which runs belong together: settings, the trainings compared in them, seeds, and marks of reduced size."""
+
+import hashlib
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdpipe.report.runs import Run, flatten
+
+# What is compared within a setting, and keys that say how a training is computed, not what.
+_COMPARED = frozenset({"seed", "p_L", "rule", "draw"})
+_HOW = frozenset({"device", "precision", "compile", "micro_batches"})
+_PAPERS_P_L = 0.5  # of the paper's tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Mean and sample standard deviation (None for one value) of n values."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Of at least one value."""
+    found = list(values)
+    return Spread(
+        mean=statistics.fmean(found),
+        sd=statistics.stdev(found) if len(found) > 1 else None,
+        n=len(found),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """Runs that differ by their seeds only: one training of a setting."""
+
+    p_L: float
+    rule: str  # "" at constant depth, where it changes nothing
+    draw: str  # the same
+    runs: tuple[Run, ...]
+
+    @property
+    def kind(self) -> tuple[float, str, str]:
+        """What tells it from the other arms of its setting."""
+        return (self.p_L, self.rule, self.draw)
+
+    @property
+    def name(self) -> str:
+        """For legends and rows."""
+        return arm_name(*self.kind)
+
+    def spread_of(self, value: Callable[[Run], float]) -> Spread:
+        """Over the runs."""
+        return spread(map(value, self.runs))
+
+
+def arm_name(p_L: float, rule: str, draw: str) -> str:
+    """`constant depth`, or `stochastic, p_L 0.5` with what is unlike the paper's main setting."""
+    if p_L == 1:
+        return "constant depth"
+    uniform = ", uniform" if rule == "uniform" else ""
+    return f"stochastic, p_L {p_L:g}{uniform}{', drawn for each image' if draw == 'sample' else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Runs that share all that the comparison of constant and stochastic depth must share."""
+
+    label: str  # unlike every other setting's
+    constant: Arm | None
+    stochastic: tuple[Arm, ...]  # the most like the paper's first
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """Constant depth first."""
+        return (*((self.constant,) if self.constant else ()), *self.stochastic)
+
+    @property
+    def runs(self) -> list[Run]:
+        """Of all arms."""
+        return [run for arm in self.arms for run in arm.runs]
+
+    def get(self, key: str) -> Any:
+        """A training parameter that all its runs share."""
+        return flatten(self.runs[0].params)[key]
+
+    @property
+    def pictures(self) -> str:
+        """The data set, or the one that its images are."""
+        return self.runs[0].pictures
+
+    @property
+    def slug(self) -> str:
+        """The label for a file's name."""
+        return slug(self.label)
+
+
+def slug(text: str) -> str:
+    """Lower-case letters, digits, dots and single hyphens; long ones end in a hash."""
+    name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+    return name if len(name) <= 120 else f"{name[:110]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def key_of(run: Run, without: Iterable[str] = ()) -> frozenset[tuple[str, Any]]:
+    """Runs of one key belong to one setting. without: further parameters that may differ."""
+    apart = _COMPARED | _HOW | set(without)
+    params = flatten(run.params).items()
+    shared = {(name, _hashable(value)) for name, value in params if name.split(".")[0] not in apart}
+    return frozenset(shared | {("dataset_digest", run.dataset_digest)})
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+def group(runs: Sequence[Run]) -> list[Setting]:
+    """The settings, sorted by data and depth, each with a label of its own."""
+    by_key: dict[frozenset[tuple[str, Any]], list[Run]] = {}
+    for run in runs:
+        by_key.setdefault(key_of(run), []).append(run)
+    labels = _labels(by_key)
+    settings = [_setting(labels[key], found) for key, found in by_key.items()]
+    return sorted(settings, key=lambda setting: (setting.pictures, setting.get("depth"), setting.label))
+
+
+def _setting(label: str, runs: Iterable[Run]) -> Setting:
+    by_kind: dict[tuple[float, str, str], list[Run]] = {}
+    for run in runs:
+        params = run.params
+        kind = (1.0, "", "") if params["p_L"] == 1 else (params["p_L"], params["rule"], params["draw"])
+        by_kind.setdefault(kind, []).append(run)
+    arms = [
+        Arm(p_L=p_L, rule=rule, draw=draw, runs=tuple(sorted(found, key=_by_seed)))
+        for (p_L, rule, draw), found in by_kind.items()
+    ]
+    constant = next((arm for arm in arms if arm.p_L == 1), None)
+    stochastic = sorted((arm for arm in arms if arm.p_L != 1), key=_unlike_the_papers)
+    return Setting(label=label, constant=constant, stochastic=tuple(stochastic))
+
+
+def _by_seed(run: Run) -> tuple[int, str]:
+    return (run.params["seed"], run.run)
+
+
+def _unlike_the_papers(arm: Arm) -> tuple[bool, bool, float, float]:
+    return (arm.rule != "linear_decay", arm.draw != "batch", abs(arm.p_L - _PAPERS_P_L), arm.p_L)
+
+
+def _labels(by_key: dict[frozenset[tuple[str, Any]], list[Run]]) -> dict[frozenset[tuple[str, Any]], str]:
+    """Data, layers, and whatever else tells settings of the same data and layers apart."""
+    base = {key: _base_label(runs[0]) for key, runs in by_key.items()}
+    labels = {}
+    for key, label in base.items():
+        alike = [other for other in by_key if base[other] == label]
+        common = frozenset.intersection(*alike)
+        apart = ", ".join(f"{name} {_short(name, value)}" for name, value in sorted(key - common, key=str))
+        labels[key] = f"{label}, {apart}" if apart else label
+    return labels
+
+
+def _short(name: str, value: Any) -> str:
+    if name == "dataset_digest":
+        return str(value)[:12]
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _base_label(run: Run) -> str:
+    params = run.params
+    net = "plain net, " if params["skip"] == "plain" else ""
+    augmented = "" if params["shift_px"] or params["flip"] else ", no augmentation"
+    return f"{data_name(run)}{augmented}, {net}{params['depth']} layers"
+
+
+def data_name(run: Run) -> str:
+    """The data set, and what its pictures are where a folder holds those of a known one."""
+    dataset = str(run.params["dataset"])
+    return dataset if run.pictures == dataset else f"{dataset} ({run.pictures} classes)"
+
+
+def size_mark(runs: Iterable[Run]) -> str:
+    """What must stand beside results of runs that have not the size of a recipe; "" where all have it."""
+    found = list(runs)
+    reduced = [run for run in found if run.recipe is None]
+    if not reduced:
+        return ""
+    parts = [
+        f"{_either(run.params['depth'] for run in reduced)} layers",
+        _either(map(data_name, reduced)),
+        f"{_either(run.num_train for run in reduced)} images",
+        f"{_either(run.params['epochs'] for run in reduced)} epochs",
+    ]
+    partly = "partly " if len(reduced) < len(found) else ""
+    return f"{partly}reduced size: {', '.join(parts)}"
+
+
+def _either(values: Iterable[Any]) -> str:
+    """`20`, `20 and 56`, `20, 32 and 56`, `20 to 110`."""
+    found = sorted(set(values))
+    texts = [f"{value:,}" if isinstance(value, int) else str(value) for value in found]
+    if len(texts) > 3:
+        return f"{texts[0]} to {texts[-1]}"
+    return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))

@@ -1,0 +1,168 @@
+"""The paper's tables 1 and 2, and degradation: measured, with n and spread, beside the paper's numbers."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from sdpipe.recipes import PaperResult, paper_result
+from sdpipe.report.runs import Run
+from sdpipe.report.settings import Arm, Setting, Spread, size_mark
+
+TableRow = dict[str, Any]
+
+# Where runs are of no recipe of their own: the recipe on the same data, for context. True: with augmentation.
+_CONTEXT = {
+    ("cifar10", True): "cifar10",
+    ("cifar10", False): "cifar10-plain-data",
+    ("cifar100", True): "cifar100",
+    ("cifar100", False): "cifar100-plain-data",
+    ("svhn", False): "svhn",
+}
+
+
+def table1(settings: Iterable[Setting]) -> list[TableRow]:
+    """Test errors as fractions: a row for each setting and stochastic training in it."""
+    return [_row1(setting, arm) for setting, arm in _pairs(settings)]
+
+
+def table2(settings: Iterable[Setting]) -> list[TableRow]:
+    """Training times in seconds, and the share that stochastic depth saves."""
+    return [_row2(setting, arm) for setting, arm in _pairs(settings)]
+
+
+def degradation_table(groups: Iterable[Sequence[Setting]]) -> list[TableRow]:
+    """Plain and residual nets at constant depth, each at several depths; a row for each setting once."""
+    settings = {setting.label: setting for group in groups for setting in group}
+    return [_row_degradation(setting) for setting in settings.values() if setting.constant]
+
+
+def _pairs(settings: Iterable[Setting]) -> Iterable[tuple[Setting, Arm | None]]:
+    for setting in settings:
+        for arm in setting.stochastic or (None,):
+            yield setting, arm
+
+
+def _row1(setting: Setting, arm: Arm | None) -> TableRow:
+    constant = setting.constant.spread_of(_test_error) if setting.constant else None
+    stochastic = arm.spread_of(_test_error) if arm else None
+    both = {"difference": stochastic.mean - constant.mean} if constant and stochastic else {}
+    recipe, result = _paper(setting, arm)
+    paper = _known(
+        paper_recipe=recipe if result else None,
+        paper_constant_error=result and result.constant_error,
+        paper_stochastic_error=result and result.stochastic_error,
+    )
+    return {
+        **_head(setting, arm),
+        **_columns("constant_error", constant),
+        **_columns("stochastic_error", stochastic),
+        **both,
+        **({"verdict": verdict(constant, stochastic)} if constant and stochastic else {}),
+        **paper,
+        **_notes(setting, arm),
+    }
+
+
+def _row2(setting: Setting, arm: Arm | None) -> TableRow:
+    constant = setting.constant.spread_of(_train_s) if setting.constant else None
+    stochastic = arm.spread_of(_train_s) if arm else None
+    both = {"saving": 1 - stochastic.mean / constant.mean} if constant and stochastic else {}
+    recipe, result = _paper(setting, arm)
+    timed = bool(result and result.constant_train_s)
+    paper = _known(
+        paper_recipe=recipe if timed else None,
+        paper_constant_s=result and result.constant_train_s,
+        paper_stochastic_s=result and result.stochastic_train_s,
+    )
+    runs = _runs(setting, arm)
+    machines = sorted({f"{run.hardware}; {run.compute}" for run in runs})
+    warning = {"warning": "different hardware: the times do not compare"} if len(machines) > 1 else {}
+    return {
+        **_head(setting, arm),
+        **_columns("constant_s", constant),
+        **_columns("stochastic_s", stochastic),
+        **both,
+        **paper,
+        "hardware": " | ".join(machines),
+        **warning,
+        **_notes(setting, arm),
+    }
+
+
+def _row_degradation(setting: Setting) -> TableRow:
+    assert setting.constant
+    measured: dict[str, Callable[[Run], float]] = {
+        "last_train_loss": lambda run: run.history[-1]["train_loss"],
+        "validation_error": lambda run: run.validation_error,
+        "test_error": _test_error,
+    }
+    row: TableRow = {key: setting.get(key) for key in ("skip", "depth")}
+    row = {"setting": setting.label, **row, "n": len(setting.constant.runs)}
+    for name, value in measured.items():
+        row |= _columns(name, setting.constant.spread_of(value))
+    mark = size_mark(setting.constant.runs)
+    return {**row, "full_size": not mark, "mark": mark}
+
+
+def verdict(constant: Spread, stochastic: Spread) -> str:
+    """What the two errors say, in a plain word."""
+    difference = stochastic.mean - constant.mean
+    if difference == 0:
+        return "equal"
+    word = "stochastic is worse" if difference > 0 else "stochastic is better"
+    spreads = [found.sd for found in (constant, stochastic) if found.sd is not None]
+    if len(spreads) < 2:
+        return f"{word}; one run tells no spread"
+    return f"{word}, by less than the spread" if abs(difference) < max(spreads) else word
+
+
+def _head(setting: Setting, arm: Arm | None) -> TableRow:
+    kind = {"p_L": arm.p_L, "rule": arm.rule, "draw": arm.draw} if arm else {}
+    return {
+        "setting": setting.label,
+        "dataset": setting.get("dataset"),
+        "depth": setting.get("depth"),
+        **kind,
+        "n_constant": len(setting.constant.runs) if setting.constant else 0,
+        "n_stochastic": len(arm.runs) if arm else 0,
+    }
+
+
+def _columns(name: str, found: Spread | None) -> TableRow:
+    return _known(**{f"{name}_mean": found and found.mean, f"{name}_sd": found and found.sd})
+
+
+def _known(**values: Any) -> TableRow:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _notes(setting: Setting, arm: Arm | None) -> TableRow:
+    runs = _runs(setting, arm)
+    mark = size_mark(runs)
+    arms = [found for found in (setting.constant, arm) if found]
+    repeated = any(len({run.params["seed"] for run in found.runs}) < len(found.runs) for found in arms)
+    note = {"note": "a seed was run more than once"} if repeated else {}
+    return {"full_size": not mark, "mark": mark, **note}
+
+
+def _runs(setting: Setting, arm: Arm | None) -> list[Run]:
+    return [run for found in (setting.constant, arm) if found for run in found.runs]
+
+
+def _paper(setting: Setting, arm: Arm | None) -> tuple[str | None, PaperResult | None]:
+    """The recipe of the runs, or the one on the same data, and what the paper reports of it."""
+    recipes = {run.recipe for run in _runs(setting, arm)}
+    context = _CONTEXT.get((setting.pictures, bool(setting.get("shift_px") or setting.get("flip"))))
+    for recipe in (*recipes, context if setting.get("skip") != "plain" else None):
+        if recipe is not None and (len(recipes) == 1 or recipe == context):
+            result = paper_result(recipe)
+            if result is not None:
+                return recipe, result
+    return None, None
+
+
+def _test_error(run: Run) -> float:
+    return run.test_error
+
+
+def _train_s(run: Run) -> float:
+    return run.train_s

@@ -1,0 +1,85 @@
+"""`sdpipe report`: read the runs, then write tables, figures and the page into one folder."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sdpipe.errors import DataError
+from sdpipe.files import read_json, replacing_folder, write_json
+from sdpipe.report.cells import write_table
+from sdpipe.report.comparisons import degradation_groups
+from sdpipe.report.figures import plan_figures
+from sdpipe.report.page import Page, page_html
+from sdpipe.report.plan import Drawing
+from sdpipe.report.plots import Sheet
+from sdpipe.report.reading import read_runs
+from sdpipe.report.runs import FIRST_COLUMNS, Numbers, Run, to_row
+from sdpipe.report.settings import Setting, group
+from sdpipe.report.tables import degradation_table, table1, table2
+
+_MARKER = "report.json"  # says that a report wrote the folder, and what
+
+
+def write_report(folders: Sequence[Path], out: Path) -> list[str]:
+    """Write the report of all runs in `folders`; a line for each run that was left out.
+
+    Raises DataError if there is no run, or if `out` holds anything that a report did not write.
+    """
+    out = out.resolve()
+    _check_out(out)
+    runs, problems = read_runs(folders)
+    settings = group(runs)
+    with replacing_folder(out) as beside:
+        _write(beside, runs, settings, problems)
+        names = sorted(path.name for path in beside.iterdir())
+        write_json(beside / _MARKER, {"written_by": "sdpipe report", "files": [*names, _MARKER]})
+    return problems
+
+
+def _check_out(out: Path) -> None:
+    """What stands in the folder is going to be replaced: it must be a report's, all of it."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise DataError(f"{out}: expected a folder, found a file")
+    found = {path.name for path in out.iterdir()}
+    ours = set(read_json(out / _MARKER).get("files", [])) if _MARKER in found else set()
+    if foreign := sorted(found - ours):
+        raise DataError(
+            f"{out}: not replaced, since no report wrote {foreign[0]}; expected an empty folder or a report"
+        )
+
+
+def _write(folder: Path, runs: Sequence[Run], settings: Sequence[Setting], problems: Sequence[str]) -> None:
+    write_table(folder / "runs.csv", [to_row(run) for run in runs], FIRST_COLUMNS)
+    write_table(folder / "history.csv", list(_long((run.run, run.history) for run in runs)))
+    if any(run.ensemble for run in runs):
+        write_table(folder / "ensemble.csv", list(_long((run.run, run.ensemble) for run in runs)))
+    first, second = table1(settings), table2(settings)
+    write_table(folder / "table1.csv", first)
+    write_table(folder / "table2.csv", second)
+    degraded = degradation_table([*plain, *residual] for plain, residual in degradation_groups(settings))
+    if degraded:
+        write_table(folder / "degradation.csv", degraded)
+    drawings, not_drawn = plan_figures(settings)
+    images = [_draw(folder, drawing) for drawing in drawings]
+    page = Page(
+        runs=runs,
+        table1=first,
+        table2=second,
+        degradation=degraded,
+        figures=list(zip(drawings, images, strict=True)),
+        not_drawn=not_drawn,
+        problems=problems,
+    )
+    (folder / "index.html").write_text(page_html(page), encoding="utf-8")
+
+
+def _long(tables: Iterable[tuple[str, Sequence[Numbers]]]) -> Iterable[dict[str, object]]:
+    return ({"run": name, **row} for name, rows in tables for row in rows)
+
+
+def _draw(folder: Path, drawing: Drawing) -> bytes:
+    path = folder / f"{drawing.name}.png"
+    assert not path.exists(), f"two figures of one name: {drawing.name}"
+    drawing.draw(Sheet(path=path, title=drawing.title, mark=drawing.mark))
+    return path.read_bytes()
