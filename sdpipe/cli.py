@@ -5,14 +5,13 @@ Exit 0: all went well. 1: something failed, and the rest was still done. 2: call
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sdpipe.errors import SdpipeError, errors_on_one_line
+from sdpipe.errors import SdpipeError, errors_on_one_line, training_packages
 from sdpipe.version import __version__
 
 DEFAULT_MODEL = "models/model.onnx"
@@ -161,37 +160,17 @@ def doctor() -> None:
         raise SystemExit(1)
 
 
-@contextmanager
-def _training_packages(command: str) -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise SdpipeError(
-            f"{command} needs the training packages: pip install 'sdpipe[train]' ({error})"
-        ) from error
-
-
 @main.command()
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[MODELS/RUN]...")
 def track(folders: tuple[Path, ...]) -> None:
     """Send finished runs to MLflow where they are missing. Default: all of models/."""
-    with errors_on_one_line():
-        with _training_packages("track"):
-            from sdpipe.track import track as track_folder
-        chosen = folders or tuple(
-            sorted(path.parent for path in Path("models").glob("*/weights.safetensors"))
-        )
-        if not chosen:
-            raise SdpipeError("models/: no finished run; `make repro` trains them")
-        failed = False
-        for folder in chosen:
-            try:
-                click.echo(f"{folder}: MLflow run {track_folder(folder)}")
-            except SdpipeError as error:
-                failed = True
-                click.echo(f"error: {error}", err=True)
-    if failed:
-        raise SystemExit(1)
+
+    def send(folder: Path) -> None:
+        from sdpipe.track import track as track_folder
+
+        click.echo(f"{folder}: MLflow run {track_folder(folder)}")
+
+    _for_each_run(folders, "track", send)
 
 
 @main.group()
@@ -202,7 +181,7 @@ def recipe() -> None:
 @recipe.command("list")
 def recipe_list() -> None:
     """Show the names, what each trains, and the paper's test errors."""
-    with errors_on_one_line(), _training_packages("recipe"):
+    with errors_on_one_line(), training_packages("recipe"):
         from sdpipe.recipes import load_recipes
 
         for name, each in load_recipes().items():
@@ -222,7 +201,7 @@ seeds_option = click.option(
 @seeds_option
 def recipe_show(name: str, seeds: int) -> None:
     """Print the params.yaml that `recipe use NAME` would write."""
-    with errors_on_one_line(), _training_packages("recipe"):
+    with errors_on_one_line(), training_packages("recipe"):
         from sdpipe.recipes import apply_recipe
 
         click.echo(apply_recipe(name, Path("params.yaml"), seeds), nl=False)
@@ -236,7 +215,7 @@ def recipe_use(name: str, seeds: int) -> None:
 
     Sections that no recipe concerns stay, such as where data come from. The file before is kept.
     """
-    with errors_on_one_line(), _training_packages("recipe"):
+    with errors_on_one_line(), training_packages("recipe"):
         from sdpipe.recipes import find_recipe, use_recipe
 
         backup = use_recipe(name, Path("params.yaml"), seeds)
@@ -262,11 +241,59 @@ def report_command(folders: tuple[Path, ...], out: Path) -> None:
     Default: models/. Writes PNG, CSV and index.html, one page that opens offline.
     """
     with errors_on_one_line():
-        with _training_packages("report"):
+        with training_packages("report"):
             from sdpipe.report.write import write_report
         problems = write_report(folders or (Path("models"),), out)
         for problem in problems:
             click.echo(f"error: left out: {_on_one_line(problem)}", err=True)
         click.echo(f"{out}/index.html")
     if problems:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[MODELS/RUN]...")
+@click.option("--members", default="1,4,16", show_default=True, help="How many sub-networks are averaged.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of their draws.")
+def ensemble(folders: tuple[Path, ...], members: str, seed: int) -> None:
+    """Compare each run's test network with the average of sampled sub-networks. Default: all of models/.
+
+    Writes models/RUN/ensemble.csv, which `sdpipe report` draws.
+    """
+    if not all(part.strip().isdigit() and int(part) for part in members.split(",")):
+        raise click.BadParameter(f"expected numbers like 1,4,16, got {members!r}", param_hint="--members")
+    counts = sorted({int(part) for part in members.split(",")})
+
+    def compare(folder: Path) -> None:
+        from sdpipe.data.store import open_dataset
+        from sdpipe.deploy.ensemble import compare_ensemble
+        from sdpipe.training.weights import load_info
+
+        dataset = open_dataset(Path("data") / load_info(folder / "weights.safetensors").dataset)
+        for row in compare_ensemble(folder, dataset, counts, seed):
+            click.echo(
+                f"{folder}: M = {row['members']}: error {row['ensemble_error']:.4f} (test network "
+                f"{row['test_network_error']:.4f}), negative log-likelihood {row['ensemble_nll']:.4f} "
+                f"({row['test_network_nll']:.4f})"
+            )
+
+    _for_each_run(folders, "ensemble", compare)
+
+
+def _for_each_run(folders: tuple[Path, ...], command: str, work: Callable[[Path], None]) -> None:
+    """Do it for the chosen runs, or all; a failing one is named, and the others are still done."""
+    failed = False
+    with errors_on_one_line(), training_packages(command):
+        chosen = folders or tuple(
+            sorted(path.parent for path in Path("models").glob("*/weights.safetensors"))
+        )
+        if not chosen:
+            raise SdpipeError("models/: no finished run; `make repro` trains them")
+        for folder in chosen:
+            try:
+                work(folder)
+            except SdpipeError as error:
+                failed = True
+                click.echo(f"error: {error}", err=True)
+    if failed:
         raise SystemExit(1)

@@ -109,3 +109,14 @@ def errors_on_one_line() -> Iterator[None]:
 
 def _exit_in_order(_signal: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + signal.SIGTERM)
+
+
+@contextmanager
+def training_packages(command: str) -> Iterator[None]:
+    """Tell users of the base install which packages a command needs."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SdpipeError(
+            f"{command} needs the training packages: pip install 'sdpipe[train]' ({error})"
+        ) from error

@@ -178,6 +178,7 @@ def train_config(**overrides: object) -> TrainConfig:
         "device": "cpu",
         "precision": "fp32",
         "compile": False,
+        "recompute": False,
     }
     return TrainConfig.model_validate(values | overrides)
 

@@ -129,9 +129,10 @@ def _not_drawn(figures: Iterable[NotDrawn]) -> str:
     items = []
     for figure in figures:
         commands = " or ".join(f"<code>{escape(command)}</code>" for command in figure.commands)
+        how = f"; {commands} makes such runs" if commands else ""
         items.append(
             f"<li><strong>{escape(figure.number)}</strong>, {escape(figure.title)}: needs "
-            f"{escape(figure.missing)}; {commands} makes such runs.</li>"
+            f"{escape(figure.missing)}{how}.</li>"
         )
     return f"<ul>{''.join(items)}</ul>"
 

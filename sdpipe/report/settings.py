@@ -11,7 +11,7 @@ from sdpipe.report.runs import Run, flatten
 
 # What is compared within a setting, and keys that say how a training is computed, not what.
 _COMPARED = frozenset({"seed", "p_L", "rule", "draw"})
-_HOW = frozenset({"device", "precision", "compile", "micro_batches"})
+_HOW = frozenset({"device", "precision", "compile", "recompute", "micro_batches"})
 _PAPERS_P_L = 0.5  # of the paper's tables
 
 

@@ -53,6 +53,7 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     compile: bool  # torch.compile for each block's branch
+    recompute: bool  # blocks are computed again in the backward pass: less memory, the same result
 
     @field_validator("depth")
     @classmethod

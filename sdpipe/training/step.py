@@ -18,6 +18,7 @@ from sdpipe.network import Active, Dropout, ResidualBlock, ResNet
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.guard import FP16_STREAK, Guard
+from sdpipe.training.recompute import recompute_blocks
 from sdpipe.training.world import World, gradients_kept_here
 
 _NEVER = 2**31 - 1
@@ -75,6 +76,8 @@ class TrainingStep:
             for block in network.blocks:
                 assert isinstance(block, ResidualBlock)
                 block.branch.compile()
+        if config.recompute:
+            recompute_blocks(network)
         self._view = world.replicate(network)
         self._norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
         self._momentum = self._norms[0].momentum or 0.0

@@ -1,0 +1,94 @@
+"""The implicit ensemble against an enumeration of all sub-networks."""
+
+import shutil
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import make_dataset, make_weights, random_images
+
+from sdpipe.cli import main
+from sdpipe.deploy import ensemble
+from sdpipe.deploy.ensemble import compare_ensemble, draw_members, ensemble_probabilities
+from sdpipe.errors import DataError, ModelError
+from sdpipe.training.run_files import read_rows
+from sdpipe.training.weights import save_weights
+
+
+def test_the_average_of_many_is_that_over_all_sub_networks() -> None:
+    """8 layers have 3 blocks and 2^3 sub-networks, with survival 5/6, 4/6, 3/6 at p_L 0.5.
+
+    2,000 draws of a probability have a standard error of at most 0.5 / sqrt(2000) = 0.011.
+    """
+    weights = make_weights(depth=8)
+    images_NHWC = random_images(5)
+    network = weights.build_network().double()
+    normalised = (torch.from_numpy(images_NHWC).double() - weights.normalisation.mean_HWC) / 60
+    expected_NK = np.zeros((5, 3))
+    with torch.inference_mode():
+        for active in product([True, False], repeat=3):
+            chance = np.prod([p if b else 1 - p for p, b in zip((5 / 6, 4 / 6, 3 / 6), active, strict=True)])
+            logits_NK = network(normalised.permute(0, 3, 1, 2), active)
+            expected_NK += chance * logits_NK.softmax(dim=1).numpy()
+        tested = network(normalised.permute(0, 3, 1, 2)).softmax(dim=1).numpy()
+    tested_NK, averaged = ensemble_probabilities(weights, images_NHWC, [2000], seed=0)
+    np.testing.assert_allclose(averaged[2000], expected_NK, atol=0.045)
+    np.testing.assert_allclose(tested_NK, tested, atol=1e-5)
+
+
+def test_the_members_of_few_are_the_first_of_many() -> None:
+    probs = [0.9, 0.5, 0.1]
+    assert draw_members(probs, 16, seed=3)[:4] == draw_members(probs, 4, seed=3)
+    assert draw_members(probs, 16, seed=3) != draw_members(probs, 16, seed=4)
+    share_L = np.mean(draw_members(probs, 4000, seed=0), axis=0)
+    np.testing.assert_allclose(share_L, probs, atol=0.03)  # 4 standard errors of sqrt(0.25 / 4000)
+
+
+def test_one_member_is_the_sub_network_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M = 1 against a forward pass of that sub-network, and whatever the batch size."""
+    weights, images_NHWC = make_weights(depth=20), random_images(7)
+    (active,) = draw_members(weights.info.network.survival_probs, 1, seed=0)
+    assert not all(active), "a sub-network that is not the whole one"
+    images = weights.normalisation(torch.from_numpy(images_NHWC)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        expected_NK = weights.build_network()(images, active).softmax(dim=1).numpy()
+    for batch in (2, 100):
+        monkeypatch.setattr(ensemble, "BATCH", batch)
+        _, averaged = ensemble_probabilities(weights, images_NHWC, [1], seed=0)
+        np.testing.assert_allclose(averaged[1], expected_NK, atol=1e-5)
+
+
+def test_command_writes_a_file_for_the_report(project: Path) -> None:
+    """Runs of constant depth are named and passed over; the others are still compared."""
+    dataset = make_dataset(project / "data" / "animals")
+    for run, p_L in (("constant", 1.0), ("stochastic", 0.5)):
+        weights = make_weights(p_L=p_L)
+        object.__setattr__(weights.info, "dataset_digest", dataset.digest)
+        (project / "models" / run).mkdir(parents=True)
+        save_weights(project / "models" / run / "weights.safetensors", weights)
+    result = CliRunner().invoke(main, ["ensemble", "--members", "1,4"])
+    assert result.exit_code == 1
+    assert "constant depth has no sub-networks" in result.output
+    assert "M = 4" in result.output
+    path = project / "models" / "stochastic" / "ensemble.csv"
+    header = path.read_text().splitlines()[0]
+    assert header == ",".join(ensemble.COLUMNS)
+    path.write_text("\n".join(line.split(",", 1)[1] for line in path.read_text().splitlines()))
+    assert [row["members"] for row in read_rows(path)] == [1, 4]
+    assert not (project / "models" / "constant" / "ensemble.csv").exists()
+
+
+def test_other_data_and_bad_members_are_refused(project: Path) -> None:
+    folder = project / "models" / "run"
+    folder.mkdir(parents=True)
+    save_weights(folder / "weights.safetensors", make_weights())
+    with pytest.raises(DataError, match="trained on the data dddd"):
+        compare_ensemble(folder, make_dataset(project / "data" / "animals"), [1], 0)
+    shutil.rmtree(folder)
+    with pytest.raises(ModelError, match=r"weights\.safetensors"):
+        compare_ensemble(folder, make_dataset(project / "data" / "other"), [1], 0)
+    for members in ("0", "a", "1,,2", "-1"):
+        assert CliRunner().invoke(main, ["ensemble", "--members", members]).exit_code == 2, members

@@ -1,0 +1,75 @@
+"""docs/results.md against the files that the runs left."""
+
+import csv
+from pathlib import Path
+from statistics import mean
+
+from conftest import ROOT
+
+from sdpipe.report.write import write_report
+
+FOLDER = ROOT / "docs" / "results" / "pictures-20-56"
+TEXT = (ROOT / "docs" / "results.md").read_text()
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_committed_runs_give_the_committed_tables(tmp_path: Path) -> None:
+    assert write_report((FOLDER,), tmp_path / "report") == []
+    for name in ("runs", "history", "ensemble", "table1", "table2"):
+        again, committed = tmp_path / "report" / f"{name}.csv", FOLDER / f"{name}.csv"
+        assert again.read_text() == committed.read_text(), name
+
+
+def test_errors_and_times_in_the_text_are_those_of_the_tables() -> None:
+    """Each row of tables 1 and 2 as the text has it."""
+    for row in rows(FOLDER / "table1.csv"):
+        value = {name: float(row[name]) * 100 for name in row if "error_" in name or name == "difference"}
+        line = "| {} | {:.2f} ± {:.2f} | {:.2f} ± {:.2f} | {:+.2f} |".format(
+            row["depth"],
+            value["constant_error_mean"],
+            value["constant_error_sd"],
+            value["stochastic_error_mean"],
+            value["stochastic_error_sd"],
+            value["difference"],
+        )
+        assert line in TEXT
+    for row in rows(FOLDER / "table2.csv"):
+        times = [
+            float(row[f"{kind}_s_{what}"]) for kind in ("constant", "stochastic") for what in ("mean", "sd")
+        ]
+        line = "| {} | {:.1f} ± {:.1f} | {:.1f} ± {:.1f} | {:.1f} % |".format(
+            row["depth"], *times, 100 * float(row["saving"])
+        )
+        assert line in TEXT
+
+
+def test_gradients_in_the_text_are_those_of_the_histories() -> None:
+    history = rows(FOLDER / "history.csv")
+    for depth in (20, 56):
+        for first, last in ((1, 10), (16, 20)):
+            found = [
+                1000
+                * mean(
+                    float(row["mean_abs_grad"])
+                    for row in history
+                    if row["run"].startswith(f"d{depth}-{p_L}-") and first <= float(row["epoch"]) <= last
+                )
+                for p_L in ("p100", "p50")
+            ]
+            assert f"| {depth} | {first} to {last} | {found[0]:.2f} | {found[1]:.2f} |" in TEXT
+
+
+def test_the_ensemble_in_the_text_is_that_of_the_file() -> None:
+    ensemble = rows(FOLDER / "ensemble.csv")
+    for depth in (20, 56):
+        of_depth = [row for row in ensemble if row["run"].startswith(f"d{depth}-")]
+        errors = [
+            100 * mean(float(row["ensemble_error"]) for row in of_depth if row["members"] == members)
+            for members in ("1", "4", "16")
+        ]
+        errors.append(100 * mean(float(row["test_network_error"]) for row in of_depth))
+        assert f"| {depth} | {' | '.join(f'{error:.2f}' for error in errors)} |" in TEXT
