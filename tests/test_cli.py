@@ -242,6 +242,10 @@ def test_predict_imports_nothing_of_the_training_stack(pictures: Path, model_pat
     assert [name for name in modules if name.startswith("sdpipe")] == [
         "sdpipe",
         "sdpipe.cli",
+        "sdpipe.commands",
+        "sdpipe.commands.model",
+        "sdpipe.commands.printing",
+        "sdpipe.commands.runs",
         "sdpipe.errors",
         "sdpipe.runtime",
         "sdpipe.runtime.artifact",

@@ -29,6 +29,7 @@ LAYERS = [
     ("sdpipe/deploy",),
     ("sdpipe/params.py", "sdpipe/track.py", "sdpipe/doctor.py", "sdpipe/recipes.py"),
     ("sdpipe/report",),
+    ("sdpipe/commands",),
     ("sdpipe/cli.py",),
     ("pipeline",),
 ]

@@ -1,0 +1,157 @@
+"""Commands about trainings: recipes, runs, reports. They need the training packages."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from sdpipe.commands.printing import on_one_line
+from sdpipe.errors import SdpipeError, errors_on_one_line, training_packages
+
+
+@click.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[MODELS/RUN]...")
+def track(folders: tuple[Path, ...]) -> None:
+    """Send finished runs to MLflow where they are missing. Default: all of models/."""
+
+    def load() -> Callable[[Path], None]:
+        from sdpipe.track import track as track_folder
+
+        return lambda folder: click.echo(f"{folder}: MLflow run {track_folder(folder)}")
+
+    _for_each_run(folders, "track", load)
+
+
+@click.group()
+def recipe() -> None:
+    """The papers' trainings, ready to run: list them, show one, write it to params.yaml."""
+
+
+@recipe.command("list")
+def recipe_list() -> None:
+    """Show the names, what each trains, and the paper's test errors."""
+    with errors_on_one_line(), training_packages("recipe"):
+        from sdpipe.recipes import load_recipes
+
+        for name, each in load_recipes().items():
+            click.echo(f"{name:<26} {each.title}")
+            if each.paper is not None:
+                constant, stochastic = each.paper.constant_error, each.paper.stochastic_error
+                click.echo(f"{'':<26} the paper's test error: {constant:.2%} -> {stochastic:.2%}")
+
+
+seeds_option = click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each kind."
+)
+
+
+@recipe.command("show")
+@click.argument("name")
+@seeds_option
+def recipe_show(name: str, seeds: int) -> None:
+    """Print the params.yaml that `recipe use NAME` would write."""
+    with errors_on_one_line(), training_packages("recipe"):
+        from sdpipe.recipes import apply_recipe
+
+        click.echo(apply_recipe(name, Path("params.yaml"), seeds), nl=False)
+
+
+@recipe.command("use")
+@click.argument("name")
+@seeds_option
+def recipe_use(name: str, seeds: int) -> None:
+    """Write recipe NAME to params.yaml; `dvc repro` then runs it.
+
+    Sections that no recipe concerns stay, such as where data come from. The file before is kept.
+    """
+    with errors_on_one_line(), training_packages("recipe"):
+        from sdpipe.recipes import find_recipe, use_recipe
+
+        backup = use_recipe(name, Path("params.yaml"), seeds)
+        num_runs = seeds * len(find_recipe(name).runs)
+    if backup is None:
+        click.echo(f"params.yaml is {name} already")
+    else:
+        click.echo(f"params.yaml: {name}, {num_runs} runs; the one before is {backup}. Next: dvc repro")
+
+
+@click.command("report")
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[FOLDER]...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="report",
+    show_default=True,
+    help="The folder to write, or to replace if a report wrote it.",
+)
+def report_command(folders: tuple[Path, ...], out: Path) -> None:
+    """Redraw the paper's figures and tables from the runs in each FOLDER, or in an earlier report's.
+
+    Default: models/. Writes PNG, CSV and index.html, one page that opens offline.
+    """
+    with errors_on_one_line():
+        with training_packages("report"):
+            from sdpipe.report.write import write_report
+        problems = write_report(folders or (Path("models"),), out)
+        for problem in problems:
+            click.echo(f"error: left out: {on_one_line(problem)}", err=True)
+        click.echo(f"{out}/index.html")
+    if problems:
+        raise SystemExit(1)
+
+
+@click.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[MODELS/RUN]...")
+@click.option("--members", default="1,4,16", show_default=True, help="How many sub-networks are averaged.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of their draws.")
+def ensemble(folders: tuple[Path, ...], members: str, seed: int) -> None:
+    """Compare each run's test network with the average of sampled sub-networks. Default: all of models/.
+
+    Writes models/RUN/ensemble.csv, which `sdpipe report` draws.
+    """
+    if not all(part.strip().isdigit() and int(part) for part in members.split(",")):
+        raise click.BadParameter(f"expected numbers like 1,4,16, got {members!r}", param_hint="--members")
+    counts = sorted({int(part) for part in members.split(",")})
+
+    def load() -> Callable[[Path], None]:
+        from sdpipe.data.store import open_dataset
+        from sdpipe.deploy.ensemble import compare_ensemble
+        from sdpipe.training.weights import load_info
+
+        def compare(folder: Path) -> None:
+            dataset = open_dataset(Path("data") / load_info(folder / "weights.safetensors").dataset)
+            for row in compare_ensemble(folder, dataset, counts, seed):
+                click.echo(
+                    f"{folder}: M = {row['members']}: error {row['ensemble_error']:.4f} (test network "
+                    f"{row['test_network_error']:.4f}), negative log-likelihood {row['ensemble_nll']:.4f} "
+                    f"({row['test_network_nll']:.4f})"
+                )
+
+        return compare
+
+    _for_each_run(folders, "ensemble", load)
+
+
+def _for_each_run(
+    folders: tuple[Path, ...], command: str, load: Callable[[], Callable[[Path], None]]
+) -> None:
+    """Load a command's work and do it for the chosen runs, or all.
+
+    A failing run is named, and the others are still done. What is not installed is said first.
+    """
+    failed = False
+    with errors_on_one_line(), training_packages(command):
+        work = load()
+        chosen = folders or tuple(
+            sorted(path.parent for path in Path("models").glob("*/weights.safetensors"))
+        )
+        if not chosen:
+            raise SdpipeError("models/: no finished run; `make repro` trains them")
+        for folder in chosen:
+            try:
+                work(folder)
+            except SdpipeError as error:
+                failed = True
+                click.echo(f"error: {error}", err=True)
+    if failed:
+        raise SystemExit(1)
