@@ -142,7 +142,8 @@ def measure_epochs(settings: Settings, compute: Compute) -> dict[str, Any]:
         folder = Path(name)
         dataset = make_dataset(folder / "data", num_train)
         loops = {kind: Loop(configs[kind], dataset, compute, folder / kind, every_s) for kind in KINDS}
-        in_memory = np.array(dataset.train_images_NHWC[:num_train])
+        assert isinstance(dataset.train_images, np.ndarray)
+        in_memory = np.array(dataset.train_images[:num_train])
         labels_N = dataset.train_labels_N[:num_train]
         script = PlainScript(configs["constant"], in_memory, labels_N, compute.device, settings.workers)
         with closing(script):

@@ -16,10 +16,15 @@ def main(dataset: str) -> None:
     values = get_value(read_params(Path("params.yaml")), f"fetch.{dataset}")
     config = parse_section(DATASET_SECTIONS[dataset], values, f"fetch.{dataset}")
     meta = fetch(dataset, config, Path("data") / dataset, work_folder() / "downloads" / dataset)
+    shared = meta["test_images_also_in_train"]
     print(
         f"{dataset}: {meta['num_train']:,} training and {meta['num_test']:,} test images "
         f"of {len(meta['class_names'])} classes, {meta['image_size'][0]} x {meta['image_size'][1]}; "
-        f"{meta['test_images_also_in_train']:,} test images are identical to a training image"
+        + (
+            "training pictures stay in their files"
+            if shared is None
+            else f"{shared:,} test images are identical to a training image"
+        )
     )
     if ignored := meta["source"].get("num_ignored_files"):
         print(f"{dataset}: {ignored:,} files were no pictures, by their names, and were left out")

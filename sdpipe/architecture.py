@@ -26,6 +26,15 @@ def groups_of(family: str, depth: int) -> tuple[int, ...]:
     return ((depth - 2) // 6,) * 3
 
 
+def min_image_px(family: str) -> int:
+    """The smallest side of images of which the last strided convolution still sees 2 pixels.
+
+    On one pixel it has nothing to skip, and oneDNN's bf16 gradient of its weights is wrong (PyTorch 2.14).
+    """
+    # Strides in front of it: stem, pooling and two groups, or one group; each halves, rounding up.
+    return 2**4 + 1 if family == "imagenet" else 2 + 1
+
+
 def check_widths(family: str, widths: Sequence[int]) -> None:
     """Raise ValueError unless there is a width for each group and none is smaller than the one before."""
     num_groups = 4 if family == "imagenet" else 3

@@ -8,6 +8,7 @@ SdpipeError
 ├── DeviceError        a device or precision that this machine does not have
 ├── BusyError          another process holds what this one needs
 ├── TrainingError      a training that cannot go on: a loss that is not finite, memory, a dead process
+│   └── LoadingError   its next images cannot be had; its state is whole
 ├── ParityError        ONNX and PyTorch differ
 ├── GateError          a run that may not be deployed
 └── TrackingError      the MLflow store cannot be reached
@@ -69,6 +70,10 @@ class BusyError(SdpipeError):
 
 class TrainingError(SdpipeError):
     """A training cannot go on."""
+
+
+class LoadingError(TrainingError):
+    """The next images cannot be had: a picture is damaged, or the process that decodes it has died."""
 
 
 class ParityError(SdpipeError):

@@ -22,6 +22,11 @@ def project_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
 
 
+def local_path(source: str) -> Path:
+    """A source on disk; a relative path starts at the project's root, wherever DVC runs the stage."""
+    return project_root() / Path(source).expanduser()
+
+
 def work_folder() -> Path:
     """`.sdpipe/` in the project's root: what is unfinished (downloads, checkpoints, locks)."""
     folder = project_root() / ".sdpipe"

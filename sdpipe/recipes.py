@@ -192,7 +192,7 @@ def full_size_recipe(train_params: Mapping[str, Any]) -> str | None:
     """
     wanted = _of_the_recipe(train_params)
     for recipe in load_recipes().values():
-        if recipe.is_small or recipe.train["dataset"] in ("digits", "imagefolder"):
+        if recipe.is_small or recipe.train["dataset"] in ("digits", "imagefolder", "digit-pictures"):
             continue
         if any(_of_the_recipe({**recipe.train, **run}) == wanted for run in recipe.runs.values()):
             return recipe.name

@@ -83,6 +83,7 @@ def make_weights(
             dataset_digest="d" * 64,
             class_names=CLASS_NAMES,
             image_size=(SIZE, SIZE),
+            crop_fraction=1.0,
             fingerprint="0123456789abcdef",
             best_epoch=1,
             train_params={"p_L": p_L},
@@ -124,15 +125,17 @@ def random_images(num: int, channels: int = 1, seed: int = 0) -> np.ndarray:
     return rng.integers(0, 256, size=(num, SIZE, SIZE, channels), dtype=np.uint8)
 
 
-def make_dataset(folder: Path, *, num_train: int = 120, num_test: int = 30, seed: int = 0) -> DataSet:
+def make_dataset(
+    folder: Path, *, num_train: int = 120, num_test: int = 30, seed: int = 0, size: int = SIZE
+) -> DataSet:
     """Three classes that a small net can learn: bright rows, bright columns, noise."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for part, num in (("train", num_train), ("test", num_test)):
         labels_N = np.arange(num) % 3
-        images_NHWC = rng.integers(0, 80, size=(num, SIZE, SIZE, 1), dtype=np.uint8)
+        images_NHWC = rng.integers(0, 80, size=(num, size, size, 1), dtype=np.uint8)
         for at, label in enumerate(labels_N):
-            line = rng.integers(1, SIZE - 1)
+            line = rng.integers(1, size - 1)
             if label == 0:
                 images_NHWC[at, line] += 150
             elif label == 1:
@@ -173,6 +176,10 @@ def train_config(**overrides: object) -> TrainConfig:
         "warmup": {"epochs": 0, "learning_rate": 0.01},
         "momentum": 0.9,
         "weight_decay": 1e-4,
+        "normalisation": "pixel",
+        "crop": None,
+        "colour_jitter": 0.0,
+        "lighting": 0.0,
         "shift_px": 1,
         "flip": True,
         "device": "cpu",
@@ -185,7 +192,8 @@ def train_config(**overrides: object) -> TrainConfig:
 
 def machine(*, every_s: float = 1000.0, every_steps: int = 0) -> MachineConfig:
     """Checkpoints at the end of a training, and when asked for."""
-    return MachineConfig(launch=None, checkpoint=CheckpointConfig(every_s=every_s, every_steps=every_steps))
+    checkpoint = CheckpointConfig(every_s=every_s, every_steps=every_steps)
+    return MachineConfig(launch=None, workers=None, checkpoint=checkpoint)
 
 
 def train_alone(
@@ -206,7 +214,7 @@ def train_alone(
         compute,
         World(0, 1, 0),
         checkpoints=checkpoints,
-        every=machine(every_steps=every_steps).checkpoint,
+        machine=machine(every_steps=every_steps),
         start=checkpoints.load_newest()[0],
         on_epoch=on_epoch,
         interruption=interruption or Interruption(lambda: None),

@@ -1,6 +1,7 @@
 """One training session as a process: `python session_worker.py EPOCHS EVERY_STEPS [FAULT]`, in a project.
 
-Faults: `slow` makes each step take a minute; `memory` leaves 300 MB for a training that needs more.
+Faults: `slow` makes each step take a minute; `memory` leaves 300 MB for a training that needs more; with
+`pictures` they are decoded by two more processes.
 """
 
 import resource
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 from conftest import machine, train_config
+from picture_files import AUGMENTED
 
 from sdpipe.data.store import open_dataset
 from sdpipe.errors import errors_on_one_line
@@ -28,10 +30,13 @@ def main(epochs: int, every_steps: int, fault: str) -> None:
         config = train_config(epochs=epochs, milestones=[], depth=110, widths=[64, 64, 64], batch_size=96)
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (in_use + 300 * 2**20,) * 2)
+    elif fault == "pictures":
+        config = train_config(**AUGMENTED, epochs=epochs, milestones=[])
+    how = machine(every_steps=every_steps).model_copy(update={"workers": 2})
     with errors_on_one_line():
         print("ready", flush=True)
         data = open_dataset(Path("data"))
-        train_run("plain", config, machine(every_steps=every_steps), data, "code", Path("out"))
+        train_run("plain", config, how, data, "code", Path("out"))
 
 
 if __name__ == "__main__":

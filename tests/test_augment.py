@@ -12,7 +12,7 @@ def test_statistics_are_of_the_training_part_in_float64() -> None:
     images = rng.integers(0, 256, size=(9_000, 6, 5, 3), dtype=np.uint8)
     chosen = np.arange(0, 9_000, 2)
     images[1::2] = 255  # must not be seen
-    fitted = fit_normalisation(images, chosen)
+    fitted = fit_normalisation(images, chosen, "pixel")
     mean = images[chosen].astype(np.float64).mean(axis=0)
     std = (images[chosen] - mean).std()
     np.testing.assert_allclose(fitted.mean_HWC.numpy(), mean, rtol=1e-6)
@@ -24,7 +24,7 @@ def test_statistics_are_of_the_training_part_in_float64() -> None:
 
 def test_equal_images_are_refused() -> None:
     with pytest.raises(DataError, match="all training images are the same"):
-        fit_normalisation(np.full((4, 3, 3, 1), 7, np.uint8), np.arange(4))
+        fit_normalisation(np.full((4, 3, 3, 1), 7, np.uint8), np.arange(4), "pixel")
 
 
 def shifted(image: np.ndarray, down: int, right: int, flip: bool) -> np.ndarray:

@@ -87,7 +87,7 @@ def test_digits_are_scikit_learns_at_256_levels(tmp_path: Path) -> None:
     assert (meta["num_train"], meta["num_test"]) == (1437, 360)
     assert max(meta["test_images_per_class"]) - min(meta["test_images_per_class"]) <= 2
     pixels = np.sort(load_digits().data.ravel())
-    ours = np.sort(np.concatenate([dataset.train_images_NHWC.ravel(), dataset.test_images_NHWC.ravel()]))
+    ours = np.sort(np.concatenate([dataset.train_images.ravel(), dataset.test_images_NHWC.ravel()]))
     np.testing.assert_array_equal(np.rint(pixels * 255 / 16), ours)
 
 
@@ -98,10 +98,10 @@ def test_cifar10_from_a_server(tmp_path: Path, files: Files) -> None:
     meta = fetch("cifar10", cifar10_config(files.url, archive), tmp_path / "cifar10", tmp_path / "dl")
     dataset = open_dataset(tmp_path / "cifar10")
     assert meta["class_names"] == NAMES
-    assert dataset.train_images_NHWC.shape == (50, 32, 32, 3)
+    assert dataset.train_images.shape == (50, 32, 32, 3)
     for at in range(5):
         _, images_NHWC, labels = cifar_records(10, 1, at + 1)
-        np.testing.assert_array_equal(dataset.train_images_NHWC[10 * at : 10 * at + 10], images_NHWC)
+        np.testing.assert_array_equal(dataset.train_images[10 * at : 10 * at + 10], images_NHWC)
         np.testing.assert_array_equal(dataset.train_labels_N[10 * at : 10 * at + 10], labels)
     np.testing.assert_array_equal(dataset.test_images_NHWC, cifar_records(10, 1, 9)[1])
     assert left_behind(tmp_path / "dl") == ["cifar-10-binary.tar.gz", "cifar-10-binary.tar.gz.lock"]
@@ -142,7 +142,7 @@ def test_cifar100_takes_the_fine_label(tmp_path: Path, files: Files) -> None:
     fetch("cifar100", config, tmp_path / "cifar100", tmp_path / "dl")
     dataset = open_dataset(tmp_path / "cifar100")
     np.testing.assert_array_equal(dataset.train_labels_N, labels)
-    np.testing.assert_array_equal(dataset.train_images_NHWC, images_NHWC)
+    np.testing.assert_array_equal(dataset.train_images, images_NHWC)
 
 
 def svhn_files(seed: int) -> dict[str, tuple[bytes, np.ndarray, np.ndarray]]:
@@ -169,9 +169,7 @@ def test_svhn_train_extra_and_test(tmp_path: Path, files: Files) -> None:
     fetch("svhn", ArchiveConfig(source=files.url, sha256=digests), tmp_path / "svhn", tmp_path / "dl")
     dataset = open_dataset(tmp_path / "svhn")
     assert dataset.train_parts == (("train", 30), ("extra", 40))
-    np.testing.assert_array_equal(
-        dataset.train_images_NHWC, np.concatenate([made["train"][1], made["extra"][1]])
-    )
+    np.testing.assert_array_equal(dataset.train_images, np.concatenate([made["train"][1], made["extra"][1]]))
     np.testing.assert_array_equal(dataset.test_labels_N, made["test"][2])
 
 

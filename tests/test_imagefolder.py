@@ -61,7 +61,7 @@ def test_given_splits_are_kept(tmp_path: Path) -> None:
     assert dataset.train_parts == (("train", 12), ("validation", 12))
     assert len(dataset.test_labels_N) == 12
     # Blue tells the split: train 0, val 40, test 80.
-    assert {int(image[0, 0, 2]) for image in dataset.train_images_NHWC[12:]} == {40}
+    assert {int(image[0, 0, 2]) for image in dataset.train_images[12:]} == {40}
     assert {int(image[0, 0, 2]) for image in dataset.test_images_NHWC} == {80}
 
 

@@ -2,26 +2,30 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from conftest import CPU, ROOT
+from PIL import Image
 from ruamel.yaml import YAML
 
 from sdpipe.cli import main
+from sdpipe.data.pictures import PictureFiles, make_table
 from sdpipe.data.store import DataSet
 from sdpipe.errors import ConfigError
 from sdpipe.network import expected_depth
 from sdpipe.params import check_params
 from sdpipe.recipes import apply_recipe, full_size_recipe, load_recipes, use_recipe, with_seeds
-from sdpipe.training.config import TrainConfig, parse_run
+from sdpipe.training.config import RandomScaleCrop, RandomSizeCrop, TrainConfig, parse_run
 from sdpipe.training.schedule import learning_rate_at
 from sdpipe.training.trainer import Trainer
 from sdpipe.training.world import World
 
 NAMES = list(load_recipes())
+PICTURES = ("imagenet", "digit-pictures")  # data sets whose images stay in their files
 SIZES = {"cifar10": (32, 3, 10), "cifar100": (32, 3, 100), "svhn": (32, 3, 10), "digits": (8, 1, 10)}
 PARAMS = ROOT / "params.yaml"
 
@@ -82,6 +86,40 @@ def test_expected_depth_of_the_recipe() -> None:
     assert expected_depth(network.survival_probs) == pytest.approx(40.25, abs=1e-12)
 
 
+@pytest.mark.parametrize("epochs", [90, 120])
+def test_imagenet_is_the_papers_and_goes_on_to_120_epochs(epochs: int) -> None:
+    """Divided by 10 every 30 epochs; the last 30 of 120 at 1e-4. 128 images over 4 GPUs are 32 each."""
+    for run, p_L in (("stochastic", 0.5), ("constant", 1.0)):
+        config = config_of("imagenet", run).model_copy(update={"epochs": epochs})
+        assert (config.family, config.depth, config.skip, config.p_L) == ("imagenet", 152, "B", p_L)
+        assert config_of("imagenet", run).epochs == 90
+        assert (config.batch_size, config.micro_batches) == (128, 4)
+        assert (config.momentum, config.weight_decay, config.normalisation) == (0.9, 1e-4, "channel")
+        crop = config.crop
+        assert isinstance(crop, RandomSizeCrop)
+        assert crop.area == (0.08, 1.0)
+        assert crop.aspect == pytest.approx((3 / 4, 4 / 3), abs=1e-15)
+        assert (config.colour_jitter, config.lighting, config.flip, config.shift_px) == (0.4, 0.1, True, 0)
+        rates = {0: 0.1, 29: 0.1, 30: 1e-2, 59: 1e-2, 60: 1e-3, 89: 1e-3, 90: 1e-4, 119: 1e-4}
+        for epoch, rate in rates.items():
+            assert epoch >= epochs or learning_rate_at(config, epoch) == pytest.approx(rate, rel=1e-12)
+
+
+def test_imagenet_he_is_the_papers() -> None:
+    """Up to 60e4 steps of 256 images: 1,281,167 less 10 of each class to validate on make 4,965 an epoch."""
+    runs = load_recipes()["imagenet-he"].runs
+    configs = {run: config_of("imagenet-he", run) for run in runs}
+    kinds = {(config.depth, config.skip, config.p_L) for config in configs.values()}
+    assert kinds == {(18, "A", 1), (34, "A", 1), (18, "plain", 1), (34, "plain", 1), (34, "A", 0.5)}
+    for config in configs.values():
+        assert (config.batch_size, config.learning_rate, config.plateau_epochs) == (256, 0.1, 5)
+        assert config.milestones == ()
+        steps = config.epochs * ((1_281_167 - 1000 * 10) // 256)
+        assert 59e4 < steps <= 60e4
+        assert isinstance(config.crop, RandomScaleCrop)
+        assert config.crop.shorter_side == (256, 480)
+
+
 def test_svhn_holds_out_400_and_200_of_each_class() -> None:
     """Of 10 classes: 4,000 and 2,000, 6,000 in all."""
     assert config_of("svhn", "constant").validation == {"train": 400, "extra": 200}
@@ -109,7 +147,38 @@ def test_full_size_is_told_from_small() -> None:
     assert full_size_recipe(recipes["digits"].train) is None
 
 
-def fake_data(dataset: str, num: int) -> DataSet:
+def fake_pictures(dataset: str, num: int, folder: Path) -> DataSet:
+    """In files of 300 x 280 pixels, three classes of 1,000; or of 40 x 40, all ten."""
+    picture_px, size, classes, seen = (300, 224, 1000, 3) if dataset == "imagenet" else (40, 32, 10, 10)
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{at}.png" for at in range(num)]
+    for path in paths:
+        pixels = rng.integers(0, 256, (picture_px, picture_px - 20 * (classes > 10), 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path, compress_level=1)
+    files = PictureFiles(
+        root=folder,
+        table=make_table(paths, folder),
+        size_HW=(size, size),
+        channels=3,
+        crop_fraction=0.875,
+    )
+    test = np.stack([files.read(at) for at in range(3)])
+    return DataSet(
+        name=dataset,
+        class_names=tuple(map(str, range(classes))),
+        train_images=files,
+        train_labels_N=np.arange(num, dtype=np.int64) % seen,
+        test_images_NHWC=test,
+        test_labels_N=np.arange(3),
+        train_parts=(("train", num),),
+        crop_fraction=0.875,
+        digest="0" * 64,
+    )
+
+
+def fake_data(dataset: str, num: int, folder: Path) -> DataSet:
+    if dataset in PICTURES:
+        return fake_pictures(dataset, num, folder)
     size, channels, classes = SIZES[dataset]
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (num, size, size, channels), dtype=np.uint8)
@@ -119,27 +188,36 @@ def fake_data(dataset: str, num: int) -> DataSet:
     return DataSet(
         name=dataset,
         class_names=tuple(map(str, range(classes))),
-        train_images_NHWC=images,
+        train_images=images,
         train_labels_N=labels,
         test_images_NHWC=images[:10],
         test_labels_N=labels[:10],
         train_parts=parts,
+        crop_fraction=1.0,
         digest="0" * 64,
     )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "pictures-20-56"])
-def test_three_steps_at_full_architecture(name: str) -> None:
-    """Every run of a recipe's first kinds loads, builds, and takes three steps; 1202 layers at batch 8."""
+def test_three_steps_at_full_architecture(name: str, tmp_path: Path) -> None:
+    """Every run of a recipe's first kinds loads, builds, and takes three steps.
+
+    At batch 8 with 1202 layers, at batch 4 in two parts with ImageNet's 224 x 224 pixels.
+    """
     recipe = load_recipes()[name]
     for run in list(recipe.runs)[:3]:
         config = config_of(name, run)
-        changes = {"batch_size": 8} if config.depth == 1202 else {}
+        changes: dict[str, Any] = {"batch_size": 8} if config.depth == 1202 else {}
+        if config.dataset == "imagenet":
+            changes = {"batch_size": 4, "micro_batches": 2}
         if isinstance(config.validation, dict):
             changes |= {"validation": dict.fromkeys(config.validation, 2)}
         config = config.model_copy(update=changes)
-        trainer = Trainer(config, fake_data(config.dataset, 4 * config.batch_size + 60), CPU, World(0, 1, 0))
+        data = fake_data(
+            config.dataset, 4 * config.batch_size + (6 if config.dataset == "imagenet" else 60), tmp_path
+        )
+        trainer = Trainer(config, data, CPU, World(0, 1, 0), workers=1)
         before = torch.clone(trainer.network.head.weight)
         for _, _ in zip(range(3), trainer.steps(), strict=False):
             pass

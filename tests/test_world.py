@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, ROOT, make_dataset, train_alone, train_config
+from conftest import CPU, ROOT, make_dataset, train_alone
+from world_variants import VARIANTS, config_of, dataset_of
 
-from sdpipe.training.batches import Images
 from sdpipe.training.evaluation import error_and_loss
+from sdpipe.training.images import ArrayImages
 from sdpipe.training.trainer import Trainer
 from sdpipe.training.weights import load_tensors
 from sdpipe.training.world import World
 
 pytestmark = pytest.mark.slow
-CONFIG = train_config(epochs=2, milestones=[], micro_batches=2)
+Trained = tuple[str, Path, list[dict[str, Any]]]
+"""A variant, the folder of its files, and what each process wrote."""
 
 
 def start(task: str, folder: Path, *, processes: int = 2, **environment: str) -> "subprocess.Popen[str]":
@@ -52,45 +54,45 @@ def results(task: str, folder: Path, processes: int = 2) -> list[dict[str, Any]]
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 
-@pytest.fixture(scope="module")
-def equal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+@pytest.fixture(scope="module", params=VARIANTS)
+def equal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("equal")
-    return folder, results("equal", folder)
+    return request.param, folder, results(f"equal-{request.param}", folder)
 
 
-def test_both_ranks_have_the_same_weights_at_every_step(equal: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_both_ranks_have_the_same_weights_at_every_step(equal: Trained) -> None:
     """Parameters, momentum and BatchNorm's statistics, to the bit, and the same history."""
-    first, second = equal[1]
-    assert len(first["digests"]) == 12
-    assert len(set(first["digests"])) == 12
+    variant, _, (first, second) = equal
+    num_steps = 2 * (72 // 16 if variant == "pictures" else 96 // 16)
+    assert len(first["digests"]) == num_steps
+    assert len(set(first["digests"])) == num_steps
     assert first == second
 
 
-def test_two_processes_follow_the_curve_of_one(
-    equal: tuple[Path, list[dict[str, Any]]], tmp_path: Path
-) -> None:
+def test_two_processes_follow_the_curve_of_one(equal: Trained, tmp_path: Path) -> None:
     """One process with the same batch in two parts; only the order of additions differs."""
-    alone = train_alone(CONFIG, make_dataset(tmp_path / "data"), tmp_path / "alone")
-    history = equal[1][0]["history"]
+    variant, folder, ranks = equal
+    alone = train_alone(config_of(variant), dataset_of(variant, tmp_path / "data"), tmp_path / "alone")
+    history = ranks[0]["history"]
     for record, theirs in zip(alone.progress.history, history, strict=True):
         assert theirs["train_loss"] == pytest.approx(record.train_loss, rel=1e-4)
         assert theirs["validation_loss"] == pytest.approx(record.validation_loss, rel=1e-3)
         assert theirs["blocks_active"] == record.blocks_active
         assert theirs["mean_abs_grad"] == pytest.approx(record.mean_abs_grad, rel=1e-3)
-    weights, _ = load_tensors(equal[0] / "weights.safetensors")
+    weights, _ = load_tensors(folder / "weights.safetensors")
     for name, tensor in alone.state.items():
         if name.endswith("num_batches_tracked"):  # counts the parts that a process saw; nothing uses it
             continue
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_each_image_is_counted_once(equal: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+def test_each_image_is_counted_once(equal: Trained, tmp_path: Path) -> None:
     """The errors of two processes are those that one finds with the same weights."""
-    dataset = make_dataset(tmp_path / "data")
-    trainer = Trainer(CONFIG, dataset, CPU, World(0, 1, 0))
-    state, _ = load_tensors(equal[0] / "weights.safetensors")
+    variant, folder, (measured, _) = equal
+    dataset = dataset_of(variant, tmp_path / "data")
+    trainer = Trainer(config_of(variant), dataset, CPU, World(0, 1, 0))
+    state, _ = load_tensors(folder / "weights.safetensors")
     trainer.network.load_state_dict(state)
-    measured = equal[1][0]
     best = min(reversed(measured["history"]), key=lambda record: record["validation_error"])
     alone = error_and_loss(
         trainer.network, trainer.images, trainer.validation_indices, trainer.normalise, World(0, 1, 0)
@@ -98,15 +100,17 @@ def test_each_image_is_counted_once(equal: tuple[Path, list[dict[str, Any]]], tm
     assert alone is not None
     assert alone[0] == best["validation_error"]
     assert alone[1] == pytest.approx(best["validation_loss"], rel=1e-5)
-    test = Images(dataset.test_images_NHWC, dataset.test_labels_N, CPU)
-    tested = error_and_loss(trainer.network, test, np.arange(30), trainer.normalise, World(0, 1, 0))
+    test = ArrayImages(dataset.test_images_NHWC, dataset.test_labels_N, CPU)
+    tested = error_and_loss(
+        trainer.network, test, np.arange(len(dataset.test_labels_N)), trainer.normalise, World(0, 1, 0)
+    )
     assert tested is not None
     assert tested[0] == measured["test_error"]
 
 
 def test_any_number_of_processes_can_train(tmp_path: Path) -> None:
     """Three share 16 images as 5, 5 and 6, each in two parts."""
-    ranks = results("equal", tmp_path, processes=3)
+    ranks = results("equal-arrays", tmp_path, processes=3)
     assert ranks[0] == ranks[1] == ranks[2]
 
 
@@ -127,8 +131,8 @@ def test_all_stop_after_the_same_step_and_one_process_continues(tmp_path: Path) 
     (saved,) = (tmp_path / "checkpoints").iterdir()
     assert saved.name == "step-0000000007"
     dataset = make_dataset(tmp_path / "data")
-    continued = train_alone(CONFIG, dataset, tmp_path / "checkpoints")
-    whole = train_alone(CONFIG, dataset, tmp_path / "whole")
+    continued = train_alone(config_of("arrays"), dataset, tmp_path / "checkpoints")
+    whole = train_alone(config_of("arrays"), dataset, tmp_path / "whole")
     for record, expected in zip(continued.progress.history, whole.progress.history, strict=True):
         assert record.train_loss == pytest.approx(expected.train_loss, rel=1e-4)
 

@@ -1,7 +1,8 @@
 """What each process of tests/test_world.py runs: `torchrun --nproc-per-node N world_worker.py TASK FOLDER`.
 
-Tasks: `equal` trains, noting after each step a digest of everything a step changes; `bytes` counts what is
-sent; `stop` ends after 7 of 12 steps; `run` is the stage itself, which its test kills.
+Tasks: `equal-VARIANT` trains one of world_variants.py, noting after each step a digest of everything a step
+changes; `bytes` counts what is sent; `stop` ends after 7 of 12 steps; `run` is the stage itself, which its
+test kills.
 """
 
 import hashlib
@@ -11,16 +12,16 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import make_dataset, train_config
+from conftest import machine, make_dataset, train_config
 from safetensors.torch import save
 from test_training import StopAfter
+from world_variants import config_of, dataset_of
 
 from sdpipe.data.store import DataSet, open_dataset
 from sdpipe.errors import errors_on_one_line
 from sdpipe.training import evaluation
 from sdpipe.training.checkpoint import CheckpointFolder
 from sdpipe.training.compute import choose_compute
-from sdpipe.training.config import CheckpointConfig, MachineConfig
 from sdpipe.training.interruption import Interruption
 from sdpipe.training.loop import train
 from sdpipe.training.session import train_run
@@ -30,19 +31,19 @@ from sdpipe.training.world import World, joined_world
 
 evaluation.EVALUATION_BATCH = 7  # so that each process has some of the few images
 COMPUTE = choose_compute("cpu", "fp32")
-CONFIG = train_config(epochs=2, milestones=[], micro_batches=2)
-NEVER = CheckpointConfig(every_s=1000.0, every_steps=0)
+NEVER = machine()
 
 
 def write(folder: Path, world: World, value: object) -> None:
     (folder / f"rank{world.rank}.json").write_text(json.dumps(value))
 
 
-def equal(world: World, dataset: DataSet, folder: Path) -> None:
+def equal(world: World, variant: str, folder: Path) -> None:
     """Every rank's state after each step, the history, and the final weights."""
-    trainer = Trainer(CONFIG, dataset, COMPUTE, world)
+    config = config_of(variant)
+    trainer = Trainer(config, dataset_of(variant, folder / f"data{world.rank}"), COMPUTE, world, workers=1)
     digests = []
-    for _ in range(CONFIG.epochs):
+    for _ in range(config.epochs):
         for _ in trainer.steps():
             tensors = {**trainer.network.state_dict(), **trainer.step.momentum()}
             plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -67,15 +68,16 @@ def count_bytes(world: World, dataset: DataSet, folder: Path) -> None:
     for p_L in (1.0, 0.5):
         config = train_config(depth=56, widths=[16, 16, 16], p_L=p_L, epochs=5, milestones=[])
         trainer = Trainer(config, dataset, COMPUTE, world)
-        before, num_active = bytes_sent(), 0
+        num_bytes, num_active = 0, 0.0
         for _ in range(config.epochs):
+            before = bytes_sent()
             for _ in trainer.steps():
                 pass
+            num_bytes += bytes_sent() - before
             num_active += trainer.sums.num_active
-            trainer.sums = type(trainer.sums).zero(COMPUTE.device)
-            trainer.progress.history.append(None)  # type: ignore[arg-type]
+            trainer.validate()
         steps = config.epochs * trainer.steps_per_epoch
-        counted[p_L] = (bytes_sent() - before, num_active / steps / 27)
+        counted[p_L] = (num_bytes, num_active / steps / 27)
     write(folder, world, {"constant": counted[1.0], "stochastic": counted[0.5]})
 
 
@@ -85,7 +87,7 @@ def stop(world: World, dataset: DataSet, folder: Path) -> None:
     asked = StopAfter(7) if world.rank == 1 else Interruption(lambda: None)
     try:
         train(
-            CONFIG, dataset, COMPUTE, world, checkpoints=checkpoints, every=NEVER, start=None,
+            config_of("arrays"), dataset, COMPUTE, world, checkpoints=checkpoints, machine=NEVER, start=None,
             on_epoch=lambda _progress: None, interruption=asked,
         )  # fmt: skip
     except SystemExit as ended:
@@ -96,9 +98,9 @@ def run(folder: Path) -> None:
     """The stage, for many epochs; prints its process id first."""
     (folder / f"pid{os.environ.get('RANK', 'alone')}").write_text(str(os.getpid()))
     epochs = int(os.environ["EPOCHS"])
-    machine = MachineConfig(launch=None, checkpoint=CheckpointConfig(every_s=1000.0, every_steps=5))
+    every = machine(every_steps=5)
     config = train_config(epochs=epochs, milestones=[])
-    train_run("plain", config, machine, open_dataset(folder / "data"), "code", folder / "out")
+    train_run("plain", config, every, open_dataset(folder / "data"), "code", folder / "out")
 
 
 def main(task: str, folder: Path) -> None:
@@ -108,8 +110,12 @@ def main(task: str, folder: Path) -> None:
             run(folder)
         return
     with joined_world("cpu") as world:
-        dataset = make_dataset(folder / f"data{world.rank}")
-        {"equal": equal, "bytes": count_bytes, "stop": stop}[task](world, dataset, folder)
+        task, _, variant = task.partition("-")
+        if task == "equal":
+            equal(world, variant, folder)
+        else:
+            dataset = make_dataset(folder / f"data{world.rank}")
+            {"bytes": count_bytes, "stop": stop}[task](world, dataset, folder)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from sdpipe.config import Section
 from sdpipe.data.archives import read_gzip, unpack
-from sdpipe.data.config import ArchiveConfig, DigitsConfig, ImageFolderConfig
+from sdpipe.data.config import (
+    ArchiveConfig,
+    DigitPicturesConfig,
+    DigitsConfig,
+    ImageFolderConfig,
+    ImageNetConfig,
+)
 from sdpipe.data.formats import read_cifar, read_idx, read_svhn
 from sdpipe.data.imagefolder import hold_out_test, list_pictures, write_pictures
-from sdpipe.data.sources import has_sha256, is_url, local_path, locate
+from sdpipe.data.sources import has_sha256, is_url, locate
 from sdpipe.data.split import split_stratified
-from sdpipe.data.store import write_meta, write_part
+from sdpipe.data.store import PICTURES, write_files, write_meta, write_part
 from sdpipe.errors import DataError
-from sdpipe.files import replacing_folder
+from sdpipe.files import local_path, replacing_folder
 
 DIGITS_MAX = 16  # scikit-learn's digits have 17 grey levels, 0..16
+DIGIT_PICTURE_PX = 40  # of a digit as a picture file, enlarged from 8
+RGB = 3  # channels
 
 FASHION_MNIST_CLASSES = [
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -38,9 +47,14 @@ def fetch(dataset: str, config: Section, folder: Path, downloads: Path) -> dict[
         return _FETCHERS[dataset](config, beside, downloads)
 
 
-def _fetch_digits(config: DigitsConfig, folder: Path, _downloads: Path) -> dict[str, Any]:
+def _load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """All 1,797: uint8 (N, 8, 8, 1), int64 (N,)."""
     pixels, labels_N = load_digits(return_X_y=True)
-    images_NHWC = np.rint(pixels.reshape(-1, 8, 8, 1) * (255 / DIGITS_MAX)).astype(np.uint8)
+    return np.rint(pixels.reshape(-1, 8, 8, 1) * (255 / DIGITS_MAX)).astype(np.uint8), labels_N
+
+
+def _fetch_digits(config: DigitsConfig, folder: Path, _downloads: Path) -> dict[str, Any]:
+    images_NHWC, labels_N = _load_digits()
     train, test = split_stratified(labels_N.tolist(), config.test_fraction, config.seed, "fetch.digits")
     for part, indices in (("train", train), ("test", test)):
         write_part(folder, part, [(images_NHWC[indices], labels_N[indices])])
@@ -158,15 +172,66 @@ def _read_tree(tree: Path, config: ImageFolderConfig, folder: Path) -> dict[str,
         test = listing.splits["test"]
     else:
         train, test = hold_out_test(train, config.test_fraction, config.seed)
-    write_pictures(folder, "train", train + validation, config)
-    write_pictures(folder, "test", test, config)
+    size_HW = (config.image_size, config.image_size)
+    write_pictures(folder, "train", train + validation, size_HW, config.channels)
+    write_pictures(folder, "test", test, size_HW, config.channels)
     return write_meta(
         folder,
         name="imagefolder",
         class_names=listing.class_names,
         source={"source": config.source, "num_ignored_files": listing.num_ignored},
-        train_parts=[("train", len(train))] + ([("validation", len(validation))] if validation else []),
+        train_parts=_parts(train, validation),
     )
+
+
+def _fetch_imagenet(config: ImageNetConfig, folder: Path, _downloads: Path) -> dict[str, Any]:
+    root = local_path(config.source)
+    if is_url(config.source) or root.is_file():
+        raise DataError(f"{config.source}: expected a folder, since the pictures stay in their files")
+    return _list_tree(root, config, folder, name="imagenet", source=config.source)
+
+
+def _fetch_digit_pictures(config: DigitPicturesConfig, folder: Path, _downloads: Path) -> dict[str, Any]:
+    images_NHWC, labels_N = _load_digits()
+    train, test = split_stratified(
+        labels_N.tolist(), config.test_fraction, config.seed, "fetch.digit-pictures"
+    )
+    for part, numbers in (("train", train), ("val", test)):
+        for number in numbers:
+            path = folder / PICTURES / part / str(labels_N[number]) / f"{number:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture = Image.fromarray(images_NHWC[number, ..., 0])
+            picture.resize((DIGIT_PICTURE_PX, DIGIT_PICTURE_PX), Image.Resampling.BILINEAR).save(path)
+    return _list_tree(folder / PICTURES, config, folder, name="digit-pictures", source=None)
+
+
+def _list_tree(
+    tree: Path, config: ImageNetConfig | DigitPicturesConfig, folder: Path, *, name: str, source: str | None
+) -> dict[str, Any]:
+    """Training pictures as a table of files, test pictures as an array."""
+    listing = list_pictures(tree)
+    splits = listing.splits
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")  # ImageNet's errors are those of its validation images
+    if "test" not in splits:
+        raise DataError(f"{tree / 'val'}: no such folder; expected train and val, as ImageNet has them")
+    validation = splits.get("validation", [])
+    write_files(folder, splits["train"] + validation, tree)
+    size_HW, crop_fraction = (config.image_size, config.image_size), config.image_size / config.resize
+    write_pictures(folder, "test", splits["test"], size_HW, RGB, crop_fraction)
+    return write_meta(
+        folder,
+        name=name,
+        class_names=listing.class_names,
+        source={"source": source or "sklearn.datasets.load_digits", "num_ignored_files": listing.num_ignored},
+        train_parts=_parts(splits["train"], validation),
+        train_root=source,
+        crop_fraction=crop_fraction,
+    )
+
+
+def _parts(train: list[Any], validation: list[Any]) -> list[tuple[str, int]]:
+    return [("train", len(train))] + ([("validation", len(validation))] if validation else [])
 
 
 _FETCHERS: dict[str, Callable[[Any, Path, Path], dict[str, Any]]] = {
@@ -176,4 +241,6 @@ _FETCHERS: dict[str, Callable[[Any, Path, Path], dict[str, Any]]] = {
     "cifar100": lambda config, folder, downloads: _fetch_cifar(config, folder, downloads, 100),
     "svhn": _fetch_svhn,
     "imagefolder": _fetch_imagefolder,
+    "imagenet": _fetch_imagenet,
+    "digit-pictures": _fetch_digit_pictures,
 }

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from sdpipe.data.config import ImageFolderConfig
 from sdpipe.data.split import split_stratified
 from sdpipe.data.store import ArrayWriter
 from sdpipe.errors import DataError, ImageError
@@ -145,19 +144,23 @@ def hold_out_test(
 
 
 def write_pictures(
-    folder: Path, part: str, pictures: list[tuple[Path, int]], config: ImageFolderConfig
+    folder: Path,
+    part: str,
+    pictures: list[tuple[Path, int]],
+    size_HW: tuple[int, int],
+    channels: int,
+    crop_fraction: float = 1.0,
 ) -> None:
     """Decode pictures into `<part>_images.npy` and `<part>_labels.npy`.
 
     Raises DataError that names the unreadable ones.
     """
-    size = (config.image_size, config.image_size)
-    writer = ArrayWriter(folder, part, len(pictures), (*size, config.channels))
+    writer = ArrayWriter(folder, part, len(pictures), (*size_HW, channels))
     unreadable: list[str] = []
 
     def read(picture: tuple[Path, int]) -> np.ndarray | str:
         try:
-            return decode(picture[0], config.channels, size)
+            return decode(picture[0], channels, size_HW, crop_fraction)
         except ImageError as error:
             return f"{picture[0]}: {error}"
 

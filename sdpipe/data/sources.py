@@ -14,7 +14,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from tqdm import tqdm
 
 from sdpipe.errors import DataError
-from sdpipe.files import project_root, sha256_of
+from sdpipe.files import local_path, sha256_of
 
 CHUNK_BYTES = 1 << 14  # what is lost when a connection breaks within a chunk
 TIMEOUT_S = (10, 60)  # to connect, and between two chunks
@@ -29,11 +29,6 @@ class _BrokenOffError(Exception):
 def is_url(source: str) -> bool:
     """Whether a source is to be downloaded."""
     return urlsplit(source).scheme in ("http", "https")
-
-
-def local_path(source: str) -> Path:
-    """A source on disk; a relative path starts at the project's root, wherever DVC runs the stage."""
-    return project_root() / Path(source).expanduser()
 
 
 Check = Callable[[Path, str], None]

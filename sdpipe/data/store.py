@@ -4,6 +4,9 @@ data/<dataset>/
     train_images.npy  uint8 (N, H, W, C)     test_images.npy
     train_labels.npy  int64 (N,)             test_labels.npy
     meta.json         classes, counts, source, SHA-256 of the arrays, images shared by both parts
+
+Where training pictures stay in their files, train_files.npy (see pictures.py) stands in place of
+train_images.npy, and the files below the source, or in data/<dataset>/pictures/.
 """
 
 import hashlib
@@ -16,31 +19,41 @@ from typing import Any
 
 import numpy as np
 
+from sdpipe.data.pictures import PictureFiles, make_table
 from sdpipe.errors import DataError
-from sdpipe.files import sha256_of, write_json
+from sdpipe.files import local_path, sha256_of, write_json
 
 _CHUNK = 4096  # images hashed or copied at a time
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DataSet:
-    """A data set as arrays: images uint8 NHWC (memory-mapped), labels int64 (N,).
+    """A data set: images uint8 NHWC (memory-mapped) or, to train on, picture files; labels int64 (N,).
 
+    crop_fraction: how pictures of another size are cut, see `sdpipe.runtime.image.centre_box`.
     train_parts: (name, count) of what the training images consist of, in order, such as
     (("train", 73257), ("extra", 531131)); a part named "validation" is used as such.
     """
 
     name: str
     class_names: tuple[str, ...]
-    train_images_NHWC: np.ndarray
+    train_images: np.ndarray | PictureFiles
     train_labels_N: np.ndarray
     test_images_NHWC: np.ndarray
     test_labels_N: np.ndarray
     train_parts: tuple[tuple[str, int], ...]
+    crop_fraction: float
     digest: str
 
+    @property
+    def image_shape_HWC(self) -> tuple[int, int, int]:
+        """Of each image."""
+        height, width, channels = self.test_images_NHWC.shape[1:]
+        return height, width, channels
 
-ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+PICTURES = "pictures"
+"""The folder for picture files that are part of the data set."""
 
 
 class ArrayWriter:
@@ -82,6 +95,12 @@ def write_part(folder: Path, part: str, chunks: Iterable[tuple[np.ndarray, np.nd
     writer.close()
 
 
+def write_files(folder: Path, pictures: list[tuple[Path, int]], root: Path) -> None:
+    """Write the training part as a table of picture files below `root`, and their labels."""
+    np.save(folder / "train_files.npy", make_table([path for path, _ in pictures], root))
+    np.save(folder / "train_labels.npy", np.array([label for _, label in pictures], dtype=np.int64))
+
+
 def write_meta(
     folder: Path,
     *,
@@ -89,22 +108,31 @@ def write_meta(
     class_names: list[str],
     source: dict[str, Any],
     train_parts: list[tuple[str, int]] | None = None,
+    train_root: str | None = None,
+    crop_fraction: float = 1.0,
 ) -> dict[str, Any]:
     """Check the arrays in `folder`, then write meta.json about them. Returns its content.
 
+    train_root: of training pictures in files, as params.yaml names it; None: the folder's own.
     Raises DataError if labels and classes do not fit or a class has no training image.
     """
-    arrays = {array: np.load(folder / f"{array}.npy", mmap_mode="r") for array in ARRAYS}
+    train = "train_files" if (folder / "train_files.npy").exists() else "train_images"
+    names = (train, "train_labels", "test_images", "test_labels")
+    arrays = {array: np.load(folder / f"{array}.npy", mmap_mode="r") for array in names}
     num_train, num_test = len(arrays["train_labels"]), len(arrays["test_labels"])
-    _check_shapes(name, [arrays["train_images"].shape[1:], arrays["test_images"].shape[1:]])
+    shared = None  # of files nobody knows without decoding them all
+    if train == "train_images":
+        _check_shapes(name, [arrays[train].shape[1:], arrays["test_images"].shape[1:]])
+        shared = count_shared(arrays[train], arrays["test_images"])
     _check_labels(name, class_names, arrays["train_labels"], arrays["test_labels"])
-    shared = count_shared(arrays["train_images"], arrays["test_images"])
-    height, width, channels = arrays["train_images"].shape[1:]
+    height, width, channels = arrays["test_images"].shape[1:]
     meta = {
         "name": name,
         "class_names": class_names,
         "image_size": [height, width],
         "channels": channels,
+        "crop_fraction": crop_fraction,
+        "train_root": train_root,
         "num_train": num_train,
         "num_test": num_test,
         "train_parts": [list(part) for part in train_parts or [("train", num_train)]],
@@ -112,7 +140,7 @@ def write_meta(
         "test_images_per_class": np.bincount(arrays["test_labels"], minlength=len(class_names)).tolist(),
         "test_images_also_in_train": shared,
         "source": source,
-        "sha256": {array: sha256_of(folder / f"{array}.npy") for array in ARRAYS},
+        "sha256": {array: sha256_of(folder / f"{array}.npy") for array in names},
     }
     write_json(folder / "meta.json", meta)
     return meta
@@ -157,16 +185,16 @@ def open_dataset(folder: Path) -> DataSet:
     try:
         text = (folder / "meta.json").read_text()
         meta = json.loads(text)
-        images = {part: np.load(folder / f"{part}_images.npy", mmap_mode="c") for part in ("train", "test")}
         labels = {part: np.load(folder / f"{part}_labels.npy") for part in ("train", "test")}
         return DataSet(
             name=meta["name"],
             class_names=tuple(meta["class_names"]),
-            train_images_NHWC=images["train"],
+            train_images=_open_train_images(folder, meta),
             train_labels_N=labels["train"],
-            test_images_NHWC=images["test"],
+            test_images_NHWC=np.load(folder / "test_images.npy", mmap_mode="c"),
             test_labels_N=labels["test"],
             train_parts=tuple((part, count) for part, count in meta["train_parts"]),
+            crop_fraction=meta["crop_fraction"],
             # The arrays' digests decide, not where they were fetched from.
             digest=hashlib.sha256(
                 json.dumps([meta["sha256"], meta["class_names"], meta["train_parts"]]).encode()
@@ -176,3 +204,18 @@ def open_dataset(folder: Path) -> DataSet:
         raise DataError(
             f"{folder}: no whole data set: {error}; run `dvc repro fetch@{folder.name}`"
         ) from error
+
+
+def _open_train_images(folder: Path, meta: dict[str, Any]) -> np.ndarray | PictureFiles:
+    if "train_images" in meta["sha256"]:
+        images_NHWC: np.ndarray = np.load(folder / "train_images.npy", mmap_mode="c")
+        return images_NHWC
+    root = meta["train_root"]
+    height, width = meta["image_size"]
+    return PictureFiles(
+        root=folder / PICTURES if root is None else local_path(root),
+        table=np.load(folder / "train_files.npy", mmap_mode="r"),
+        size_HW=(height, width),
+        channels=meta["channels"],
+        crop_fraction=meta["crop_fraction"],
+    )

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from sdpipe.data.store import DataSet
 from sdpipe.errors import DataError, ModelError
 from sdpipe.files import replacing
-from sdpipe.training.batches import Images
 from sdpipe.training.compute import choose_compute
+from sdpipe.training.images import ArrayImages
 from sdpipe.training.weights import Weights, load_weights
 
 BATCH = 500  # images; only memory and speed depend on it
@@ -47,7 +47,7 @@ def ensemble_probabilities(
     network = weights.build_network()
     compute.place(network)
     normalise = weights.normalisation.to(compute.device)
-    images = Images(images_NHWC, np.zeros(len(images_NHWC), dtype=np.int64), compute)
+    images = ArrayImages(images_NHWC, np.zeros(len(images_NHWC), dtype=np.int64), compute)
     drawn = draw_members(weights.info.network.survival_probs, max(members), seed)
     num_classes = len(weights.info.class_names)
     tested_NK = np.empty((len(images_NHWC), num_classes))

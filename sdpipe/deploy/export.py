@@ -31,8 +31,8 @@ class DeployedNetwork(nn.Module):
         # NCHW, as the graph needs it behind the transposition.
         self.mean_CHW: Tensor
         self.std: Tensor
-        self.register_buffer("mean_CHW", weights.normalisation.mean_HWC.permute(2, 0, 1).contiguous())
-        self.register_buffer("std", weights.normalisation.std)
+        self.register_buffer("mean_CHW", _channels_first(weights.normalisation.mean_HWC))
+        self.register_buffer("std", _channels_first(weights.normalisation.std))
         self.network = network
 
     def forward(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,6 +40,10 @@ class DeployedNetwork(nn.Module):
         images_NCHW = images_NHWC.permute(0, 3, 1, 2).float()
         logits_NK = self.network((images_NCHW - self.mean_CHW) / self.std)
         return logits_NK, torch.softmax(logits_NK, dim=1)
+
+
+def _channels_first(statistic: Tensor) -> Tensor:
+    return statistic.permute(2, 0, 1).contiguous() if statistic.ndim else statistic
 
 
 def export_file(folded_path: Path, onnx_path: Path, config: ExportConfig) -> None:
@@ -71,7 +75,8 @@ def describe(folded: Weights) -> Metadata:
         image_size=list(info.image_size),
         channels=info.network.in_channels,
         resize="bilinear with antialiasing, aspect ratio kept, until the picture covers image_size",
-        crop="centre",
+        crop="centre; crop_fraction of the largest box of image_size's aspect ratio",
+        crop_fraction=info.crop_fraction,
         data_set=info.dataset,
         data_digest=info.dataset_digest,
         depth=info.network.depth,

@@ -19,7 +19,7 @@ _IN_FIGURE_4 = 1202  # layers
 _WANTED = (
     ("Figure 3", "curves on CIFAR-10 or CIFAR-100", "a run on CIFAR-10 or CIFAR-100", ("cifar10",)),
     ("Figure 4", "curves on SVHN, and of 1202 layers", "a run on SVHN or of 1202 layers", ("svhn",)),
-    ("Figure 6", "curves on ImageNet", "a run of an ImageNet-style net (`family: imagenet`)", ()),
+    ("Figure 6", "curves on ImageNet", "a run of an ImageNet-style net (`family: imagenet`)", ("imagenet",)),
     (
         "Figure 5",
         "test error at several depths",

@@ -54,22 +54,60 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS)
 
 
-def decode(source: Path | bytes, channels: int, size_HW: tuple[int, int] | None) -> np.ndarray:
-    """Read one picture as uint8 pixels, shape (H, W, channels).
+Box = tuple[float, float, float, float]
+"""Left, upper, right and lower edge in pixels of a picture."""
+
+
+def decode(
+    source: Path | bytes, channels: int, size_HW: tuple[int, int] | None, crop_fraction: float = 1.0
+) -> np.ndarray:
+    """Read one picture as uint8 pixels, shape (H, W, channels), as evaluation and prediction see it.
+
+    With `size_HW` the box of `centre_box` is cut out and resized; a picture that is this box and size already
+    is left as it is. Raises ImageError with a code and a reason.
+    """
+    image = open_picture(source, channels)
+    if size_HW is None:
+        return _pixels(image)
+    return cut(image, centre_box((image.height, image.width), size_HW, crop_fraction), size_HW)
+
+
+def open_picture(source: Path | bytes, channels: int) -> Image.Image:
+    """Read one picture whole, of mode L (1 channel) or RGB.
 
     The EXIF orientation is applied, transparency is laid over white, 16-bit grey keeps its upper 8 bits'
-    range, an animation gives its first frame. With `size_HW` the largest centred box of that aspect ratio
-    is cut out and resized (bilinear, antialiased); a picture of that size already is left as it is.
-
-    Raises ImageError with a code and a reason.
+    range, an animation gives its first frame. Raises ImageError with a code and a reason.
     """
     raw = source if isinstance(source, bytes) else _read(source)
     if not raw:
         raise ImageError("empty", "the file is empty")
-    image = _to_mode(_open(raw), "L" if channels == 1 else "RGB")
-    if size_HW is not None:
-        image = _fit(image, size_HW)
-    return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+    return _to_mode(_open(raw), "L" if channels == 1 else "RGB")
+
+
+def centre_box(picture_HW: tuple[int, int], size_HW: tuple[int, int], crop_fraction: float) -> Box:
+    """The largest centred box of the aspect ratio of `size_HW`, its sides taken times `crop_fraction`.
+
+    With 224 / 256 it is what resizing the shorter side to 256 and cutting out 224 x 224 keeps.
+    """
+    (picture_height, picture_width), (height, width) = picture_HW, size_HW
+    scale = min(picture_width / width, picture_height / height) * crop_fraction
+    box_width, box_height = width * scale, height * scale
+    left, top = (picture_width - box_width) / 2, (picture_height - box_height) / 2
+    return (left, top, min(left + box_width, picture_width), min(top + box_height, picture_height))
+
+
+def cut(image: Image.Image, box: Box, size_HW: tuple[int, int]) -> np.ndarray:
+    """Cut a box out and resize it (bilinear, antialiased): uint8 (H, W, C)."""
+    height, width = size_HW
+    whole: Box = (0, 0, width, height)
+    if image.size == (width, height) and box == whole:
+        return _pixels(image)
+    # Cropping inside resize() bounds the work: a 1 x 1,000,000 strip is never blown up.
+    return _pixels(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, len(image.getbands()))
 
 
 def _read(path: Path) -> bytes:
@@ -137,15 +175,3 @@ def _sixteen_bit_to_eight(image: Image.Image) -> Image.Image:
     if values_HW.size and (values_HW.min() < 0 or values_HW.max() > 65535):
         raise ImageError("unsupported_mode", "grey values outside 0..65535; convert it to 8 or 16 bits")
     return Image.fromarray(((values_HW + 128) // 257).astype(np.uint8))
-
-
-def _fit(image: Image.Image, size_HW: tuple[int, int]) -> Image.Image:
-    height, width = size_HW
-    if image.size == (width, height):
-        return image
-    # Cropping inside resize() bounds the work: a 1 x 1,000,000 strip is never blown up.
-    scale = min(image.width / width, image.height / height)
-    box_width, box_height = width * scale, height * scale
-    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
-    box = (left, top, min(left + box_width, image.width), min(top + box_height, image.height))
-    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)

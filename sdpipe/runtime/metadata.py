@@ -7,7 +7,7 @@ from typing import Any
 
 from sdpipe.errors import ModelError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when a reader of the old form would misread the new one."""
 
 PREFIX = "sdpipe."
@@ -23,6 +23,7 @@ class Metadata:
     channels: int  # 1 grey, 3 RGB
     resize: str  # how a picture of another size is brought to image_size
     crop: str
+    crop_fraction: float  # side of the box that is cut out, over that of the largest one that fits
     data_set: str
     data_digest: str
     depth: int

@@ -104,7 +104,7 @@ def _decode(artifact: Artifact, file: str) -> np.ndarray | Failure:
         source = _read_stdin() if file == STDIN else Path(file)
         if isinstance(source, bytes) and len(source) > MAX_BYTES:
             raise ImageError("too_large", f"is over {MAX_BYTES // 2**20} MiB")
-        return decode(source, metadata.channels, (height, width))
+        return decode(source, metadata.channels, (height, width), metadata.crop_fraction)
     except ImageError as error:
         return Failure(file=file, code=error.code, message=str(error))
 

@@ -1,44 +1,17 @@
-"""Mini-batches as tensors on the device, from arrays: no DataLoader, no worker processes.
-
-The arrays are memory-mapped, so the system keeps in memory what fits. On CUDA, images that fit into a third
-of the free device memory are copied there once. N: images of a batch, H, W, C: height, width, channels.
-"""
+"""Mini-batches as augmented tensors on the device. N: images of a batch, H, W, C: height, width, channels."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sdpipe.data.augment import Normalisation, shift_and_flip
+from sdpipe.data.augment import Normalisation, jitter_colours, light, shift_and_flip
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.draws import Draws
-
-_DEVICE_SHARE = 3  # the images take at most 1/3 of the device's free memory
-
-
-class Images:
-    """Stored images and labels, from which any are brought to the device by number."""
-
-    def __init__(self, images_NHWC: np.ndarray, labels_N: np.ndarray, compute: Compute) -> None:
-        self._compute = compute
-        self._images_NHWC = torch.from_numpy(images_NHWC)
-        self._labels_N = torch.from_numpy(labels_N).to(compute.device)
-        self._resident = compute.device.type == "cpu"
-        if compute.device.type == "cuda":
-            free_bytes, _ = torch.cuda.mem_get_info(compute.device)
-            self._resident = images_NHWC.nbytes < free_bytes / _DEVICE_SHARE
-            if self._resident:
-                self._images_NHWC = self._images_NHWC.to(compute.device)
-
-    def take(self, indices_N: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Images uint8 (N, H, W, C) and labels int64 (N,), on the device."""
-        indices = torch.from_numpy(indices_N)
-        on_device = self._compute.upload(indices)
-        if self._resident:
-            return self._images_NHWC[on_device], self._labels_N[on_device]
-        return self._compute.upload(self._images_NHWC[indices]), self._labels_N[on_device]
+from sdpipe.training.images import Images
 
 
 class Batches:
@@ -74,17 +47,36 @@ class Batches:
     ) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """These mini-batches, each as its parts: images (N, C, H, W), labels (N,)."""
         config, num = self._config, len(self._train_indices)
-        order = self._draws.order(epoch, num)
-        shifts_N2 = torch.from_numpy(self._draws.shifts(epoch, num, config.shift_px))
-        flips_N = torch.from_numpy(self._draws.flips(epoch, num) if config.flip else np.zeros(num, bool))
-        for step in steps:
-            batch = order[step * config.batch_size : (step + 1) * config.batch_size]
-            yield [self._part(batch[part], shifts_N2, flips_N) for part in parts]
+        order, draws = self._draws.order(epoch, num), self._draw(epoch, num)
+        batches = (order[step * config.batch_size : (step + 1) * config.batch_size] for step in steps)
+        samples = [batch[part] for batch in batches for part in parts]
+        loaded = self._images.batches((self._train_indices[each] for each in samples), epoch)
+        waiting = zip(samples, loaded, strict=True)
+        for _ in steps:
+            ready = islice(waiting, len(parts))
+            yield [self._augment(images, labels, each, draws) for each, (images, labels) in ready]
 
-    def _part(self, samples: np.ndarray, shifts_N2: Tensor, flips_N: Tensor) -> tuple[Tensor, Tensor]:
-        images_NHWC, labels_N = self._images.take(self._train_indices[samples])
+    def _draw(self, epoch: int, num: int) -> dict[str, Tensor]:
+        """What augmentation needs of each sample's draws."""
+        config, drawn = self._config, {}
+        if config.colour_jitter:
+            drawn["order"], drawn["weights"] = self._draws.jitter(epoch, num, config.colour_jitter)
+        if config.lighting:
+            drawn["alphas"] = self._draws.lighting(epoch, num, config.lighting)
+        if config.shift_px or config.flip:
+            drawn["shifts"] = self._draws.shifts(epoch, num, config.shift_px)
+            drawn["flips"] = self._draws.flips(epoch, num) if config.flip else np.zeros(num, bool)
+        return {name: torch.from_numpy(draw) for name, draw in drawn.items()}
+
+    def _augment(
+        self, images_NHWC: Tensor, labels_N: Tensor, samples: np.ndarray, draws: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        drawn = {name: self._compute.upload(draw[samples]) for name, draw in draws.items()}
+        if "order" in drawn:
+            images_NHWC = jitter_colours(images_NHWC.float(), drawn["order"], drawn["weights"])
+        if "alphas" in drawn:
+            images_NHWC = light(images_NHWC.float(), drawn["alphas"])
         images_NHWC = self._normalise(images_NHWC)
-        if self._config.shift_px or self._config.flip:
-            shifts, flips = (self._compute.upload(draw[samples]) for draw in (shifts_N2, flips_N))
-            images_NHWC = shift_and_flip(images_NHWC, shifts, flips, self._config.shift_px)
+        if "shifts" in drawn:
+            images_NHWC = shift_and_flip(images_NHWC, drawn["shifts"], drawn["flips"], self._config.shift_px)
         return images_NHWC.permute(0, 3, 1, 2), labels_N

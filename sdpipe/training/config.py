@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from sdpipe.architecture import check_widths, groups_of
 from sdpipe.config import Fraction, Section, Seed, parse_section
@@ -15,11 +15,38 @@ PositiveInt = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0)]
 
 
+def _check_interval(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError(f"expected the smaller number first, got {list(interval)}")
+    return interval
+
+
+Interval = Annotated[
+    tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]],
+    Field(strict=False),
+    AfterValidator(_check_interval),
+]
+"""Least and greatest value."""
+
+
 class Warmup(Section):
     """A lower learning rate at the start (the 1202-layer recipe); 0 epochs: none."""
 
     epochs: Annotated[int, Field(ge=0)]
     learning_rate: LearningRate
+
+
+class RandomSizeCrop(Section):
+    """A box of random area and aspect ratio, resized to the image size (fb.resnet.torch)."""
+
+    area: Interval  # of the picture's
+    aspect: Interval  # width over height; it is turned upright with probability 1/2
+
+
+class RandomScaleCrop(Section):
+    """A box of the image size out of the picture at a random size (ResNet section 3.4)."""
+
+    shorter_side: Interval  # pixels that the picture's shorter side is resized to
 
 
 class TrainConfig(Section):
@@ -48,6 +75,10 @@ class TrainConfig(Section):
     warmup: Warmup
     momentum: Annotated[float, Field(ge=0, lt=1)]  # Nesterov, dampening 0
     weight_decay: Annotated[float, Field(ge=0)]  # on every parameter
+    normalisation: Literal["pixel", "channel"]  # mean image and one deviation, or both for each channel
+    crop: RandomSizeCrop | RandomScaleCrop | None  # of picture files; null: the centre, as in evaluation
+    colour_jitter: Annotated[float, Field(ge=0, lt=1)]  # of brightness, contrast, saturation; 0: none
+    lighting: Annotated[float, Field(ge=0)]  # standard deviation of random colour shifts; 0: none
     shift_px: Annotated[int, Field(ge=0)]  # largest random shift in each axis, pixels; 0: none
     flip: bool  # horizontal, with probability 1/2
     device: Literal["auto", "cpu", "cuda"]
@@ -132,6 +163,8 @@ class CheckpointConfig(Section):
 
 class MachineConfig(Section):
     """How a training is run. No stage runs again for a change here."""
+
+    workers: Annotated[int, Field(ge=0)] | None  # processes that decode picture files; null: one a core
 
     launch: Annotated[str, Field(min_length=1)] | None  # a launcher, such as torchrun --nproc-per-node 4
     checkpoint: CheckpointConfig

@@ -22,6 +22,10 @@ class _Purpose(IntEnum):
     ACTIVE_BLOCKS = 4
     DROPOUT = 5
     SEGMENTS = 6
+    CROP = 7
+    JITTER = 8
+    LIGHTING = 9
+    STATISTICS = 10
 
 
 class Draws:
@@ -45,6 +49,28 @@ class Draws:
     def flips(self, epoch: int, num_samples: int) -> np.ndarray:
         """For each sample whether it is mirrored, with probability 1/2, bool (N,)."""
         return self._generator(_Purpose.FLIPS, epoch).random(num_samples) < 0.5
+
+    def crop(self, epoch: int, sample: int) -> np.random.Generator:
+        """For one sample, from which its crop is drawn once its size is known."""
+        return self._generator(_Purpose.CROP, epoch, sample)
+
+    def jitter(self, epoch: int, num_samples: int, strength: float) -> tuple[np.ndarray, np.ndarray]:
+        """For each sample the order of the three colour changes, int64 (N, 3), and the weights in that order,
+
+        uniform in [1 - strength, 1 + strength], float32 (N, 3).
+        """
+        generator = self._generator(_Purpose.JITTER, epoch)
+        order_N3 = generator.random((num_samples, 3)).argsort(axis=1)
+        weights_N3 = generator.uniform(1 - strength, 1 + strength, (num_samples, 3))
+        return order_N3, weights_N3.astype(np.float32)
+
+    def lighting(self, epoch: int, num_samples: int, std: float) -> np.ndarray:
+        """For each sample three normal numbers of this standard deviation, float32 (N, 3)."""
+        return self._generator(_Purpose.LIGHTING, epoch).normal(0, std, (num_samples, 3)).astype(np.float32)
+
+    def statistics_sample(self, num_samples: int, count: int) -> np.ndarray:
+        """So many of the samples, or all if there are fewer; int64, sorted."""
+        return np.sort(self._generator(_Purpose.STATISTICS).permutation(num_samples)[:count])
 
     def active_blocks(self, epoch: int, step: int, survival_probs: Sequence[float]) -> list[bool]:
         """b_1..b_L of one mini-batch, b_l ~ Bernoulli(p_l) (paper eq. 2)."""

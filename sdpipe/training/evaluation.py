@@ -8,10 +8,11 @@ import torch.nn.functional as F
 
 from sdpipe.data.augment import Normalisation
 from sdpipe.network import ResNet
-from sdpipe.training.batches import Images
+from sdpipe.training.images import Images
 from sdpipe.training.world import World
 
-EVALUATION_BATCH = 500  # images; only memory and speed depend on it
+EVALUATION_BATCH = 500  # images at most; only memory and speed depend on these two
+EVALUATION_PIXELS = 5_000_000  # of all images of a batch
 
 
 @torch.no_grad()
@@ -29,12 +30,12 @@ def error_and_loss(
     may only where there is one process.
     """
     network.eval()
-    starts = range(0, len(indices), EVALUATION_BATCH)[world.rank :: world.size]
+    batch_size = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // images.num_pixels))
+    starts = range(0, len(indices), batch_size)[world.rank :: world.size]
     sums = torch.zeros(2, dtype=torch.float64, device=next(network.parameters()).device)
-    for start in starts:
+    for batch_NHWC, labels_N in images.batches([indices[start : start + batch_size] for start in starts]):
         if stop():
             return None
-        batch_NHWC, labels_N = images.take(indices[start : start + EVALUATION_BATCH])
         logits_NK = network(normalise(batch_NHWC).permute(0, 3, 1, 2)).float()
         sums[0] += (logits_NK.argmax(dim=1) != labels_N).sum()
         sums[1] += F.cross_entropy(logits_NK, labels_N, reduction="sum")

@@ -2,15 +2,17 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
 from sdpipe.data.store import DataSet
+from sdpipe.errors import LoadingError
 from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
 from sdpipe.training.compute import Compute
-from sdpipe.training.config import CheckpointConfig, TrainConfig
+from sdpipe.training.config import CheckpointConfig, MachineConfig, TrainConfig
 from sdpipe.training.interruption import Interruption
 from sdpipe.training.progress import Progress, TrainResult
 from sdpipe.training.trainer import Trainer
@@ -56,24 +58,24 @@ def train(
     world: World,
     *,
     checkpoints: CheckpointFolder | None,
-    every: CheckpointConfig,
+    machine: MachineConfig,
     start: Checkpoint | None,
     on_epoch: OnEpoch,
     interruption: Interruption,
 ) -> TrainResult:
     """Train one run, from a checkpoint if there is one.
 
-    checkpoints: where to save, in the process that leads; every: when.
+    checkpoints: where to save, in the process that leads; machine: when.
     start: what to continue from, in the process that leads.
     on_epoch: called after each epoch, and at the start of a continued run, with the progress so far.
     An interruption ends the step, saves, and raises KeyboardInterrupt or SystemExit.
     Raises ConfigError, DataError, TrainingError.
     """
-    trainer = Trainer(config, dataset, compute, world)
+    trainer = Trainer(config, dataset, compute, world, machine.workers)
     trainer.restore(start)
     if trainer.num_steps:
         on_epoch(trainer.progress)
-    saver = _Saver(checkpoints, every)
+    saver = _Saver(checkpoints, machine.checkpoint)
     total = config.epochs * trainer.steps_per_epoch
 
     def asked() -> bool:
@@ -82,22 +84,38 @@ def train(
     silent = None if world.leads else True
     with tqdm(total=total, initial=trainer.num_steps, unit="step", disable=silent) as bar:
         while trainer.epoch < config.epochs:
-            for _ in trainer.steps():
-                bar.update()
-                _show_loss(bar, trainer)
-                if asked():
+            with _saved_without_images(saver, trainer, interruption):
+                for _ in trainer.steps():
+                    bar.update()
+                    _show_loss(bar, trainer)
+                    if asked():
+                        _save_and_end(saver, trainer, interruption)
+                    # Before a validation it is not saved, but behind it.
+                    if not trainer.lacks_validation_only and saver.is_due(trainer.num_steps):
+                        saver.save(trainer)
+                if not trainer.validate(asked if world.size == 1 else lambda: False):
                     _save_and_end(saver, trainer, interruption)
-                # Before a validation it is not saved, but behind it.
-                if not trainer.lacks_validation_only and saver.is_due(trainer.num_steps):
-                    saver.save(trainer)
-            if not trainer.validate(asked if world.size == 1 else lambda: False):
-                _save_and_end(saver, trainer, interruption)
             _show_epoch(bar, trainer)
             on_epoch(trainer.progress)
             if saver.is_due(trainer.num_steps):
                 saver.save(trainer)
     saver.save(trainer)
     return trainer.finish()
+
+
+@contextmanager
+def _saved_without_images(saver: _Saver, trainer: Trainer, interruption: Interruption) -> Iterator[None]:
+    """Save when the next images cannot be had: all steps so far are whole.
+
+    If this process was asked to end, so were those that decode the images.
+    """
+    try:
+        yield
+    except LoadingError:
+        saver.save(trainer)
+        if interruption.requested:
+            interruption.end()
+        raise
 
 
 def _save_and_end(saver: _Saver, trainer: Trainer, interruption: Interruption) -> None:

@@ -92,7 +92,7 @@ class _Session:
                 self.compute,
                 world,
                 checkpoints=None,
-                every=self.machine.checkpoint,
+                machine=self.machine,
                 start=None,
                 on_epoch=lambda _progress: None,
                 interruption=interruption,
@@ -146,7 +146,7 @@ class _Session:
             self.compute,
             world,
             checkpoints=self.checkpoints,
-            every=self.machine.checkpoint,
+            machine=self.machine,
             start=self._find_start(),
             on_epoch=lambda progress: tracker.update(_rows(progress)),
             interruption=interruption,
@@ -168,13 +168,14 @@ class _Session:
 
     def _describe(self, progress: Progress) -> ModelInfo:
         dataset, config = self.dataset, self.config
-        height, width, channels = dataset.train_images_NHWC.shape[1:]
+        height, width, channels = dataset.image_shape_HWC
         return ModelInfo(
             network=config.network_config(in_channels=channels, num_classes=len(dataset.class_names)),
             dataset=dataset.name,
             dataset_digest=dataset.digest,
             class_names=dataset.class_names,
             image_size=(height, width),
+            crop_fraction=dataset.crop_fraction,
             fingerprint=self.name,
             best_epoch=progress.best.epoch,
             train_params=self.params,

@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdpipe.data.augment import fit_normalisation
 from sdpipe.data.split import split_validation
 from sdpipe.data.store import DataSet
 from sdpipe.errors import DataError, TrainingError
 from sdpipe.network import Active, ResNet, Segment, initialise
-from sdpipe.training.batches import Batches, Images
+from sdpipe.training.batches import Batches
 from sdpipe.training.checkpoint import Checkpoint
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.draws import Draws
 from sdpipe.training.evaluation import error_and_loss
+from sdpipe.training.images import ArrayImages
+from sdpipe.training.inputs import check_fits, fit_to, open_images
 from sdpipe.training.progress import EpochRecord, EpochTiming, Progress, Sums, TrainResult
 from sdpipe.training.schedule import learning_rate_at, survival_probs_at
 from sdpipe.training.step import PartDraws, TrainingStep
@@ -34,7 +35,16 @@ from sdpipe.training.world import World
 class Trainer:
     """Everything that a step changes, and how. Use `train()`."""
 
-    def __init__(self, config: TrainConfig, dataset: DataSet, compute: Compute, world: World) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: DataSet,
+        compute: Compute,
+        world: World,
+        workers: int | None = None,
+    ) -> None:
+        """workers: processes that decode picture files; None: one a core."""
+        check_fits(config, dataset)
         self.config = config
         self.dataset = dataset
         self.compute = compute
@@ -49,11 +59,11 @@ class Trainer:
                 f"train.batch_size: {config.batch_size} images asked for, "
                 f"{len(self.train_indices)} to train on"
             )
-        self.normalisation = fit_normalisation(dataset.train_images_NHWC, self.train_indices)
+        self.images = open_images(config, dataset, compute, workers)
+        self.normalisation = fit_to(config, dataset, self.train_indices, self.images)
         self.normalise = self.normalisation.to(compute.device)
         self.network = self._new_network()
         self.step = TrainingStep(config, self.network, compute, world)
-        self.images = Images(dataset.train_images_NHWC, dataset.train_labels_N, compute)
         self.batches = Batches(config, self.images, self.train_indices, self.normalise, compute)
         self.watched_weight = self.network.get_parameter("blocks.0.branch.conv1.weight")  # figure 7
         self.progress = Progress()
@@ -61,7 +71,7 @@ class Trainer:
         self.sums = Sums.zero(compute.device)
 
     def _new_network(self) -> ResNet:
-        channels = self.dataset.train_images_NHWC.shape[3]
+        channels = self.dataset.image_shape_HWC[2]
         network = ResNet(
             self.config.network_config(in_channels=channels, num_classes=len(self.dataset.class_names))
         )
@@ -265,7 +275,7 @@ class Trainer:
         if self.world.leads:
             self.network.load_state_dict(self.best_state)
         self.world.take_from_leader(list(self.network.state_dict().values()))
-        test = Images(self.dataset.test_images_NHWC, self.dataset.test_labels_N, self.compute)
+        test = ArrayImages(self.dataset.test_images_NHWC, self.dataset.test_labels_N, self.compute)
         measured = error_and_loss(
             self.network, test, np.arange(len(self.dataset.test_labels_N)), self.normalise, self.world
         )

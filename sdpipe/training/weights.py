@@ -30,6 +30,7 @@ class ModelInfo:
     dataset_digest: str  # SHA-256 over the arrays
     class_names: tuple[str, ...]
     image_size: tuple[int, int]  # height, width
+    crop_fraction: float  # of pictures that are not of that size
     fingerprint: str
     best_epoch: float  # of lowest validation error, counted from 1
     train_params: dict[str, Any]  # the run's section of params.yaml

@@ -1,0 +1,160 @@
+"""Images of a training that are decoded from files, by worker processes beside the training.
+
+PyTorch's DataLoader holds the processes and brings batches in order. What a crop draws is a function of
+(seed, epoch, sample), so any number of processes gives the same pixels.
+"""
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sdpipe.data.crops import random_scale_box, random_size_box
+from sdpipe.data.pictures import ChooseBox, PictureFiles
+from sdpipe.errors import DataError, LoadingError
+from sdpipe.training.compute import Compute
+from sdpipe.training.config import RandomScaleCrop, RandomSizeCrop
+from sdpipe.training.draws import Draws
+
+Crop = RandomSizeCrop | RandomScaleCrop | None
+Key = tuple[int, int | None]
+"""A picture's number, and the epoch of its random crop."""
+
+
+def count_workers() -> int:
+    """One process for each core that this training may use; several processes of a training share them."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+class FileImages:
+    """Images that are decoded each time they are asked for."""
+
+    def __init__(
+        self,
+        files: PictureFiles,
+        labels_N: np.ndarray,
+        compute: Compute,
+        *,
+        crop: Crop,
+        seed: int,
+        workers: int | None,
+    ) -> None:
+        """workers: processes; None: one a core, 0: decode in this one."""
+        workers = count_workers() if workers is None else workers
+        self.num_pixels = files.size_HW[0] * files.size_HW[1]
+        self._compute = compute
+        self._labels_N = torch.from_numpy(labels_N).to(compute.device)
+        self._keys = _Keys()
+        self._loader: DataLoader[np.ndarray | _Unreadable] = DataLoader(
+            _Decoder(files, crop, Draws(seed)),
+            batch_sampler=self._keys,
+            num_workers=workers,
+            collate_fn=_stack,
+            pin_memory=compute.device.type == "cuda",
+            persistent_workers=workers > 0,
+            worker_init_fn=_take_signals,
+        )
+
+    def batches(
+        self, wanted: Iterable[np.ndarray], epoch: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `Images` says. Raises LoadingError if a picture cannot be read or a process has died."""
+        numbers = list(wanted)
+        self._keys.wanted = ([(int(number), epoch) for number in each] for each in numbers)
+        with _death_on_one_line(), _death_noticed_when_waiting():
+            loaded = iter(self._loader)
+        for each in numbers:
+            with _death_on_one_line():
+                images_NHWC = next(loaded)
+            if isinstance(images_NHWC, _Unreadable):
+                raise LoadingError(str(images_NHWC))
+            indices = self._compute.upload(torch.from_numpy(each))
+            yield (
+                images_NHWC.to(self._compute.device, non_blocking=True),  # pinned already
+                self._labels_N[indices],
+            )
+
+
+class _Keys:
+    """What the DataLoader asks for batch by batch."""
+
+    wanted: Iterable[list[Key]] = ()
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.wanted)
+
+
+class _Unreadable(str):
+    """Why a picture cannot be read, in place of its pixels; exceptions would come as tracebacks."""
+
+    __slots__ = ()
+
+
+class _Decoder(Dataset[np.ndarray | _Unreadable]):
+    def __init__(self, files: PictureFiles, crop: Crop, draws: Draws) -> None:
+        self._files = files
+        self._crop = crop
+        self._draws = draws
+
+    def __getitem__(self, key: Key) -> np.ndarray | _Unreadable:
+        number, epoch = key
+        try:
+            return self._files.read(number, None if epoch is None else self._choose_box(number, epoch))
+        except DataError as error:
+            return _Unreadable(error)
+
+    def _choose_box(self, number: int, epoch: int) -> ChooseBox | None:
+        generator, size_HW = self._draws.crop(epoch, number), self._files.size_HW
+        match self._crop:
+            case RandomSizeCrop(area=area, aspect=aspect):
+                return partial(
+                    random_size_box, size_HW=size_HW, area=area, aspect=aspect, generator=generator
+                )
+            case RandomScaleCrop(shorter_side=shorter_side):
+                return partial(
+                    random_scale_box, size_HW=size_HW, shorter_side=shorter_side, generator=generator
+                )
+        return None
+
+
+def _stack(images: list[np.ndarray | _Unreadable]) -> Tensor | _Unreadable:
+    for image in images:
+        if isinstance(image, _Unreadable):
+            return image
+    return torch.from_numpy(np.stack(images))
+
+
+def _take_signals(_worker: int) -> None:
+    """Ctrl-C is the parent's, which finishes its step and ends the workers, by SIGTERM if need be."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler came along
+
+
+@contextmanager
+def _death_noticed_when_waiting() -> Iterator[None]:
+    """Take back the handler by which the DataLoader raises wherever this process is, as in half an update.
+
+    It also looks after its processes whenever it waits for a batch.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@contextmanager
+def _death_on_one_line() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise LoadingError(
+            f"a process that decodes pictures has died ({str(error).splitlines()[0]}); memory may have been "
+            "short, also in /dev/shm; fewer machine.workers need less"
+        ) from error

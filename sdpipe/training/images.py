@@ -1,0 +1,64 @@
+"""The images of a training, brought to the device by number: from arrays, or from picture files.
+
+N: images of a batch, H, W, C: height, width, channels.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdpipe.training.compute import Compute
+
+_DEVICE_SHARE = 3  # the images take at most 1/3 of the device's free memory
+
+
+class Images(Protocol):
+    """Images and labels by number."""
+
+    num_pixels: int
+    """Of each image."""
+
+    def batches(
+        self, wanted: Iterable[np.ndarray], epoch: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each array of numbers: images uint8 (N, H, W, C) and labels int64 (N,), on the device.
+
+        epoch: that of the random crops; None: the pixels that evaluation sees.
+        """
+
+
+class ArrayImages:
+    """Images of an array: no DataLoader, no worker processes.
+
+    Arrays are memory-mapped, so the system keeps in memory what fits. On CUDA, images that fit into a third
+    of the free device memory are copied there once.
+    """
+
+    def __init__(self, images_NHWC: np.ndarray, labels_N: np.ndarray, compute: Compute) -> None:
+        self.num_pixels = images_NHWC.shape[1] * images_NHWC.shape[2]
+        self._compute = compute
+        self._images_NHWC = torch.from_numpy(images_NHWC)
+        self._labels_N = torch.from_numpy(labels_N).to(compute.device)
+        self._resident = compute.device.type == "cpu"
+        if compute.device.type == "cuda":
+            free_bytes, _ = torch.cuda.mem_get_info(compute.device)
+            self._resident = images_NHWC.nbytes < free_bytes / _DEVICE_SHARE
+            if self._resident:
+                self._images_NHWC = self._images_NHWC.to(compute.device)
+
+    def take(self, indices_N: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Images uint8 (N, H, W, C) and labels int64 (N,), on the device."""
+        indices = torch.from_numpy(indices_N)
+        on_device = self._compute.upload(indices)
+        if self._resident:
+            return self._images_NHWC[on_device], self._labels_N[on_device]
+        return self._compute.upload(self._images_NHWC[indices]), self._labels_N[on_device]
+
+    def batches(
+        self, wanted: Iterable[np.ndarray], epoch: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `Images` says; an array's images are not cropped."""
+        return map(self.take, wanted)

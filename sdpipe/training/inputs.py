@@ -1,0 +1,60 @@
+"""From a data set to what a training reads: whether they fit together, the images, their normalisation."""
+
+import numpy as np
+
+from sdpipe.architecture import min_image_px
+from sdpipe.data.augment import Normalisation, fit_normalisation
+from sdpipe.data.store import DataSet
+from sdpipe.errors import ConfigError
+from sdpipe.training.compute import Compute
+from sdpipe.training.config import RandomScaleCrop, TrainConfig
+from sdpipe.training.decoding import FileImages
+from sdpipe.training.draws import Draws
+from sdpipe.training.images import ArrayImages, Images
+
+STATISTICS_IMAGES = 5_000  # over which mean and deviation are taken where pictures are decoded for it
+_STATISTICS_BATCH = 100
+_RGB = 3
+
+
+def check_fits(config: TrainConfig, dataset: DataSet) -> None:
+    """Raise ConfigError, naming the key, unless the data set's images can be trained on like this."""
+    height, width, channels = dataset.image_shape_HWC
+    smallest, least = min(height, width), min_image_px(config.family)
+    if smallest < least:
+        raise ConfigError(
+            f"params.yaml: train.family: {config.family} needs images of at least {least} pixels a side, "
+            f"{dataset.name} has {height} x {width}"
+        )
+    for key in ("colour_jitter", "lighting"):
+        if getattr(config, key) and channels != _RGB:
+            raise ConfigError(f"params.yaml: train.{key}: expected 0, since {dataset.name} has no colours")
+    if config.crop is not None and isinstance(dataset.train_images, np.ndarray):
+        raise ConfigError(
+            f"params.yaml: train.crop: expected null, since the images of {dataset.name} are cut already; "
+            "imagenet's stay in their files"
+        )
+    if isinstance(config.crop, RandomScaleCrop) and config.crop.shorter_side[0] < max(height, width):
+        raise ConfigError(
+            f"params.yaml: train.crop.shorter_side: expected at least the image size "
+            f"{max(height, width)}, got {config.crop.shorter_side[0]:g}"
+        )
+
+
+def open_images(config: TrainConfig, dataset: DataSet, compute: Compute, workers: int | None) -> Images:
+    """The training images. workers: processes that decode picture files; None: one a core."""
+    images, labels_N = dataset.train_images, dataset.train_labels_N
+    if isinstance(images, np.ndarray):
+        return ArrayImages(images, labels_N, compute)
+    return FileImages(images, labels_N, compute, crop=config.crop, seed=config.seed, workers=workers)
+
+
+def fit_to(config: TrainConfig, dataset: DataSet, train_indices: np.ndarray, images: Images) -> Normalisation:
+    """The normalisation of the training part; of pictures in files over so many of it as are decoded soon."""
+    array_NHWC = dataset.train_images
+    if isinstance(array_NHWC, np.ndarray):
+        return fit_normalisation(array_NHWC, train_indices, config.normalisation)
+    sample = Draws(config.seed).statistics_sample(len(train_indices), STATISTICS_IMAGES)
+    batches = np.array_split(train_indices[sample], -(-len(sample) // _STATISTICS_BATCH))
+    decoded_NHWC = np.concatenate([batch_NHWC.cpu().numpy() for batch_NHWC, _ in images.batches(batches)])
+    return fit_normalisation(decoded_NHWC, np.arange(len(decoded_NHWC)), config.normalisation)
