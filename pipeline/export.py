@@ -1,18 +1,17 @@
-"""Stage export@<run>: folded.safetensors to model.onnx."""
+"""Stage export@<run>: folded.safetensors and its temperature to model.onnx."""
 
 import sys
 from pathlib import Path
 
 from sdpipe.config import get_value, parse_section, read_params
 from sdpipe.deploy.config import ExportConfig
-from sdpipe.deploy.export import export_file
+from sdpipe.deploy.export import export_run
 from sdpipe.errors import errors_on_one_line
 
 
 def main(run: str) -> None:
     config = parse_section(ExportConfig, get_value(read_params(Path("params.yaml")), "export"), "export")
-    folder = Path("models") / run
-    export_file(folder / "folded.safetensors", folder / "model.onnx", config)
+    export_run(Path("models") / run, config)
 
 
 if __name__ == "__main__":

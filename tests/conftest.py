@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,12 @@ def make_weights(
     channels: int = 1,
     p_L: float = 0.5,
     seed: int = 0,
+    removed: Collection[int] = (),
 ) -> Weights:
-    """A network whose BatchNorm statistics and biases are as uneven as trained ones."""
+    """A network whose BatchNorm statistics and biases are as uneven as trained ones.
+
+    removed: blocks (l = 1..L) that its test network lacks.
+    """
     config = NetworkConfig(
         family=family,
         depth=depth,
@@ -79,6 +84,9 @@ def make_weights(
     return Weights(
         info=ModelInfo(
             network=config,
+            scales=tuple(
+                0.0 if ell in removed else prob for ell, prob in enumerate(config.survival_probs, start=1)
+            ),
             dataset="animals",
             dataset_digest="d" * 64,
             class_names=CLASS_NAMES,
@@ -103,8 +111,8 @@ def rgb_weights() -> Weights:
     return make_weights(channels=3, seed=1)
 
 
-def export_to(path: Path, weights: Weights) -> Path:
-    export_network(fold_weights(weights), path, ExportConfig(opset=20))
+def export_to(path: Path, weights: Weights, temperature: float = 1.0) -> Path:
+    export_network(fold_weights(weights), path, ExportConfig(opset=20), temperature=temperature)
     return path
 
 

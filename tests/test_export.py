@@ -81,7 +81,7 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path, model_path: Path, 
 def test_it_describes_itself(model_path: Path) -> None:
     """Everything that a graph cannot say, as JSON in the metadata."""
     entries = {entry.key: json.loads(entry.value) for entry in onnx.load(model_path).metadata_props}
-    assert entries["sdpipe.schema_version"] == 2
+    assert entries["sdpipe.schema_version"] == 3
     assert entries["sdpipe.class_names"] == list(CLASS_NAMES)
     assert entries["sdpipe.image_size"] == [SIZE, SIZE]
     assert (entries["sdpipe.depth"], entries["sdpipe.rule"], entries["sdpipe.p_L"]) == (

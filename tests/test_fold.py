@@ -98,3 +98,30 @@ def test_unreadable_weights_are_named(tmp_path: Path, damage: str) -> None:
     with pytest.raises(ModelError, match=r"weights\.safetensors"):
         fold_file(path, tmp_path / "folded.safetensors")
     assert not (tmp_path / "folded.safetensors").exists()
+
+
+@torch.no_grad()
+def test_a_removed_block_leaves_its_skip_only(tmp_path: Path) -> None:
+    """Of depth 20, l = 2, 4 (transitional) and 9: 3 x 2 convolutions fewer, the logits of eq. (5)."""
+    weights = make_weights(removed={2, 4, 9})
+    network = weights.build_network().double()
+    images_NHWC = random_images(16, seed=3)
+    normalised = (torch.from_numpy(images_NHWC).double() - weights.normalisation.mean_HWC) / 60.0
+    active = [ell not in (2, 4, 9) for ell in range(1, 10)]
+    hidden = network.stem(normalised.permute(0, 3, 1, 2))
+    for ell, block in enumerate(network.blocks, start=1):
+        branch = (1 - ell / 18) * block.branch(hidden) if active[ell - 1] else 0
+        hidden = torch.relu(branch + block.identity(hidden))
+    reference = network.head(hidden.mean(dim=(2, 3)))
+    assert (fold(network)(normalised.permute(0, 3, 1, 2)) - reference).abs().max() <= 1e-12
+    path = export_to(tmp_path / "model.onnx", weights)
+    logits = open_artifact(path, "cpu").run(images_NHWC)[0]
+    assert np.abs(logits - reference.numpy()).max() <= 2e-6 * (reference.max() - reference.min()).item()
+    counts = count_operators(path)
+    assert (counts["Conv"], counts["Add"], counts["AveragePool"]) == (19 - 6, 6, 2)
+    fold_file_of = tmp_path / "weights.safetensors"
+    save_weights(fold_file_of, weights)
+    fold_file(fold_file_of, tmp_path / "folded.safetensors")
+    folded = load_weights(tmp_path / "folded.safetensors")
+    assert folded.info.scales == weights.info.scales
+    assert not [name for name in folded.state if name.startswith("network.blocks.1.")]

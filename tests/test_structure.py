@@ -34,7 +34,7 @@ LAYERS = [
     ("pipeline",),
 ]
 RUNTIME_MAY = {"sdpipe/version.py", "sdpipe/errors.py", "sdpipe/__init__.py"}
-STAGES = ("check", "fetch", "train", "fold", "export", "evaluate", "deploy")
+STAGES = ("check", "fetch", "train", "fold", "calibrate", "export", "evaluate", "deploy")
 
 
 def layer(path: Path) -> int:
@@ -128,6 +128,7 @@ def test_params_declared_equal_params_read(stage: str) -> None:
         "fetch": ({"fetch.${item}"}, {"f'fetch.{dataset}'"}),
         "train": ({"train", "runs.${key}"}, {"train", "runs", "machine", "stages.train.do.deps"}),
         "fold": (set(), set()),
+        "calibrate": ({"calibrate", "train.dataset"}, {"calibrate", "train.dataset"}),
         "export": ({"export"}, {"export"}),
         "evaluate": ({"evaluate", "train.dataset"}, {"evaluate", "train.dataset"}),
         "deploy": ({"deploy"}, {"deploy"}),

@@ -1,4 +1,4 @@
-"""The sections `export`, `evaluate` and `deploy` of params.yaml."""
+"""The sections `calibrate`, `export`, `evaluate` and `deploy` of params.yaml."""
 
 from typing import Annotated
 
@@ -13,6 +13,12 @@ class ExportConfig(Section):
     """How the ONNX file is written."""
 
     opset: Annotated[int, Field(ge=18, le=24)]  # ONNX operator set; runtimes read all older ones
+
+
+class CalibrateConfig(Section):
+    """How confidence is calibrated."""
+
+    num_bins: Annotated[int, Field(ge=2, le=100)]  # of the reliability diagram, equal in width
 
 
 class EvaluateConfig(Section):

@@ -11,6 +11,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from sdpipe.deploy.confidence import read_temperature
 from sdpipe.deploy.config import ExportConfig
 from sdpipe.deploy.fold import TestNetwork, build_test_network
 from sdpipe.errors import ModelError
@@ -26,8 +27,9 @@ EXAMPLE_BATCH = 2  # with 1 the exporter would take the batch dimension for a co
 class DeployedNetwork(nn.Module):
     """uint8 pixels in, logits and probabilities out."""
 
-    def __init__(self, weights: Weights, network: TestNetwork) -> None:
+    def __init__(self, weights: Weights, network: TestNetwork, temperature: float) -> None:
         super().__init__()
+        self.temperature = temperature
         # NCHW, as the graph needs it behind the transposition.
         self.mean_CHW: Tensor
         self.std: Tensor
@@ -39,26 +41,39 @@ class DeployedNetwork(nn.Module):
         """Logits and probabilities, float32 (N, K), of uint8 images."""
         images_NCHW = images_NHWC.permute(0, 3, 1, 2).float()
         logits_NK = self.network((images_NCHW - self.mean_CHW) / self.std)
-        return logits_NK, torch.softmax(logits_NK, dim=1)
+        # Dividing by 1 would be an operator that does nothing.
+        tempered_NK = logits_NK if self.temperature == 1 else logits_NK / self.temperature
+        return logits_NK, torch.softmax(tempered_NK, dim=1)
 
 
 def _channels_first(statistic: Tensor) -> Tensor:
     return statistic.permute(2, 0, 1).contiguous() if statistic.ndim else statistic
 
 
-def export_file(folded_path: Path, onnx_path: Path, config: ExportConfig) -> None:
-    """folded.safetensors to model.onnx, checked by onnx and opened in onnxruntime.
+def export_run(folder: Path, config: ExportConfig) -> None:
+    """models/<run>/folded.safetensors and calibration.json to model.onnx.
 
-    The same folded weights give the same bytes. Raises ModelError if the first cannot be read.
+    Raises ModelError or DataError if one of them cannot be read.
     """
-    export_network(load_weights(folded_path), onnx_path, config)
+    temperature = read_temperature(folder / "calibration.json")
+    folded = load_weights(folder / "folded.safetensors")
+    export_network(folded, folder / "model.onnx", config, temperature=temperature)
 
 
-def export_network(folded: Weights, onnx_path: Path, config: ExportConfig) -> None:
-    """Write folded weights as an ONNX file; it appears only after onnx and onnxruntime accepted it."""
-    model = _to_onnx(DeployedNetwork(folded, build_test_network(folded)).eval(), folded, config)
+def export_network(
+    folded: Weights, onnx_path: Path, config: ExportConfig, *, temperature: float = 1.0, variant: str = "fp32"
+) -> None:
+    """Write folded weights as an ONNX file. The same weights give the same bytes."""
+    network = DeployedNetwork(folded, build_test_network(folded), temperature).eval()
+    model = _to_onnx(network, folded, config)
     _strip(model)
-    for name, value in describe(folded).to_properties().items():
+    save_model(model, onnx_path, describe(folded, temperature=temperature, variant=variant))
+
+
+def save_model(model: onnx.ModelProto, onnx_path: Path, metadata: Metadata) -> None:
+    """Write a model with its description; it appears only after onnx and onnxruntime accepted it."""
+    del model.metadata_props[:]
+    for name, value in metadata.to_properties().items():
         model.metadata_props.add(key=name, value=value)
     onnx.checker.check_model(model, full_check=True)
     with replacing(onnx_path) as beside:
@@ -66,11 +81,12 @@ def export_network(folded: Weights, onnx_path: Path, config: ExportConfig) -> No
         open_artifact(beside, device="cpu")
 
 
-def describe(folded: Weights) -> Metadata:
+def describe(folded: Weights, *, temperature: float, variant: str) -> Metadata:
     """What the file says of itself."""
     info = folded.info
     return Metadata(
         schema_version=SCHEMA_VERSION,
+        variant=variant,
         class_names=list(info.class_names),
         image_size=list(info.image_size),
         channels=info.network.in_channels,
@@ -83,6 +99,8 @@ def describe(folded: Weights) -> Metadata:
         rule=info.network.rule,
         p_L=info.network.p_L,
         survival_probs=list(info.network.survival_probs),
+        scales=list(info.scales),
+        temperature=temperature,
         best_epoch=info.best_epoch,
         fingerprint=info.fingerprint,
         sdpipe_version=__version__,

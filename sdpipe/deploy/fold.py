@@ -3,7 +3,8 @@
 What remains of eq. (5), H_l = ReLU(p_l f_l(H_{l-1}) + id(H_{l-1})), is a plain network: in each branch
 convolutions with biases and ReLU between them, and no p_l. Behind a convolution W with bias 0, BatchNorm in
 eval mode gives gamma / sqrt(var + eps) * (W x - mean) + beta, which is again a convolution; p_l scales the
-last one of the branch, weight and bias. A learned skip is folded likewise, without p_l.
+last one of the branch, weight and bias. A learned skip is folded likewise, without p_l. A block whose scale
+is 0 was removed: only its skip remains.
 """
 
 import copy
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from sdpipe.network import Dropout, ResidualBlock, ResNet
-from sdpipe.training.weights import Weights, load_weights, save_weights
+from sdpipe.training.weights import Weights, load_weights, new_network, save_weights
 
 
 class TestNetwork(nn.Module):
     """The deterministic full-depth network: convolutions, ReLU, additions, skips, head.
 
-    Its blocks are those of `ResNet` with b_l = 1, without BatchNorm and dropout.
+    Its blocks are those of `ResNet` without BatchNorm and dropout, with b_l = 1; with b_l = 0 and without a
+    branch where the block was removed.
     """
 
     __test__ = False  # its name is the paper's, pytest shall not collect it
@@ -30,16 +32,17 @@ class TestNetwork(nn.Module):
         """network: in eval mode, with the survival probabilities in its weights; it is taken apart."""
         super().__init__()
         self.network = network
+        self.active = [block.survival_prob != 0 for block in network.blocks]
         network.stem = _fused(network.stem)
-        for block in network.blocks:
+        for block, is_active in zip(network.blocks, self.active, strict=True):
             assert isinstance(block, ResidualBlock)
-            block.branch = _fused(block.branch)
+            block.branch = _fused(block.branch) if is_active else nn.Sequential()
             if block.projection is not None:
                 block.projection = _fused(block.projection)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Logits (N, K) of normalised images."""
-        logits_NK: Tensor = self.network(images_NCHW, [True] * len(self.network.blocks))
+        logits_NK: Tensor = self.network(images_NCHW, self.active)
         return logits_NK
 
 
@@ -81,7 +84,7 @@ def fold_weights(trained: Weights) -> Weights:
 
 def build_test_network(folded: Weights) -> TestNetwork:
     """The test network of folded weights, float32, eval mode."""
-    network = TestNetwork(ResNet(folded.info.network).eval())
+    network = TestNetwork(new_network(folded.info).eval())
     network.load_state_dict(folded.state)
     return network.eval()
 

@@ -6,7 +6,7 @@ mistake in fold or export cannot be on both sides.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,13 @@ from sdpipe.runtime.artifact import Artifact
 from sdpipe.training.weights import Weights
 
 REFERENCE_BATCH = 256  # images
+
+
+class Images(Protocol):
+    """uint8 images (N, H, W, C) that can be had by slice: an array, or what is decoded when asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, wanted: slice, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +108,7 @@ def check_parity(parities: Sequence[Parity], max_relative_logit_diff: float, nam
         raise ParityError(f"{name}: parity fails: " + "; ".join(faults))
 
 
-def onnx_logits(artifact: Artifact, images_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
+def onnx_logits(artifact: Artifact, images_NHWC: Images, batch_size: int) -> np.ndarray:
     """Logits (N, K) of the deployed file, batch after batch."""
     batches = range(0, len(images_NHWC), batch_size)
     return np.concatenate([artifact.run(images_NHWC[at : at + batch_size])[0] for at in batches])
@@ -121,7 +128,7 @@ class Reference:
         logits_NK: np.ndarray[Any, Any] = self.network(images.permute(0, 3, 1, 2)).numpy()
         return logits_NK
 
-    def logits(self, images_NHWC: np.ndarray) -> np.ndarray:
+    def logits(self, images_NHWC: Images) -> np.ndarray:
         """Logits (N, K) of all images."""
         batches = range(0, len(images_NHWC), REFERENCE_BATCH)
         return np.concatenate([self(images_NHWC[at : at + REFERENCE_BATCH]) for at in batches])

@@ -7,7 +7,7 @@ from typing import Any
 
 from sdpipe.errors import ModelError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised when a reader of the old form would misread the new one."""
 
 PREFIX = "sdpipe."
@@ -18,6 +18,7 @@ class Metadata:
     """The description of a deployed network. Each field is one metadata entry, `sdpipe.<field>`, as JSON."""
 
     schema_version: int
+    variant: str  # fp32, int8, fp16, ensemble, or a pruned one such as keep-17
     class_names: list[str]
     image_size: list[int]  # height, width in pixels
     channels: int  # 1 grey, 3 RGB
@@ -29,7 +30,11 @@ class Metadata:
     depth: int
     rule: str
     p_L: float
-    survival_probs: list[float]  # p_1..p_L, which were folded into the weights
+    survival_probs: list[float]  # p_1..p_L of the training
+    scales: list[
+        float
+    ]  # s_1..s_L, folded into the weights: p_l, or what pruning chose; 0: the block is removed
+    temperature: float  # that the logits are divided by for the probabilities
     best_epoch: float  # whole, unless it was validated within epochs
     fingerprint: str
     sdpipe_version: str

@@ -169,8 +169,10 @@ class _Session:
     def _describe(self, progress: Progress) -> ModelInfo:
         dataset, config = self.dataset, self.config
         height, width, channels = dataset.image_shape_HWC
+        network = config.network_config(in_channels=channels, num_classes=len(dataset.class_names))
         return ModelInfo(
-            network=config.network_config(in_channels=channels, num_classes=len(dataset.class_names)),
+            network=network,
+            scales=network.survival_probs,
             dataset=dataset.name,
             dataset_digest=dataset.digest,
             class_names=dataset.class_names,

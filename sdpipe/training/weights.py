@@ -15,7 +15,7 @@ from torch import Tensor
 from sdpipe.data.augment import Normalisation
 from sdpipe.errors import ModelError
 from sdpipe.files import replacing
-from sdpipe.network import NetworkConfig, ResNet
+from sdpipe.network import NetworkConfig, ResidualBlock, ResNet
 
 _NETWORK = "network."
 _META = "sdpipe"  # safetensors metadata is text to text; ours is one JSON text
@@ -26,6 +26,7 @@ class ModelInfo:
     """What the tensors do not say of themselves."""
 
     network: NetworkConfig
+    scales: tuple[float, ...]  # s_l of each branch in the test network: p_l (eq. 5); 0: the block is removed
     dataset: str
     dataset_digest: str  # SHA-256 over the arrays
     class_names: tuple[str, ...]
@@ -46,9 +47,18 @@ class Weights:
 
     def build_network(self) -> ResNet:
         """The trained network on the CPU, float32, in eval mode."""
-        network = ResNet(self.info.network)
+        network = new_network(self.info)
         network.load_state_dict(self.state)
         return network.eval()
+
+
+def new_network(info: ModelInfo) -> ResNet:
+    """An untrained network of that description, whose test network has its scales."""
+    network = ResNet(info.network)
+    for block, scale in zip(network.blocks, info.scales, strict=True):
+        assert isinstance(block, ResidualBlock)
+        block.survival_prob = scale
+    return network
 
 
 def save_weights(path: Path, weights: Weights) -> None:
@@ -85,7 +95,7 @@ def load_info(path: Path) -> ModelInfo:
 def _info(path: Path, meta: dict[str, Any]) -> ModelInfo:
     try:
         network = NetworkConfig(**{**meta["network"], "widths": tuple(meta["network"]["widths"])})
-        tuples = {name: tuple(meta[name]) for name in ("class_names", "image_size")}
+        tuples = {name: tuple(meta[name]) for name in ("scales", "class_names", "image_size")}
         return ModelInfo(**{**meta, "network": network, **tuples})
     except (KeyError, TypeError) as error:
         raise _foreign(path, error) from error

@@ -1,0 +1,22 @@
+"""Stage calibrate@<run>: the temperature of the probabilities, from the validation part."""
+
+import sys
+from pathlib import Path
+
+from sdpipe.config import get_value, parse_section, read_params
+from sdpipe.data.store import open_dataset
+from sdpipe.deploy.calibrate import calibrate_run
+from sdpipe.deploy.config import CalibrateConfig
+from sdpipe.errors import errors_on_one_line
+
+
+def main(run: str) -> None:
+    params = read_params(Path("params.yaml"))
+    config = parse_section(CalibrateConfig, get_value(params, "calibrate"), "calibrate")
+    dataset = open_dataset(Path("data") / get_value(params, "train.dataset"))
+    calibrate_run(Path("models") / run, dataset, config)
+
+
+if __name__ == "__main__":
+    with errors_on_one_line():
+        main(*sys.argv[1:])
