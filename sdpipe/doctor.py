@@ -13,6 +13,7 @@ import numpy as np
 
 from sdpipe.errors import SdpipeError
 from sdpipe.runtime.artifact import num_cuda_devices, open_artifact, provider_works
+from sdpipe.runtime.cores import num_cores
 from sdpipe.version import __version__
 
 _BASE = ("click", "numpy", "Pillow", "onnxruntime-gpu")
@@ -42,7 +43,7 @@ def report() -> Iterator[Check]:
         )
     yield Check(
         name="processor",
-        finding=f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores for this process",
+        finding=f"{platform.machine()}, {num_cores()} cores for this process",
     )
     yield _training_device()
     yield Check(name="CUDA driver", finding=f"{num_cuda_devices()} devices")
