@@ -19,9 +19,10 @@ from benchmarks.settings import (
     checkpoint_every_s,
     train_config,
 )
-from benchmarks.timing import Turn, ratio, seconds, spread, take_turns
+from benchmarks.timing import ratio, seconds, spread, take_turns
 from sdpipe.data.store import DataSet, open_dataset, write_meta, write_part
 from sdpipe.files import work_folder
+from sdpipe.runtime.turns import Turn
 from sdpipe.training.checkpoint import CheckpointFolder
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig

@@ -1,14 +1,14 @@
 """Variants take turns, so that a noisy moment hits all of them; what comes out is ratios within a round."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-Turn = Callable[[], float]  # does a variant's work of one round, and returns the seconds that it took
+from sdpipe.runtime.turns import Turn, play_rounds
 
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:
@@ -25,26 +25,14 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def order(names: Sequence[str], number: int) -> list[str]:
-    """The order of a round: each begins with another variant, and every second cycle runs backwards.
-
-    So none always comes first, and none always comes behind the same other one.
-    """
-    cycle, first = divmod(number, len(names))
-    turned = [*names[first:], *names[:first]]
-    return turned[::-1] if cycle % 2 else turned
-
-
 def take_turns(turns: Mapping[str, Turn], *, rounds: int, warmup: int, label: str) -> dict[str, np.ndarray]:
     """Seconds of each variant in each counted round, float64 (rounds,); `warmup` rounds before do not count.
 
     label: stands before the progress bar.
     """
-    taken_s: dict[str, list[float]] = {name: [] for name in turns}
-    for number in tqdm(range(warmup + rounds), desc=label, unit="round", disable=None):
-        for name in order(list(turns), number):
-            taken_s[name].append(turns[name]())
-    return {name: np.array(values[warmup:]) for name, values in taken_s.items()}
+    numbers = tqdm(range(warmup + rounds), desc=label, unit="round", disable=None)
+    counted = list(play_rounds(turns, numbers))[warmup:]
+    return {name: np.array([taken_s[name] for taken_s in counted]) for name in turns}
 
 
 def spread(values: np.ndarray) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from conftest import ROOT
 from benchmarks.cost import multiply_adds
 from benchmarks.table import EPOCH_ROWS, EPOCH_TARGET, STEP_ROWS, STEP_TARGET, markdown
 from benchmarks.table import main as print_tables
-from benchmarks.timing import order, ratio
+from benchmarks.timing import ratio
 from benchmarks.training import main as measure
 from sdpipe.files import read_json
 from sdpipe.network import NetworkConfig
+from sdpipe.runtime.turns import order
 
 SMALL = {
     "--depth": 8,
