@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sdpipe.commands.printing import on_one_line
+from sdpipe.commands.printing import aligned, on_one_line
 from sdpipe.errors import errors_on_one_line
 
 DEFAULT_MODEL = "models/model.onnx"
@@ -111,16 +111,34 @@ def inspect(model: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
     from sdpipe.runtime.artifact import count_operators, open_artifact
+    from sdpipe.runtime.variants import read_variants
 
     with errors_on_one_line():
         artifact = open_artifact(model, "cpu")
         facts = {"file": str(model), "bytes": model.stat().st_size, **asdict(artifact.metadata)}
         facts["operators"] = count_operators(model)
+        variants = read_variants(model)
     if as_json:
-        click.echo(json.dumps(facts))
+        click.echo(json.dumps({**facts, "variants": variants} if variants else facts))
         return
     for name, value in facts.items():
         click.echo(f"{name:<16} {_readable(value)}")
+    if variants:
+        click.echo("\n".join(["", *_variants_table(variants, artifact.metadata.variant)]))
+
+
+def _variants_table(variants: list[dict[str, Any]], this: str) -> list[str]:
+    """All variants of the network side by side; a star marks the file in question."""
+    header = ["variant", "test error", "KB", "batch 1 ms", "batch 64 ms", "unlike fp32", "parity"]
+    formats = {"test_error": "{:.2%}", "bytes": "{:,.0f}", "batch_1_ms": "{:.2f}", "batch_64_ms": "{:.1f}"}
+    rows = []
+    for row in variants:
+        found = {**row, "bytes": row["bytes"] and row["bytes"] / 1e3}
+        name = f"{row['variant']} *" if row["variant"] == this else str(row["variant"])
+        names = (*formats, "disagreements_with_fp32", "parity")
+        cells = [(formats.get(key, "{}"), found[key]) for key in names]
+        rows.append([name, *("" if value is None else form.format(value) for form, value in cells)])
+    return aligned(header, rows)
 
 
 def _readable(value: Any) -> str:

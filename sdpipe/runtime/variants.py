@@ -1,0 +1,56 @@
+"""The variants of a network side by side, as `variants.csv` beside its files has them."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+from sdpipe.errors import ModelError
+
+NAME = "variants.csv"
+TEXTS = ("variant", "path")
+NUMBERS = ("test_error", "bytes", "batch_1_ms", "batch_64_ms", "disagreements_with_fp32")
+COLUMNS = (*TEXTS, *NUMBERS, "parity")
+
+
+def read_variants(model: Path) -> list[dict[str, Any]]:
+    """The rows of the variants.csv beside a model file, below it in `variants/`, or above it; else none.
+
+    Empty cells are None. Raises ModelError if the file is not such a table.
+    """
+    folder = model.resolve().parent
+    for place in (folder, folder / "variants", folder.parent):
+        if (place / NAME).is_file():
+            return _read(place / NAME)
+    return []
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return [_row(cells) for cells in csv.DictReader(stream, strict=True)]
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+    except (AttributeError, KeyError, ValueError, csv.Error) as error:  # a row too short has None in it
+        raise ModelError(
+            f"{path}: expected rows of {', '.join(COLUMNS)}: {type(error).__name__} {error}"
+        ) from error
+
+
+def _row(cells: dict[str, str]) -> dict[str, Any]:
+    texts = {name: cells[name] for name in TEXTS}
+    numbers = {name: _number(cells[name].strip()) for name in NUMBERS}
+    return {**texts, **numbers, "parity": _truth(cells["parity"].strip())}
+
+
+def _number(cell: str) -> float | int | None:
+    if not cell:
+        return None
+    value = float(cell)
+    if not math.isfinite(value):
+        raise ValueError(f"{cell} is no figure")
+    return int(cell) if cell.isdigit() else value
+
+
+def _truth(cell: str) -> bool | None:
+    return {"": None, "true": True, "false": False}[cell.lower()]
