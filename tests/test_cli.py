@@ -243,6 +243,7 @@ def test_predict_imports_nothing_of_the_training_stack(pictures: Path, model_pat
         "sdpipe",
         "sdpipe.cli",
         "sdpipe.commands",
+        "sdpipe.commands.benchmarking",
         "sdpipe.commands.model",
         "sdpipe.commands.printing",
         "sdpipe.commands.runs",
