@@ -1,11 +1,12 @@
 # Two commands do everything: `make repro` and `make test`. Each makes .venv first, once.
 PYTHON ?= python3.11
 PORT ?= 5000
+RUNS ?= models/stochastic models/constant
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DO_NOT_TRACK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help repro test test-slow test-base soak benchmark lint lock ui clean
+.PHONY: help repro test test-slow test-base soak benchmark benchmark-deployment lint lock ui clean
 
 help:
 	@echo "make repro      fetch, train, fold, export, prove, deploy"
@@ -14,6 +15,7 @@ help:
 	@echo "make test-base  prediction in an environment with the base install only"
 	@echo "make soak       kill a training in every way for some minutes; writes docs/soak.md"
 	@echo "make benchmark  steps and epochs, side by side; writes benchmarks/training.json"
+	@echo "make benchmark-deployment RUNS='models/A models/B'  their ONNX files, side by side"
 	@echo "make lint       ruff and mypy"
 	@echo "make lock       write the installed versions to constraints.txt"
 	@echo "make ui         MLflow's UI on this project's runs, http://127.0.0.1:$(PORT)"
@@ -46,6 +48,9 @@ soak: .venv/installed
 
 benchmark: .venv/installed
 	python -m benchmarks.training --out benchmarks/training.json
+
+benchmark-deployment: .venv/installed
+	python -m benchmarks.deployment $(RUNS) --out benchmarks/deployment.json
 
 lint: .venv/installed
 	ruff check .
