@@ -44,8 +44,8 @@ def _existing_model(_context: click.Context, _parameter: click.Parameter, value:
     "num_members",
     type=click.IntRange(min=2),
     metavar="M",
-    help="Also ask M sub-networks (ensemble.onnx, beside the model or in variants/): label and probability stay "
-    "the model's, +- is the standard deviation of that label's probability over the M.",
+    help="Also ask M sub-networks (ensemble.onnx, beside the model or in variants/): label and probability "
+    "stay the model's, +- is the standard deviation of that label's probability over the M.",
 )
 def predict(
     images: tuple[str, ...],

@@ -6,6 +6,7 @@ test network (eq. 5). N: images, C: channels, H, W: height and width, K: classes
 
 from dataclasses import replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ class SwitchedNetwork(nn.Module):
     def forward(self, images_NCHW: Tensor, switches_L: Tensor) -> Tensor:
         """Logits (N, K) of normalised images. Every branch is computed, also where its switch is 0."""
         hidden_NCHW = self.network.stem(images_NCHW)
-        for block, switch in zip(self.network.blocks, switches_L.split(1), strict=True):
+        for block, switch in zip(self.network.blocks, torch.split(switches_L, 1), strict=True):
             assert isinstance(block, ResidualBlock)
             switched_NCHW = switch * block.branch(hidden_NCHW)
             if not block.is_plain:

@@ -72,8 +72,7 @@ def open_ensemble(model: Artifact, num_members: int, device: str = "auto") -> En
     num_members: M, at least 2, else there is no spread. Raises ModelError if the model's training has no
     sub-networks, or if the file is missing, no ensemble, or of another training.
     """
-    survival_probs = model.metadata.survival_probs
-    if all(prob == 1 for prob in survival_probs):
+    if all(prob == 1 for prob in model.metadata.survival_probs):
         raise ModelError(f"{model.path}: constant depth has no sub-networks; expected p_L below 1, got 1")
     path = _beside(model.path)
     artifact = open_artifact(path, device)
@@ -82,7 +81,7 @@ def open_ensemble(model: Artifact, num_members: int, device: str = "auto") -> En
     expected, found = model.metadata.fingerprint, artifact.metadata.fingerprint
     if found != expected:
         raise ModelError(f"{path}: expected the training {expected} of {model.path}, got {found}")
-    members = draw_members(survival_probs, num_members, SEED)
+    members = draw_members(artifact.metadata.survival_probs, num_members, SEED)
     return Ensemble(artifact=artifact, switches_ML=np.array(members, dtype=np.float32))
 
 
