@@ -1,4 +1,4 @@
-"""Stage export@<run>: folded.safetensors and its temperature to model.onnx."""
+"""Stage export@<run>: the trained and the folded weights to ensemble.onnx and model.onnx."""
 
 import sys
 from pathlib import Path

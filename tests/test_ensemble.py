@@ -12,8 +12,9 @@ from conftest import make_dataset, make_weights, random_images
 
 from sdpipe.cli import main
 from sdpipe.deploy import ensemble
-from sdpipe.deploy.ensemble import compare_ensemble, draw_members, ensemble_probabilities
+from sdpipe.deploy.ensemble import compare_ensemble, ensemble_probabilities
 from sdpipe.errors import DataError, ModelError
+from sdpipe.runtime.uncertainty import draw_members
 from sdpipe.training.run_files import read_rows
 from sdpipe.training.weights import save_weights
 

@@ -39,8 +39,22 @@ def _existing_model(_context: click.Context, _parameter: click.Parameter, value:
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time."
 )
+@click.option(
+    "--uncertainty",
+    "num_members",
+    type=click.IntRange(min=2),
+    metavar="M",
+    help="Also ask M sub-networks (ensemble.onnx, beside the model or in variants/): label and probability "
+    "stay the model's, +- is the standard deviation of that label's probability over the M.",
+)
 def predict(
-    images: tuple[str, ...], model: Path, top_k: int, as_json: bool, device: str, batch_size: int
+    images: tuple[str, ...],
+    model: Path,
+    top_k: int,
+    as_json: bool,
+    device: str,
+    batch_size: int,
+    num_members: int | None,
 ) -> None:
     """Predict the label of each IMAGE: a file, a folder, a glob, or - for one image on standard input."""
     from sdpipe.runtime.artifact import open_artifact
@@ -54,8 +68,15 @@ def predict(
             raise click.BadParameter(
                 f"{top_k}, and the model has {num_classes} classes.", param_hint="--top-k"
             )
+        ensemble = None
+        if num_members is not None:
+            from sdpipe.runtime.uncertainty import open_ensemble
+
+            ensemble = open_ensemble(artifact, num_members, device)
         num_failed = 0
-        results = predict_files(artifact, expand(images), top_k=top_k, batch_size=batch_size)
+        results = predict_files(
+            artifact, expand(images), top_k=top_k, batch_size=batch_size, ensemble=ensemble
+        )
         for result in _with_progress(results):
             num_failed += isinstance(result, Failure)
             _print_json(result) if as_json else _print_line(result, top_k)
@@ -84,6 +105,8 @@ def _print_json(result: Any) -> None:
     else:
         top = [{"label": label, "probability": probability} for label, probability in result.top]
         line = {"file": result.file, "ok": True, **top[0], "top": top}
+        if result.uncertainty is not None:
+            line["uncertainty"] = vars(result.uncertainty)
     click.echo(json.dumps(line))
 
 
@@ -91,10 +114,16 @@ def _print_line(result: Any, top_k: int) -> None:
     if hasattr(result, "code"):
         return
     label, probability = result.top[0]
-    click.echo(f"{on_one_line(result.file)}: {on_one_line(label)} {probability:.4f}")
+    spread = "" if result.uncertainty is None else f" {_spread(result.uncertainty)}"
+    click.echo(f"{on_one_line(result.file)}: {on_one_line(label)} {probability:.4f}{spread}")
     if top_k > 1:
         for label, probability in result.top:
             click.echo(f"    {on_one_line(label):<20} {probability:.4f}")
+
+
+def _spread(uncertainty: Any) -> str:
+    num_agreeing = round(uncertainty.agreement * uncertainty.members)
+    return f"+- {uncertainty.probability_std:.4f} ({num_agreeing} of {uncertainty.members})"
 
 
 @click.command()

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from sdpipe.data.store import DataSet
 from sdpipe.errors import DataError, ModelError
 from sdpipe.files import replacing
+from sdpipe.runtime.uncertainty import draw_members
 from sdpipe.training.compute import choose_compute
 from sdpipe.training.images import ArrayImages
 from sdpipe.training.weights import Weights, load_weights
@@ -24,14 +25,6 @@ COLUMNS = (
     "fingerprint", "members", "seed",
     "ensemble_error", "test_network_error", "ensemble_nll", "test_network_nll",
 )  # fmt: skip
-
-
-def draw_members(survival_probs: Sequence[float], num_members: int, seed: int) -> list[list[bool]]:
-    """b_1..b_L of each sub-network, b_l ~ Bernoulli(p_l). The first 4 of 16 are the 4 of 4."""
-    draws = [
-        np.random.default_rng((seed, member)).random(len(survival_probs)) for member in range(num_members)
-    ]
-    return [[bool(active) for active in draw_L < np.asarray(survival_probs)] for draw_L in draws]
 
 
 @torch.inference_mode()

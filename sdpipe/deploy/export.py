@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from sdpipe.deploy.confidence import read_temperature
 from sdpipe.deploy.config import ExportConfig
 from sdpipe.deploy.fold import TestNetwork, build_test_network
+from sdpipe.deploy.switched import SwitchedNetwork, fold_unscaled
 from sdpipe.errors import ModelError
 from sdpipe.files import replacing
-from sdpipe.runtime.artifact import INPUT, OUTPUTS, open_artifact
+from sdpipe.runtime.artifact import ENSEMBLE, INPUT, OUTPUTS, SWITCHES, open_artifact
 from sdpipe.runtime.metadata import SCHEMA_VERSION, Metadata
 from sdpipe.training.weights import Weights, load_weights
 from sdpipe.version import __version__
@@ -27,7 +28,7 @@ EXAMPLE_BATCH = 2  # with 1 the exporter would take the batch dimension for a co
 class DeployedNetwork(nn.Module):
     """uint8 pixels in, logits and probabilities out."""
 
-    def __init__(self, weights: Weights, network: TestNetwork, temperature: float) -> None:
+    def __init__(self, weights: Weights, network: TestNetwork | SwitchedNetwork, temperature: float) -> None:
         super().__init__()
         self.temperature = temperature
         # NCHW, as the graph needs it behind the transposition.
@@ -37,10 +38,11 @@ class DeployedNetwork(nn.Module):
         self.register_buffer("std", _channels_first(weights.normalisation.std))
         self.network = network
 
-    def forward(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and probabilities, float32 (N, K), of uint8 images."""
+    def forward(self, images_NHWC: Tensor, switches_L: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits and probabilities, float32 (N, K), of uint8 images; switches_L is a switched network's."""
         images_NCHW = images_NHWC.permute(0, 3, 1, 2).float()
-        logits_NK = self.network((images_NCHW - self.mean_CHW) / self.std)
+        switches = () if switches_L is None else (switches_L,)
+        logits_NK = self.network((images_NCHW - self.mean_CHW) / self.std, *switches)
         # Dividing by 1 would be an operator that does nothing.
         tempered_NK = logits_NK if self.temperature == 1 else logits_NK / self.temperature
         return logits_NK, torch.softmax(tempered_NK, dim=1)
@@ -51,13 +53,15 @@ def _channels_first(statistic: Tensor) -> Tensor:
 
 
 def export_run(folder: Path, config: ExportConfig) -> None:
-    """models/<run>/folded.safetensors and calibration.json to model.onnx.
+    """models/<run>/folded.safetensors, weights.safetensors and calibration.json to model.onnx, ensemble.onnx.
 
     Raises ModelError or DataError if one of them cannot be read.
     """
     temperature = read_temperature(folder / "calibration.json")
     folded = load_weights(folder / "folded.safetensors")
     export_network(folded, folder / "model.onnx", config, temperature=temperature)
+    trained = load_weights(folder / "weights.safetensors")
+    export_ensemble(trained, folder / "ensemble.onnx", config, temperature=temperature)
 
 
 def export_network(
@@ -65,9 +69,23 @@ def export_network(
 ) -> None:
     """Write folded weights as an ONNX file. The same weights give the same bytes."""
     network = DeployedNetwork(folded, build_test_network(folded), temperature).eval()
-    model = _to_onnx(network, folded, config)
-    _strip(model)
+    model = _to_onnx(network, {INPUT: _example(folded)}, config)
     save_model(model, onnx_path, describe(folded, temperature=temperature, variant=variant))
+
+
+def export_ensemble(
+    trained: Weights, onnx_path: Path, config: ExportConfig, *, temperature: float = 1.0
+) -> None:
+    """Write trained weights as the sub-network ensemble, whose second input are the switches b_1..b_L.
+
+    The temperature is the test network's, so that b_l = p_l gives the test network's probabilities, too.
+    """
+    folded = fold_unscaled(trained)
+    switched = SwitchedNetwork(build_test_network(folded))
+    switches_L = torch.ones(folded.info.network.num_blocks)
+    network = DeployedNetwork(folded, switched, temperature).eval()
+    model = _to_onnx(network, {INPUT: _example(folded), SWITCHES: switches_L}, config)
+    save_model(model, onnx_path, describe(folded, temperature=temperature, variant=ENSEMBLE))
 
 
 def save_model(model: onnx.ModelProto, onnx_path: Path, metadata: Metadata) -> None:
@@ -107,18 +125,24 @@ def describe(folded: Weights, *, temperature: float, variant: str) -> Metadata:
     )
 
 
-def _to_onnx(network: nn.Module, folded: Weights, config: ExportConfig) -> onnx.ModelProto:
+def _example(folded: Weights) -> Tensor:
     shape = (EXAMPLE_BATCH, *folded.info.image_size, folded.info.network.in_channels)
-    example_NHWC = torch.zeros(shape, dtype=torch.uint8)
+    return torch.zeros(shape, dtype=torch.uint8)
+
+
+def _to_onnx(network: nn.Module, examples: dict[str, Tensor], config: ExportConfig) -> onnx.ModelProto:
+    """examples: of each input; the images' first dimension becomes the batch."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
             network,
-            (example_NHWC,),
-            input_names=[INPUT],
+            tuple(examples.values()),
+            input_names=list(examples),
             output_names=list(OUTPUTS),
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_shapes=tuple(
+                {0: torch.export.Dim("batch", min=1)} if name == INPUT else None for name in examples
+            ),
             opset_version=config.opset,
             dynamo=True,
             external_data=False,
@@ -127,6 +151,7 @@ def _to_onnx(network: nn.Module, folded: Weights, config: ExportConfig) -> onnx.
     if program is None:
         raise ModelError("the exporter returned nothing")
     model: onnx.ModelProto = program.model_proto
+    _strip(model)
     return model
 
 

@@ -20,6 +20,8 @@ onnxruntime.set_default_logger_severity(3)  # errors; it warns about GPUs that a
 
 INPUT = "images"
 OUTPUTS = ("logits", "probabilities")
+SWITCHES = "switches"  # b_1..b_L, a second input that the sub-network ensemble alone has
+ENSEMBLE = "ensemble"  # its variant
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,13 +32,24 @@ class Artifact:
     metadata: Metadata
     session: Any
 
-    def run(self, images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(
+        self, images_NHWC: np.ndarray, switches_L: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Logits and probabilities, float32 (N, K), of uint8 images (N, H, W, C).
 
-        Raises ModelError if onnxruntime cannot compute them, as when a device's memory is full.
+        switches_L: b_1..b_L, float32, for the sub-network ensemble only. Raises ModelError for an ensemble
+        without them, and if onnxruntime cannot compute, as when a device's memory is full.
         """
+        inputs = {INPUT: images_NHWC}
+        if switches_L is not None:
+            inputs[SWITCHES] = switches_L
+        elif self.metadata.variant == ENSEMBLE:
+            raise ModelError(
+                f"{self.path}: is the sub-network ensemble, expected the model that it stands beside; "
+                "`predict --uncertainty` uses both"
+            )
         try:
-            logits_NK, probabilities_NK = self.session.run(list(OUTPUTS), {INPUT: images_NHWC})
+            logits_NK, probabilities_NK = self.session.run(list(OUTPUTS), inputs)
         except _failures() as error:
             raise ModelError(f"{self.path}: onnxruntime fails: {_one_line(error)}") from error
         return logits_NK, probabilities_NK
@@ -70,12 +83,15 @@ def open_artifact(path: Path, device: str = "auto", *, threads: int | None = Non
 def _check_graph(session: Any, metadata: Metadata, path: Path) -> None:
     """The graph must take and give what the metadata says."""
     classes = len(metadata.class_names)
+    switches = [(SWITCHES, "tensor(float)", [len(metadata.survival_probs)])]
     expected = [
         (INPUT, "tensor(uint8)", [*metadata.image_size, metadata.channels]),
+        *(switches if metadata.variant == ENSEMBLE else []),
         *((name, "tensor(float)", [classes]) for name in OUTPUTS),
     ]
     values = [*session.get_inputs(), *session.get_outputs()]
-    found = [(value.name, value.type, list(value.shape[1:])) for value in values]
+    # All but the switches have the batch in front.
+    found = [(value.name, value.type, list(value.shape[value.name != SWITCHES :])) for value in values]
     if found != expected:
         raise ModelError(f"{path}: its graph has {found}, its metadata say {expected}")
 

@@ -65,6 +65,8 @@ class Metadata:
         names, size = metadata.class_names, metadata.image_size
         if not (_is_list_of(names, str) and names and _is_list_of(size, int) and len(size) == 2):
             raise ModelError(f"{name}: its metadata hold no class names or no image size")
+        if not _is_list_of(metadata.survival_probs, float):
+            raise ModelError(f"{name}: its metadata hold no survival probabilities")
         return metadata
 
 

@@ -6,12 +6,16 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sdpipe.errors import ImageError
 from sdpipe.runtime.artifact import Artifact
 from sdpipe.runtime.image import MAX_BYTES, decode, image_suffixes
+
+if TYPE_CHECKING:  # most predictions do not load it
+    from sdpipe.runtime.uncertainty import Ensemble, Uncertainty
 
 STDIN = "-"
 
@@ -22,6 +26,7 @@ class Prediction:
 
     file: str
     top: list[tuple[str, float]]
+    uncertainty: "Uncertainty | None" = None  # of the first label, where an ensemble was asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +83,17 @@ def _in_folder(folder: str) -> Iterator[str | Failure]:
 
 
 def predict(
-    artifact: Artifact, files: Iterable[str | Failure], *, top_k: int, batch_size: int
+    artifact: Artifact,
+    files: Iterable[str | Failure],
+    *,
+    top_k: int,
+    batch_size: int,
+    ensemble: "Ensemble | None" = None,
 ) -> Iterator[Prediction | Failure]:
-    """Predict in input order; one result for each file. Memory holds one batch."""
+    """Predict in input order; one result for each file. Memory holds one batch.
+
+    ensemble: adds to each prediction how its sub-networks see the label.
+    """
     waiting: list[Failure | str] = []
     images: list[np.ndarray] = []
     for file in files:
@@ -92,9 +105,9 @@ def predict(
             waiting.append(str(file))
         # A single bad file is reported when its batch is; a thousand of them do not pile up.
         if len(images) == batch_size or len(waiting) >= 2 * batch_size:
-            yield from _predict_batch(artifact, waiting, images, top_k)
+            yield from _predict_batch(artifact, waiting, images, top_k, ensemble)
             waiting, images = [], []
-    yield from _predict_batch(artifact, waiting, images, top_k)
+    yield from _predict_batch(artifact, waiting, images, top_k, ensemble)
 
 
 def _decode(artifact: Artifact, file: str) -> np.ndarray | Failure:
@@ -116,14 +129,27 @@ def _read_stdin() -> bytes:
 
 
 def _predict_batch(
-    artifact: Artifact, waiting: list[Failure | str], images: list[np.ndarray], top_k: int
+    artifact: Artifact,
+    waiting: list[Failure | str],
+    images: list[np.ndarray],
+    top_k: int,
+    ensemble: "Ensemble | None",
 ) -> Iterator[Prediction | Failure]:
-    rows = iter(artifact.run(np.stack(images))[1]) if images else iter(())
+    judged: list[Uncertainty | None] = [None] * len(images)
+    probabilities_NK: np.ndarray = np.empty((0, 0))
+    if images:
+        images_NHWC = np.stack(images)
+        _, probabilities_NK = artifact.run(images_NHWC)
+        if ensemble is not None:
+            judged = [*ensemble.judge(images_NHWC, probabilities_NK.argmax(axis=1))]
+    rows = zip(probabilities_NK, judged, strict=True)
     for entry in waiting:
         if isinstance(entry, Failure):
             yield entry
         else:
-            yield Prediction(file=entry, top=_top(artifact, next(rows), top_k))
+            probabilities_K, uncertainty = next(rows)
+            top = _top(artifact, probabilities_K, top_k)
+            yield Prediction(file=entry, top=top, uncertainty=uncertainty)
 
 
 def _top(artifact: Artifact, probabilities_K: np.ndarray, top_k: int) -> list[tuple[str, float]]:
