@@ -65,4 +65,5 @@ ui: .venv/installed
 		--backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 clean:
-	rm -rf .venv .venv-base data models/*/ models/model.onnx .sdpipe/runs .sdpipe/finished .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .venv .venv-base data models/*/ models/model.onnx models/README.md models/deployed.json \
+		models/SHA256SUMS .sdpipe/runs .sdpipe/finished .pytest_cache .mypy_cache .ruff_cache build *.egg-info

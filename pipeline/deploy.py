@@ -1,18 +1,24 @@
-"""Stage deploy: the chosen run becomes models/model.onnx, if its gates held."""
+"""Stage deploy: the chosen run becomes what models/ offers, if its gates held; MLflow registers it."""
 
 from pathlib import Path
 
 from sdpipe.config import get_value, parse_section, read_params
+from sdpipe.deploy.card import write_card
 from sdpipe.deploy.config import DeployConfig
-from sdpipe.deploy.release import release
+from sdpipe.deploy.registry import register_quietly
+from sdpipe.deploy.release import judge, write_release
 from sdpipe.errors import errors_on_one_line
 
 
 def main() -> None:
     config = parse_section(DeployConfig, get_value(read_params(Path("params.yaml")), "deploy"), "deploy")
-    destination = Path("models/model.onnx")
-    release(Path("models") / config.run, destination, config)
-    print(f"{destination} is run {config.run}")
+    models = Path("models")
+    candidate = judge(models / config.run, config)
+    for name, reason in candidate.left_out.items():
+        print(f"{name} is left out: {reason}")
+    deployed = write_release(candidate, models, write_card(candidate), config)
+    print(f"{models}/model.onnx is run {config.run}, with {len(deployed.variants)} variants beside it")
+    register_quietly(models)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import click
 from sdpipe.commands.benchmarking import benchmark
 from sdpipe.commands.model import doctor, inspect, predict
 from sdpipe.commands.runs import ensemble, recipe, report_command, track
+from sdpipe.commands.serve import triton
 from sdpipe.version import __version__
 
 
@@ -17,5 +18,5 @@ def main() -> None:
     """Classify pictures with a deployed stochastic-depth network."""
 
 
-for command in (predict, inspect, benchmark, doctor, track, recipe, report_command, ensemble):
+for command in (predict, inspect, benchmark, triton, doctor, track, recipe, report_command, ensemble):
     main.add_command(command)

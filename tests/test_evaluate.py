@@ -1,4 +1,4 @@
-"""Parity catches planted faults; evaluate measures against independent oracles; deploy keeps its gates."""
+"""Parity catches planted faults; evaluate measures against independent oracles."""
 
 import csv
 import json
@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import export_to, make_weights, random_images
+from deployable import deploy_config
 from torch import nn
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy import fold as fold_module
-from sdpipe.deploy.config import DeployConfig, EvaluateConfig
+from sdpipe.deploy.config import EvaluateConfig
 from sdpipe.deploy.evaluate import evaluate_run
 from sdpipe.deploy.parity import Reference, check_parity, compare_logits, onnx_logits
-from sdpipe.deploy.release import release
-from sdpipe.errors import DataError, GateError, ModelError, ParityError
+from sdpipe.deploy.release import judge
+from sdpipe.errors import GateError, ModelError, ParityError
 from sdpipe.network import ResNet
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.training.weights import Weights, save_weights
@@ -114,7 +115,7 @@ def test_planted_faults_fail_evaluate(
         evaluate_run(folder, dataset, HISTORY, CONFIG)
     assert json.loads((folder / "metrics.json").read_text())["parity"] is False
     with pytest.raises(GateError, match="parity"):
-        release(folder, tmp_path / "model.onnx", DeployConfig(run="faulty", max_test_error=1.0))
+        judge(folder, deploy_config(max_test_error=1.0))
 
 
 def test_scores_against_plain_counting(run_folder: Path, dataset: DataSet) -> None:
@@ -201,24 +202,6 @@ def test_files_of_two_runs_are_not_compared(tmp_path: Path, dataset: DataSet) ->
     )
     with pytest.raises(ModelError, match="its run is"):
         evaluate_run(folder, dataset, HISTORY, CONFIG)
-
-
-def test_deploy_keeps_its_gates(run_folder: Path, tmp_path: Path, dataset: DataSet) -> None:
-    """The error gate, then another file than the evaluated one; the deployed file stays as it was."""
-    evaluate_run(run_folder, dataset, HISTORY, CONFIG)
-    destination = tmp_path / "out" / "model.onnx"
-    release(run_folder, destination, DeployConfig(run="stochastic", max_test_error=1.0))
-    assert destination.read_bytes() == (run_folder / "model.onnx").read_bytes()
-    deployed = destination.read_bytes()
-    with pytest.raises(GateError, match=r"over deploy\.max_test_error 0\.001"):
-        release(run_folder, destination, DeployConfig(run="stochastic", max_test_error=0.001))
-    (run_folder / "model.onnx").write_bytes(b"other")
-    with pytest.raises(GateError, match="about another file"):
-        release(run_folder, destination, DeployConfig(run="stochastic", max_test_error=1.0))
-    (run_folder / "metrics.json").unlink()
-    with pytest.raises(DataError, match=r"metrics\.json: cannot be read"):
-        release(run_folder, destination, DeployConfig(run="stochastic", max_test_error=1.0))
-    assert destination.read_bytes() == deployed
 
 
 def test_more_classes_than_fit_with_numbers_are_drawn(tmp_path: Path) -> None:

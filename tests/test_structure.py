@@ -74,11 +74,25 @@ def test_the_runtime_imports_nothing_of_the_training_side() -> None:
             assert others <= RUNTIME_MAY, path
 
 
-def test_only_tracking_imports_mlflow() -> None:
+def test_only_tracking_and_registry_import_mlflow() -> None:
+    """Runs, registered models, and the file that MLflow itself runs when it serves one."""
     importing = [
         str(path) for path in SOURCES if any(name.split(".")[0] == "mlflow" for name in imported_names(path))
     ]
-    assert importing == ["sdpipe/training/tracking.py"]
+    assert importing == [
+        "sdpipe/deploy/registry.py",
+        "sdpipe/deploy/served.py",
+        "sdpipe/training/tracking.py",
+    ]
+
+
+def test_a_served_model_carries_what_it_imports() -> None:
+    """A registered model runs without sdpipe installed, out of its own copy of these files."""
+    from sdpipe.deploy.registry import SHIPPED
+
+    needed = {str(path) for path in reached(Path("sdpipe/deploy/served.py"))}
+    own = {"sdpipe/deploy/served.py", "sdpipe/deploy/__init__.py"}
+    assert {f"sdpipe/{name}" for name in SHIPPED} == needed - own
 
 
 def test_only_the_stages_read_params_yaml() -> None:

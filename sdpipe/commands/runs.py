@@ -12,13 +12,25 @@ from sdpipe.errors import SdpipeError, errors_on_one_line, training_packages
 @click.command()
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[MODELS/RUN]...")
 def track(folders: tuple[Path, ...]) -> None:
-    """Send finished runs to MLflow where they are missing. Default: all of models/."""
+    """Send finished runs, and what is deployed, to MLflow where they are missing. Default: all of models/."""
+
+    def is_deployment(folder: Path) -> bool:
+        return (folder / "deployed.json").is_file()
 
     def load() -> Callable[[Path], None]:
-        from sdpipe.track import track as track_folder
+        from sdpipe.deploy.registry import register
+        from sdpipe.track import track as track_run
 
-        return lambda folder: click.echo(f"{folder}: MLflow run {track_folder(folder)}")
+        def send(folder: Path) -> None:
+            if is_deployment(folder):
+                click.echo(f"{folder}: version {register(folder)} in MLflow's registry")
+            else:
+                click.echo(f"{folder}: MLflow run {track_run(folder)}")
 
+        return send
+
+    if not folders and is_deployment(models := Path("models")):
+        folders = (*_finished_runs(), models)
     _for_each_run(folders, "track", load)
 
 
@@ -142,9 +154,7 @@ def _for_each_run(
     failed = False
     with errors_on_one_line(), training_packages(command):
         work = load()
-        chosen = folders or tuple(
-            sorted(path.parent for path in Path("models").glob("*/weights.safetensors"))
-        )
+        chosen = folders or _finished_runs()
         if not chosen:
             raise SdpipeError("models/: no finished run; `make repro` trains them")
         for folder in chosen:
@@ -155,3 +165,7 @@ def _for_each_run(
                 click.echo(f"error: {error}", err=True)
     if failed:
         raise SystemExit(1)
+
+
+def _finished_runs() -> tuple[Path, ...]:
+    return tuple(sorted(path.parent for path in Path("models").glob("*/weights.safetensors")))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sdpipe.config import Section
+from sdpipe.config import Fraction, Section
 
 BatchSizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
 
@@ -35,3 +35,6 @@ class DeployConfig(Section):
 
     run: str
     max_test_error: Annotated[float, Field(gt=0, le=1)]  # fraction, of the ONNX file on the test set
+    max_error_increase: Fraction  # over the fp32 file's test error, of the int8 and fp16 files
+    max_pruned_error_increase: Fraction  # the same of files with fewer blocks, int8 ones too
+    registered_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # its name in MLflow's registry

@@ -1,20 +1,57 @@
-"""Deploy: the chosen run's file becomes models/model.onnx, after its gates held."""
+"""Deploy: the chosen run's files become models/model.onnx and models/variants/, after their gates held.
 
+Beside them then stand README.md (the model card), deployed.json (for programs) and SHA256SUMS.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from sdpipe.deploy.config import DeployConfig
-from sdpipe.errors import GateError
-from sdpipe.files import read_json, replacing, sha256_of
+from sdpipe.errors import DataError, GateError
+from sdpipe.files import read_json, sha256_of, sync_folder, write_json, write_synced
+
+MODEL, VARIANTS, CARD, FACTS, SUMS = "model.onnx", "variants", "README.md", "deployed.json", "SHA256SUMS"
+
+_ROUNDING = 1e-9  # errors are fractions; a difference of two is exact only up to this
 
 
-def release(folder: Path, destination: Path, config: DeployConfig) -> None:
-    """Copy models/<run>/model.onnx to `destination` if everything asked of it holds.
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """What is deployed, as deployed.json says it."""
 
-    Gates: metrics.json is about this very file, parity held, and the test error is at most
-    `max_test_error`. Raises GateError naming those that did not hold, DataError
-    without a readable metrics.json; `destination` stays as it was.
+    run: str
+    fingerprint: str
+    sha256: str  # of model.onnx
+    test_error: float  # fraction
+    registered_model: str  # its name in MLflow's registry
+    variants: dict[str, str]  # name, such as int8 or keep-17.int8, to the file's name in variants/
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What a run has to ship, judged."""
+
+    run_folder: Path
+    metrics: Mapping[str, Any]
+    variants: Mapping[str, Path]  # whose gates held
+    left_out: Mapping[str, str]  # the others, and why
+
+
+def judge(folder: Path, config: DeployConfig) -> Candidate:
+    """Hold models/<run>/ against the gates.
+
+    model.onnx must be the file that metrics.json is about, with parity, and a test error of at most
+    `max_test_error`; a variant likewise, its error at most `max_error_increase` (int8, fp16) or
+    `max_pruned_error_increase` (fewer blocks) over that of model.onnx. Raises GateError naming what did not
+    hold of model.onnx, DataError without a readable metrics.json.
     """
-    model_path = folder / "model.onnx"
+    model_path = folder / MODEL
     metrics = read_json(folder / "metrics.json")
     if not model_path.is_file():
         raise GateError(f"{model_path}: no such file")
@@ -28,5 +65,102 @@ def release(folder: Path, destination: Path, config: DeployConfig) -> None:
         faults.append(f"test error {error} is over deploy.max_test_error {config.max_test_error}")
     if faults:
         raise GateError(f"{model_path} is not deployed: " + "; ".join(faults))
-    with replacing(destination) as beside:
-        beside.write_bytes(model_path.read_bytes())
+    found = _variant_files(folder)
+    verdicts = {name: _variant_fault(name, path, metrics, config) for name, path in found.items()}
+    return Candidate(
+        run_folder=folder,
+        metrics=metrics,
+        variants={name: path for name, path in found.items() if verdicts[name] is None},
+        left_out={name: fault for name, fault in verdicts.items() if fault is not None},
+    )
+
+
+def _variant_files(folder: Path) -> dict[str, Path]:
+    """The other ONNX files of a run, by the names that their metadata bear."""
+    named = {"int8": "model.int8.onnx", "fp16": "model.fp16.onnx", "ensemble": "ensemble.onnx"}
+    found = {name: folder / file for name, file in named.items() if (folder / file).is_file()}
+    for part in ("pruned", "pruned-int8"):
+        found |= {path.stem: path for path in sorted((folder / part).glob("*.onnx"))}
+    return found
+
+
+def _variant_fault(name: str, path: Path, metrics: Mapping[str, Any], config: DeployConfig) -> str | None:
+    """Why a variant is not shipped; None if it is."""
+    facts = metrics.get("variants", {}).get(name)
+    if facts is None:
+        return "metrics.json says nothing of it"
+    if facts.get("sha256") != sha256_of(path):
+        return "metrics.json is about another file"
+    if facts.get("parity") is not True:
+        return "its parity did not hold"
+    if name == "ensemble":  # its error is that of the draws that a user asks for
+        return None
+    key = "max_error_increase" if name in ("int8", "fp16") else "max_pruned_error_increase"
+    error, allowed = facts.get("test_error"), getattr(config, key)
+    base = metrics["test_error"]
+    if not isinstance(error, int | float) or not error <= base + allowed + _ROUNDING:
+        return f"test error {error} is over {base} by more than deploy.{key} {allowed}"
+    return None
+
+
+def write_release(candidate: Candidate, models: Path, card: str, config: DeployConfig) -> Deployed:
+    """Put the files that passed into `models`, with the card and the sums of everything.
+
+    They are written beside first, and then renamed, the sums last: a failure before that changes nothing, and
+    one within it (a lost power supply) is seen by `sha256sum --check`.
+    """
+    with _beside(models) as staged:
+        _copy(candidate.run_folder / MODEL, staged / MODEL)
+        (staged / VARIANTS).mkdir()
+        for path in candidate.variants.values():
+            _copy(path, staged / VARIANTS / path.name)
+        write_synced(staged / CARD, card.encode())
+        deployed = Deployed(
+            run=candidate.run_folder.name,
+            fingerprint=candidate.metrics["fingerprint"],
+            sha256=sha256_of(staged / MODEL),
+            test_error=candidate.metrics["test_error"],
+            registered_model=config.registered_model,
+            variants={name: path.name for name, path in candidate.variants.items()},
+        )
+        write_json(staged / FACTS, asdict(deployed))
+        names = [MODEL, *(f"{VARIANTS}/{path.name}" for path in candidate.variants.values()), CARD, FACTS]
+        sums = "".join(f"{sha256_of(staged / name)}  {name}\n" for name in sorted(names))
+        write_synced(staged / SUMS, sums.encode())
+        sync_folder(staged / VARIANTS)
+        # A folder cannot be renamed over one that holds files.
+        if (models / VARIANTS).exists():
+            (models / VARIANTS).replace(staged / "before")
+        for name in (VARIANTS, MODEL, CARD, FACTS, SUMS):
+            (staged / name).replace(models / name)
+        sync_folder(models)
+    return deployed
+
+
+@contextmanager
+def _beside(models: Path) -> Iterator[Path]:
+    models.mkdir(parents=True, exist_ok=True)
+    for left in models.glob(".release.*"):  # of a process that was killed
+        shutil.rmtree(left)
+    staged = Path(tempfile.mkdtemp(prefix=".release.", dir=models))
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _copy(source: Path, destination: Path) -> None:
+    shutil.copyfile(source, destination)
+    with destination.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def read_deployed(models: Path) -> Deployed:
+    """What `models` holds. Raises DataError if it was not deployed there whole."""
+    facts = read_json(models / FACTS)
+    if set(facts) != {column.name for column in fields(Deployed)}:
+        raise DataError(f"{models / FACTS}: not written by this sdpipe; run `dvc repro deploy`")
+    deployed = Deployed(**facts)
+    if not (models / MODEL).is_file() or sha256_of(models / MODEL) != deployed.sha256:
+        raise DataError(f"{models / MODEL}: is not the file that {FACTS} is about")
+    return deployed

@@ -1,4 +1,4 @@
-"""MLflow, the only file that imports it: runs as a view of the files that a training leaves.
+"""MLflow: runs as a view of the files that a training leaves.
 
 The files are the truth. `publish()` brings a run in MLflow up to what a `RunRecord` says, and may be called
 again at any time: it sends what is missing. `LiveTracker` does that in the background while a training goes
@@ -11,7 +11,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
@@ -58,6 +60,16 @@ class RunRecord:
 
 def publish(record: RunRecord) -> str:
     """Bring MLflow up to `record`; returns the MLflow run id. Raises TrackingError if the store refuses."""
+    with connected() as (mlflow, experiment_id):
+        return _Publisher(mlflow, experiment_id).publish(record)
+
+
+@contextmanager
+def connected() -> Iterator[tuple[Any, str]]:
+    """MLflow itself, with its store set and open, and the experiment's id.
+
+    Raises TrackingError if the store refuses, within the block too.
+    """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -65,9 +77,29 @@ def publish(record: RunRecord) -> str:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return _Publisher(mlflow, _open_store(mlflow)).publish(record)
+        yield mlflow, _open_store(mlflow)
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: a store's driver
         raise TrackingError(f"MLflow: {' '.join(str(error).split())[:300]}") from error
+
+
+def quietly(work: Callable[[], object]) -> None:
+    """Do what concerns MLflow for a stage: a store that is down costs PATIENCE_S and a warning at most."""
+
+    def attempt() -> None:
+        try:
+            work()
+        except SdpipeError as error:
+            _warn(str(error))
+
+    thread = threading.Thread(target=attempt, name="mlflow", daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    if thread.is_alive():
+        _warn(f"MLflow: no answer from {store_uri()} in {PATIENCE_S:.0f} s")
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}; nothing is lost, `sdpipe track` sends it later", file=sys.stderr)
 
 
 def store_uri() -> str:
@@ -250,5 +282,5 @@ class LiveTracker:
 
     def _tell(self, text: str) -> None:
         if not self._told:
-            print(f"warning: {text}; nothing is lost, `sdpipe track` sends it later", file=sys.stderr)
+            _warn(text)
         self._told = True

@@ -1,0 +1,36 @@
+"""Commands that hand a deployed model to a server. They need the base install only."""
+
+from pathlib import Path
+
+import click
+
+from sdpipe.commands.model import DEFAULT_MODEL, _existing_model, model_help
+from sdpipe.errors import errors_on_one_line
+
+
+@click.command()
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_MODEL,
+    envvar="SDPIPE_MODEL",
+    callback=_existing_model,
+    help=model_help,
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="The model repository, made if missing."
+)
+@click.option("--name", default="sdpipe", show_default=True, help="The model's name and folder in it.")
+@click.option(
+    "--max-batch-size",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Pictures that Triton may put into one batch.",
+)
+def triton(model: Path, out: Path, name: str, max_batch_size: int) -> None:
+    """Write a model repository for NVIDIA's Triton Inference Server: OUT/NAME/."""
+    from sdpipe.runtime.triton import write_triton_repository
+
+    with errors_on_one_line():
+        click.echo(write_triton_repository(model, out, name, max_batch_size))

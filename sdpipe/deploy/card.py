@@ -1,0 +1,238 @@
+"""The model card, models/README.md: what is deployed, from the facts that the stages left, and nothing else.
+
+The same files give the same card: it holds no time of writing and no path of the machine.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from sdpipe.deploy.loading import loading_section
+from sdpipe.deploy.release import MODEL, VARIANTS, Candidate
+from sdpipe.files import read_json, sha256_of
+from sdpipe.runtime.artifact import open_artifact
+from sdpipe.runtime.metadata import Metadata
+from sdpipe.training.weights import ModelInfo, load_info
+
+_FEW_CLASSES = 20  # a table with a row for each
+
+
+def write_card(candidate: Candidate) -> str:
+    """The card of a run that passed its gates, as Markdown.
+
+    Reads models/<run>/: weights.safetensors, train.json, timing.json, calibration.json, latency.json,
+    classes.csv. Raises DataError or ModelError naming one that is missing or damaged.
+    """
+    folder = candidate.run_folder
+    metadata = open_artifact(folder / MODEL, device="cpu").metadata
+    info = load_info(folder / "weights.safetensors")
+    train, timing = read_json(folder / "train.json"), read_json(folder / "timing.json")
+    sections = [
+        _head(candidate, metadata, train),
+        loading_section(metadata),
+        _errors(candidate, folder, train),
+        _parity(candidate.metrics),
+        _confidence(read_json(folder / "calibration.json"), candidate.metrics),
+        _speed(read_json(folder / "latency.json"), timing),
+        _variants(candidate),
+        _pictures(metadata),
+        _recipe(info, train, timing),
+        _limits(metadata),
+    ]
+    return "\n".join(section for section in sections if section)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(_cell(value) for value in line)} |\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.replace("|", "\\|").split())  # class names are the user's
+
+
+def _error(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else ""
+
+
+def _head(candidate: Candidate, metadata: Metadata, train: Mapping[str, Any]) -> str:
+    kind = "stochastic" if metadata.p_L < 1 else "constant"
+    size = " x ".join(str(side) for side in (*metadata.image_size, metadata.channels))
+    names = metadata.class_names
+    more = "" if len(names) <= _FEW_CLASSES else ", ... (all are in the file's metadata)"
+    rows = [
+        ["run", f"{candidate.run_folder.name}, fingerprint {metadata.fingerprint}"],
+        ["network", f"{metadata.depth} layers, {train['num_parameters']:,} parameters"],
+        [
+            "depth while training",
+            f"{metadata.rule}, p_L {metadata.p_L:g}: {train['expected_depth']:.2f} of "
+            f"{train['num_blocks']} blocks active on average",
+        ],
+        ["data set", f"{metadata.data_set}, SHA-256 of its arrays {metadata.data_digest}"],
+        ["classes", f"{len(names)}: {', '.join(names[:_FEW_CLASSES])}{more}"],
+        ["pictures", f"{size} (height, width, channels), uint8"],
+        [MODEL, f"SHA-256 {candidate.metrics['model_sha256']}"],
+        ["made by", f"sdpipe {metadata.sdpipe_version}"],
+    ]
+    return f"""# {metadata.data_set}, {metadata.depth} layers, {kind} depth
+
+A residual network that was trained with {kind} depth (Huang et al. 2016, arXiv 1603.09382), folded into a
+plain full-depth network and exported as one ONNX file. Pixels go in as they are; normalisation is in the
+graph. The stage `deploy` wrote this page from what the run left.
+
+{table(["", ""], rows)}
+`sha256sum --check SHA256SUMS` in this folder checks every file.
+"""
+
+
+def _errors(candidate: Candidate, folder: Path, train: Mapping[str, Any]) -> str:
+    metrics = candidate.metrics
+    rows = [
+        ["validation", _error(train["validation_error"]), train["num_validation"], "PyTorch, while training"],
+        ["test", _error(metrics["test_error"]), metrics["num_test"], MODEL],
+        ["test", _error(metrics["test_error_pytorch"]), metrics["num_test"], "PyTorch"],
+    ]
+    text = "## Errors\n\n" + table(["part", "error", "pictures", "computed by"], rows)
+    text += f"\nOne training (n = 1), at epoch {train['best_epoch']:g}, of lowest validation error.\n"
+    classes = _read_csv(folder / "classes.csv")
+    if len(classes) <= _FEW_CLASSES:
+        rows = [[row["class"], _error(float(row["precision"])), _error(float(row["recall"])), row["images"]]
+                for row in classes]  # fmt: skip
+        text += "\n" + table(["class", "precision", "recall", "test pictures"], rows)
+    return text
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:  # class names may hold newlines
+        return list(csv.DictReader(stream))
+
+
+def _parity(metrics: Mapping[str, Any]) -> str:
+    return f"""## Parity with PyTorch
+
+Over all {metrics["num_test"]:,} test pictures the logits of {MODEL} differ from those of the trained
+network in PyTorch by at most {metrics["max_abs_logit_diff"]:.2g}, which is
+{metrics["relative_logit_diff"]:.2g} of their spread; {metrics["argmax_disagreements"]} pictures get
+another class.
+"""
+
+
+def _confidence(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    rows = []
+    for when, name, temperature in (
+        ("before", "uncalibrated", 1.0),
+        ("after", "calibrated", facts["temperature"]),
+    ):
+        # metrics.json is of the file as it is, whose figures bear no ending.
+        ending = "_uncalibrated" if name == "uncalibrated" else ""
+        rows.append(
+            [
+                f"{when}, T = {temperature:.4g}",
+                facts[f"validation_ece_{name}"],
+                facts[f"validation_nll_{name}"],
+                metrics.get(f"expected_calibration_error{ending}", ""),
+            ]
+        )
+    header = [
+        "",
+        "validation: expected calibration error",
+        "negative log-likelihood",
+        "test: expected calibration error",
+    ]
+    return f"""## Confidence
+
+`probabilities` are softmax(`logits` / T). T was fitted on the validation part,
+{facts["num_validation"]:,} pictures.
+
+{table(header, rows)}"""
+
+
+def _speed(latency: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
+    sizes = {name: facts for name, facts in latency.items() if name.startswith("batch_")}
+    contenders = list(dict.fromkeys(contender for facts in sizes.values() for contender in facts))
+    rows = []
+    for contender in contenders:
+        measured = [facts.get(contender) for facts in sizes.values()]
+        rows.append([contender, *("" if one is None else _quartiles(one) for one in measured)])
+    counts = [one["n"] for facts in sizes.values() for one in facts.values()]
+    header = ["", *(f"{name.replace('_', ' of ')}" for name in sizes)]
+    hardware = latency.get("hardware")
+    where = f"Measured on {hardware}." if hardware else "Measured where `evaluate` ran."
+    return f"""## Speed
+
+Milliseconds a call, median (quartiles), n = {min(counts)} calls of each in turns. {where}
+The training took {timing["train_s"]:.0f} s on {timing["hardware"]}.
+
+{table(header, rows)}"""
+
+
+def _quartiles(one: Mapping[str, Any]) -> str:
+    return f"{one['median_ms']:.3g} ({one['quartile_1_ms']:.3g} to {one['quartile_3_ms']:.3g})"
+
+
+def _variants(candidate: Candidate) -> str:
+    if not candidate.variants:
+        return ""
+    shipped = {"fp32": candidate.run_folder / MODEL, **candidate.variants}
+    facts = {"fp32": candidate.metrics, **candidate.metrics.get("variants", {})}
+    rows = [
+        [
+            f"`{path.name if name == 'fp32' else f'{VARIANTS}/{path.name}'}`",
+            name,
+            _error(facts[name].get("test_error")),
+            facts[name].get("disagreements_with_fp32", ""),
+            f"{path.stat().st_size:,}",
+            sha256_of(path)[:16],
+        ]
+        for name, path in shipped.items()
+    ]
+    header = ["file", "variant", "test error", "other classes than fp32", "bytes", "SHA-256 begins"]
+    return f"""## Variants
+
+{table(header, rows)}
+int8: weights and activations of 8 bits. fp16: for GPUs. keep-N: N residual blocks are left. ensemble: a
+second input switches blocks on and off, for sub-networks at random.
+"""
+
+
+def _pictures(metadata: Metadata) -> str:
+    height, width = metadata.image_size
+    colours = "grey" if metadata.channels == 1 else "RGB"
+    part = (
+        "it" if metadata.crop_fraction == 1 else f"{metadata.crop_fraction:.4g} of each side, at the centre,"
+    )
+    return f"""## How a picture is prepared
+
+Its EXIF orientation is applied; transparency is laid over white; it becomes {colours}. The largest centred
+box with the aspect ratio {width} : {height} is found; {part} is cut out and resized to
+{width} x {height} (width x height), bilinear with antialiasing. A picture that has this size already stays as
+it is. `sdpipe predict` does all of it.
+"""
+
+
+def _recipe(info: ModelInfo, train: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
+    stream = io.StringIO()
+    YAML().dump({"train": info.train_params}, stream)
+    commit = timing.get("git_commit")
+    made = f" at commit {commit}{' with local changes' if timing.get('git_dirty') else ''}" if commit else ""
+    return (
+        f"## Recipe\n\n{train['num_train']:,} training pictures, {train['num_epochs']} epochs{made}:\n\n"
+        f"```yaml\n{stream.getvalue()}```\n"
+    )
+
+
+def _limits(metadata: Metadata) -> str:
+    return f"""## Use and limits
+
+For pictures like those of {metadata.data_set}, each showing one of the {len(metadata.class_names)} classes.
+The figures on this page are of its test part; nothing here promises anything about other pictures. The
+network names one of its classes for every picture, also for one that shows none of them, and its
+probabilities are calibrated for pictures like the validation part only. It was not examined for fairness,
+nor against pictures that were made to deceive it. Do not use it alone where a wrong class does harm.
+"""

@@ -1,0 +1,124 @@
+"""The deployed model in MLflow's registry: a version for each file, an alias on the one deployed now."""
+
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+import sdpipe
+from sdpipe.deploy.release import MODEL, Deployed, read_deployed
+from sdpipe.files import work_folder
+from sdpipe.training.tracking import RunRecord, connected, publish, quietly
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ALIAS = "champion"
+"""Of the deployed version; it moves only after the gates held."""
+
+SERVED = Path(__file__).with_name("served.py")
+
+# What served.py imports of sdpipe; a registered model carries its own copy.
+_PACKAGE = Path(sdpipe.__file__).parent
+SHIPPED = (
+    "__init__.py",
+    "errors.py",
+    "runtime/__init__.py",
+    "runtime/artifact.py",
+    "runtime/image.py",
+    "runtime/metadata.py",
+    "runtime/serving.py",
+)
+
+# As in pyproject.toml; the CPU's package, which has wheels for every platform.
+_REQUIREMENTS = ["numpy>=1.26", "Pillow>=11", "onnxruntime>=1.24", "pandas"]
+
+
+def register(models: Path) -> str:
+    """Register what `models` holds under its name, if that very file is not yet, and give it the alias.
+
+    Returns the version. Raises TrackingError if the store refuses, DataError if `models` is not whole.
+    """
+    deployed = read_deployed(models)
+    run = RunRecord(
+        name=deployed.run, fingerprint=deployed.fingerprint, status="FINISHED", params={}, tags={}
+    )
+    run_id = publish(run)  # finds it; in an empty store `sdpipe track` fills it later
+    with connected() as (mlflow, _), FileLock(work_folder() / "registry.lock"):
+        client = mlflow.MlflowClient()
+        version = _find(client, deployed) or _add(mlflow, client, deployed, models / MODEL, run_id)
+        if _champion(client, deployed.registered_model) != version:
+            client.set_registered_model_alias(deployed.registered_model, ALIAS, version)
+    return version
+
+
+def register_quietly(models: Path) -> None:
+    """The same, for a stage: a store that is down costs seconds and a warning."""
+    quietly(lambda: register(models))
+
+
+def _find(client: "MlflowClient", deployed: Deployed) -> str | None:
+    versions = client.search_model_versions(f"name = '{deployed.registered_model}'")
+    same = [str(each.version) for each in versions if each.tags.get("sha256") == deployed.sha256]
+    return same[0] if same else None
+
+
+def _champion(client: "MlflowClient", name: str) -> str | None:
+    version = client.get_registered_model(name).aliases.get(ALIAS)
+    return None if version is None else str(version)
+
+
+def _add(mlflow: Any, client: "MlflowClient", deployed: Deployed, model_path: Path, run_id: str) -> str:
+    if not client.search_registered_models(f"name = '{deployed.registered_model}'"):
+        client.create_registered_model(deployed.registered_model)
+    tags = {
+        "fingerprint": deployed.fingerprint,
+        "run": deployed.run,
+        "sha256": deployed.sha256,
+        "test_error": repr(deployed.test_error),
+    }
+    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
+        for name in SHIPPED:
+            copied = Path(folder) / "sdpipe" / name
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(_PACKAGE / name, copied)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=".*input example", category=UserWarning
+            )  # it would run it
+            logged = mlflow.pyfunc.log_model(
+                name="served",
+                python_model=str(SERVED),
+                artifacts={"onnx": str(model_path)},
+                code_paths=[str(Path(folder) / "sdpipe")],
+                signature=_signature(),
+                pip_requirements=_REQUIREMENTS,
+            )
+    version = client.create_model_version(
+        deployed.registered_model, logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id
+    )
+    return str(version.version)
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType, Array, Map, Object, Property
+
+    picture: Any = AnyType()  # type: ignore[no-untyped-call]  # base64 text, or pixels
+    label = Property("label", DataType.string)
+    probability = Property("probability", DataType.double)
+    return ModelSignature(
+        inputs=Schema([ColSpec(picture, "image")]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "label"),
+                ColSpec(DataType.double, "probability"),
+                ColSpec(Array(Object([label, probability])), "top"),
+                ColSpec(Map(DataType.double), "probabilities"),
+            ]
+        ),
+    )

@@ -1,0 +1,45 @@
+"""The model that `mlflow models serve` answers with: MLflow runs this file out of the registered model.
+
+It stands beside the ONNX file there, with a copy of sdpipe.runtime, and needs nothing else of sdpipe.
+A request's field is `image`: for each picture its encoded bytes in base64, or its pixels.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
+
+from sdpipe.errors import SdpipeError
+from sdpipe.runtime.artifact import open_artifact
+from sdpipe.runtime.serving import answer
+
+FIELD = "image"
+
+
+class ServedModel(PythonModel):
+    """MLflow's shell around `answer`; what a caller did wrong becomes HTTP status 400."""
+
+    def load_context(self, context: Any) -> None:
+        """Open the ONNX file that was registered."""
+        self.artifact = open_artifact(Path(context.artifacts["onnx"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> list[dict[str, Any]]:
+        """One answer a picture; MlflowException if a picture is not one."""
+        pictures = list(model_input[FIELD])
+        # MLflow turns {"inputs": ["...", "..."]} into one cell that holds all texts.
+        if (
+            len(pictures) == 1
+            and isinstance(pictures[0], list)
+            and all(isinstance(each, str) for each in pictures[0])
+        ):
+            pictures = pictures[0]
+        try:
+            return answer(self.artifact, pictures)
+        except SdpipeError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+
+
+set_model(ServedModel())

@@ -1,0 +1,87 @@
+"""A model repository for NVIDIA's Triton Inference Server, from the ONNX file alone.
+
+The layout and config.pbtxt: https://github.com/triton-inference-server/server/blob/main/docs/user_guide/
+model_repository.md and model_configuration.md. The config's schema is protobuf's text form of ModelConfig in
+https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto; the tests parse it.
+"""
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from sdpipe.errors import ModelError
+from sdpipe.runtime.artifact import INPUT, OUTPUTS, open_artifact
+from sdpipe.runtime.metadata import Metadata
+
+CONFIG, LABELS, MODEL = "config.pbtxt", "labels.txt", "1/model.onnx"
+_OURS = "# written by sdpipe triton"  # the first line of our config.pbtxt
+MAX_DELAY_US = 1000
+"""How long Triton may wait for more requests to make a batch of them, in microseconds."""
+
+
+def write_triton_repository(model_path: Path, out: Path, name: str, max_batch_size: int) -> Path:
+    """Write OUT/<name>/ with config.pbtxt, labels.txt and 1/model.onnx; returns it.
+
+    A folder that this wrote before is replaced. Raises ModelError if the model cannot be opened or has labels
+    that Triton cannot take, if the name is none for a folder, or if OUT/<name> is something else.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ModelError(f"{name!r}: expected letters, digits, -, _ and . in a model's name")
+    metadata = open_artifact(model_path, "cpu").metadata
+    labels = metadata.class_names
+    if bad := next((label for label in labels if not label or label.splitlines() != [label]), None):
+        raise ModelError(f"{model_path}: label {bad!r} has more than one line, and {LABELS} one line a label")
+    folder = out / name
+    if folder.is_symlink() or (folder.exists() and not _is_ours(folder)):
+        raise ModelError(
+            f"{folder}: exists and was not written by `sdpipe triton`; choose another --out or --name"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=out))
+    try:
+        (beside / MODEL).parent.mkdir()
+        shutil.copyfile(model_path, beside / MODEL)
+        (beside / LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+        (beside / CONFIG).write_text(_config(name, metadata, max_batch_size), encoding="utf-8")
+        beside.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.replace(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    config = folder / CONFIG
+    return config.is_file() and config.read_text(errors="replace").startswith(_OURS)
+
+
+def _config(name: str, metadata: Metadata, max_batch_size: int) -> str:
+    dims = [*metadata.image_size, metadata.channels]
+    preferred = [size for size in (8, 16, 32, 64, 128) if size <= max_batch_size]
+    batching = f"preferred_batch_size: {preferred}\n  " if preferred else ""
+    # With max_batch_size over 0 the dims leave the batch out, and Triton puts it in front.
+    return f"""{_OURS}
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {max_batch_size}
+input [
+  {{ name: "{INPUT}", data_type: TYPE_UINT8, dims: {dims} }}
+]
+output [
+  {{ name: "{OUTPUTS[0]}", data_type: TYPE_FP32, dims: {[len(metadata.class_names)]} }},
+  {{
+    name: "{OUTPUTS[1]}", data_type: TYPE_FP32, dims: {[len(metadata.class_names)]}
+    label_filename: "{LABELS}"
+  }}
+]
+dynamic_batching {{
+  {batching}max_queue_delay_microseconds: {MAX_DELAY_US}
+}}
+instance_group [
+  {{ count: 1, kind: KIND_AUTO }}
+]
+version_policy: {{ latest: {{ num_versions: 1 }} }}
+"""

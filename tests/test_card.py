@@ -1,0 +1,104 @@
+"""The model card says what the files say, and its code runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from deployable import add_variants, deploy, make_run
+from PIL import Image
+
+from sdpipe.runtime.artifact import open_artifact
+from sdpipe.runtime.predictor import Prediction, predict
+
+
+def card_of(tmp_path: Path, channels: int = 1, crop_fraction: float = 1.0, variants: bool = False) -> str:
+    folder = make_run(tmp_path / "models" / "stochastic", channels=channels, crop_fraction=crop_fraction)
+    if variants:
+        add_variants(folder)
+    deploy(folder, tmp_path / "models")
+    return (tmp_path / "models" / "README.md").read_text()
+
+
+def code(card: str, language: str) -> str:
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", card, flags=re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def test_every_figure_is_that_of_the_files(tmp_path: Path) -> None:
+    """Numbers of tests/deployable.py, in the row that they belong to."""
+    card = card_of(tmp_path, variants=True)
+    for line in (
+        "# animals, 20 layers, stochastic depth",
+        "| run | stochastic, fingerprint 0123456789abcdef |",
+        "| network | 20 layers, 4,321 parameters |",
+        "| depth while training | linear_decay, p_L 0.5: 6.50 of 9 blocks active on average |",
+        f"| data set | animals, SHA-256 of its arrays {'d' * 64} |",
+        "| classes | 3: cat, dog, eel |",
+        "| pictures | 9 x 9 x 1 (height, width, channels), uint8 |",
+        "| validation | 0.0625 | 144 | PyTorch, while training |",
+        "| test | 0.1000 | 1000 | model.onnx |",
+        "| dog | 0.5000 | 0.7500 | 12 |",
+        "| before, T = 1 | 0.081 | 0.3 | 0.091 |",
+        "| after, T = 1.25 | 0.023 | 0.25 | 0.033 |",
+        "|  | batch of 1 | batch of 64 |",
+        "| onnxruntime | 1.5 (1.25 to 1.75) | 42 (1.25 to 1.75) |",
+        "  epochs: 9",
+    ):
+        assert line in card.splitlines(), line
+    assert "by at most 3.5e-06, which is 2.5e-07 of their spread" in card.replace("\n", " ")
+    assert "9 epochs at commit c0ffee with local changes" in card
+    assert "77 s on Abacus 3000, 2 cores" in card
+    assert re.search(
+        r"^\| `variants/keep-7\.int8\.onnx` \| keep-7\.int8 \| 0\.1000 \| 3 \| 11 \|", card, re.M
+    )
+
+
+def test_a_class_name_cannot_break_a_table(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "models" / "stochastic", class_names=("a|b", "c\nd", "e"))
+    (folder / "classes.csv").write_text('class,precision,recall,images\na|b,0.5,0.5,1\n"c\nd",0.5,0.5,1\n')
+    deploy(folder, tmp_path / "models")
+    card = (tmp_path / "models" / "README.md").read_text().splitlines()
+    assert "| a\\|b | 0.5000 | 0.5000 | 1 |" in card
+    assert "| c d | 0.5000 | 0.5000 | 1 |" in card
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("crop_fraction", [1.0, 224 / 256])
+def test_the_python_on_the_card_runs_and_agrees_with_predict(
+    tmp_path: Path, channels: int, crop_fraction: float
+) -> None:
+    """A picture that is neither square nor of the network's size: the same label, the same probability."""
+    snippet = code(card_of(tmp_path, channels, crop_fraction), "python")
+    assert len(snippet.splitlines()) <= 12
+    models = tmp_path / "models"
+    pixels = np.random.default_rng(0).integers(0, 256, (41, 67, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels) if channels == 3 else Image.fromarray(pixels[..., 0])
+    picture.save(models / "picture.png")
+    done = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=models, capture_output=True, text=True, check=True
+    )
+    artifact = open_artifact(models / "model.onnx", "cpu")
+    (expected,) = predict(artifact, [str(models / "picture.png")], top_k=1, batch_size=1)
+    assert isinstance(expected, Prediction)
+    label, probability = done.stdout.split()
+    assert (label, float(probability)) == (expected.top[0][0], pytest.approx(expected.top[0][1], abs=1e-6))
+
+
+def test_the_other_languages_name_the_tensors_of_the_file(tmp_path: Path) -> None:
+    """C++ and JavaScript are not compiled here: names, type and shape are compared with the session's."""
+    card = card_of(tmp_path, channels=3)
+    artifact = open_artifact(tmp_path / "models" / "model.onnx", "cpu")
+    (image,) = artifact.session.get_inputs()
+    assert image.type == "tensor(uint8)"
+    assert image.shape[1:] == [9, 9, 3]
+    cpp, javascript = code(card, "cpp"), code(card, "javascript")
+    for text in (cpp, javascript):
+        assert image.name in text
+        assert artifact.session.get_outputs()[1].name in text
+        assert "1, 9, 9, 3" in text
+        assert str(9 * 9 * 3) in text
+    assert "CreateTensor<uint8_t>" in cpp
+    assert 'Tensor("uint8"' in javascript

@@ -1,0 +1,134 @@
+"""The deployed model in MLflow's registry: a version for each file, and an alias that only `deploy` moves."""
+
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from conftest import random_images
+from deployable import change_metrics, deploy, make_run, sha256
+from mlflow import MlflowClient
+
+from sdpipe.cli import main
+from sdpipe.deploy.registry import register, register_quietly
+from sdpipe.errors import DataError, GateError, TrackingError
+from sdpipe.runtime.artifact import open_artifact
+
+
+def make_other(folder: Path) -> None:
+    """The same network as another file, as if it were trained again."""
+    model = onnx.load(folder / "model.onnx")
+    model.producer_name = "again"
+    onnx.save(model, folder / "model.onnx")
+    change_metrics(folder, model_sha256=sha256(folder / "model.onnx"), test_error=0.05)
+
+
+def test_a_version_for_each_file_and_the_alias_on_the_deployed_one(project: Path, mlflow_store: Path) -> None:
+    """Twice the same file is one version; another file is a second one, and the alias goes with it.
+
+    A run that fails its gate is never registered, and the alias stays. The registered model answers like the
+    file.
+    """
+    folder, models = make_run(project / "models" / "stochastic"), project / "models"
+    deploy(folder, models)
+    assert register(models) == register(models) == "1"
+    client = MlflowClient(f"sqlite:///{mlflow_store}")
+    (first,) = client.search_model_versions("name = 'sdpipe'")
+    assert first.tags == {
+        "fingerprint": "0123456789abcdef",
+        "run": "stochastic",
+        "sha256": sha256(folder / "model.onnx"),
+        "test_error": "0.1",
+    }
+    assert client.get_run(first.run_id).data.tags["fingerprint"] == "0123456789abcdef"
+    assert_answers_like(models / "model.onnx", project)
+
+    make_other(folder)
+    with pytest.raises(GateError):
+        deploy(folder, models, max_test_error=0.01)
+    assert champion(client) == "1"
+    deploy(folder, models)
+    assert register(models) == "2"
+    assert champion(client) == "2"
+    assert len(client.search_model_versions("name = 'sdpipe'")) == 2
+
+
+def champion(client: MlflowClient) -> str:
+    return str(client.get_model_version_by_alias("sdpipe", "champion").version)
+
+
+def assert_answers_like(model_path: Path, project: Path) -> None:
+    """In Python as a user loads it: labels and probabilities of the ONNX file."""
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    loaded = mlflow.pyfunc.load_model("models:/sdpipe@champion")
+    images = random_images(3)
+    answers = loaded.predict(pd.DataFrame({"image": list(images.tolist())}))
+    probabilities_NK = open_artifact(model_path, "cpu").run(images)[1]
+    names = ("cat", "dog", "eel")
+    assert [answer["label"] for answer in answers] == [names[k] for k in probabilities_NK.argmax(axis=1)]
+    found = [[answer["probabilities"][name] for name in names] for answer in answers]
+    np.testing.assert_allclose(found, probabilities_NK, rtol=1e-6)
+    signature = loaded.metadata.signature
+    assert signature.inputs.input_names() == ["image"]
+    assert signature.outputs.input_names() == ["label", "probability", "top", "probabilities"]
+
+
+def test_a_server_that_is_down_costs_a_warning_and_is_made_up_for(
+    project: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The deployment stands; `sdpipe track` registers it when the store is there, and names the version."""
+    models = project / "models"
+    deploy(make_run(models / "stochastic"), models)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    started = time.perf_counter()
+    register_quietly(models)
+    assert time.perf_counter() - started < 15.5
+    warning = capsys.readouterr().err
+    assert warning.count("warning: MLflow") == 1
+    assert "`sdpipe track` sends it later" in warning
+    with pytest.raises(TrackingError):
+        register(models)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    done = CliRunner().invoke(main, ["track", "models"])
+    assert (done.exit_code, done.output) == (0, "models: version 1 in MLflow's registry\n")
+
+
+def test_a_server_that_never_answers_is_not_waited_for(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It accepts the connection and is silent; the stage goes on after its patience (shorter here)."""
+    models = project / "models"
+    deploy(make_run(models / "stochastic"), models)
+    monkeypatch.setattr("sdpipe.training.tracking.PATIENCE_S", 0.5)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        started = time.perf_counter()
+        register_quietly(models)
+        assert time.perf_counter() - started < 5
+        assert capsys.readouterr().err.count("MLflow: no answer from http://127.0.0.1") == 1
+        for thread in threading.enumerate():
+            if thread.name == "mlflow":
+                thread.join(30)
+
+
+def test_what_is_not_whole_is_not_registered(project: Path) -> None:
+    models = project / "models"
+    deploy(make_run(models / "stochastic"), models)
+    facts = json.loads((models / "deployed.json").read_text())
+    (models / "deployed.json").write_text(json.dumps(facts | {"sha256": "0" * 64}))
+    with pytest.raises(DataError, match="is not the file that"):
+        register(models)
+    (models / "deployed.json").write_text(json.dumps({"run": "stochastic"}))
+    with pytest.raises(DataError, match="not written by this sdpipe"):
+        register(models)

@@ -1,0 +1,145 @@
+"""A request's pictures get the deployed file's answers, or one plain reason; MLflow's server stays alive."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from conftest import random_images
+from deployable import deploy, make_run
+from load import bad_bodies, good_body, png, post, send_load, text_of
+
+from sdpipe.deploy.registry import register
+from sdpipe.errors import ImageError
+from sdpipe.runtime.artifact import open_artifact
+from sdpipe.runtime.serving import MAX_PICTURES, answer
+
+
+def test_pixels_bytes_and_base64_are_the_same_picture(rgb_model_path: Path) -> None:
+    """One network, one answer; wrapped base64, too. Probabilities are the ONNX file's."""
+    artifact = open_artifact(rgb_model_path, "cpu")
+    (image,) = random_images(1, channels=3)
+    text = text_of(png(image))
+    wrapped = "\n".join(text[at : at + 76] for at in range(0, len(text), 76)) + "\n"
+    answers = answer(artifact, [image, image.tolist(), png(image), text, wrapped])
+    assert answers == [answers[0]] * 5
+    probabilities_K = artifact.run(image[None])[1][0]
+    assert list(answers[0]["probabilities"].values()) == pytest.approx(probabilities_K.tolist(), abs=1e-6)
+    assert list(answers[0]["probabilities"]) == ["cat", "dog", "eel"]
+    by_hand = sorted(answers[0]["probabilities"].items(), key=lambda item: -item[1])
+    assert [(each["label"], each["probability"]) for each in answers[0]["top"]] == by_hand
+    assert (answers[0]["label"], answers[0]["probability"]) == by_hand[0]
+
+
+def test_more_pictures_than_a_batch_keep_their_order(model_path: Path) -> None:
+    artifact = open_artifact(model_path, "cpu")
+    images = random_images(150)
+    expected = artifact.run(images)[1]
+    found = [list(each["probabilities"].values()) for each in answer(artifact, list(images))]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("picture", "code"),
+    [
+        ("", "empty"),
+        ("a", "not_base64"),
+        ("é", "not_base64"),
+        (text_of(b"hello"), "not_an_image"),
+        (b"\x89PNG\r\n\x1a\n", "not_an_image"),
+        (None, "not_pixels"),
+        (3, "not_pixels"),
+        ({"a": 1}, "not_pixels"),
+        ([], "wrong_shape"),
+        ([[[1]]], "wrong_shape"),
+        ([[1, 2], [1]], "wrong_shape"),
+        (np.full((9, 9, 1), 256), "out_of_range"),
+        (np.full((9, 9, 1), -1), "out_of_range"),
+        (np.full((9, 9, 1), 2**63, np.uint64), "out_of_range"),
+        (np.full((9, 9, 1), 10**30, object).tolist(), "not_pixels"),
+        (np.full((9, 9, 1), np.nan), "not_pixels"),
+        (np.full((9, 9, 1), 1.0), "not_pixels"),
+        (np.full((9, 9, 1), True), "not_pixels"),
+        (np.full((9, 9, 1), "1"), "not_pixels"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_its_number(model_path: Path, picture: object, code: str) -> None:
+    artifact = open_artifact(model_path, "cpu")
+    with pytest.raises(ImageError, match=r"^picture 2: .") as caught:
+        answer(artifact, [random_images(1)[0], picture])
+    assert caught.value.code == code
+    assert "\n" not in str(caught.value)
+
+
+def test_the_number_of_pictures_is_bounded(model_path: Path) -> None:
+    artifact = open_artifact(model_path, "cpu")
+    with pytest.raises(ImageError, match="holds no picture"):
+        answer(artifact, [])
+    with pytest.raises(ImageError, match=r"1,025 pictures in one request, at most 1,024"):
+        answer(artifact, ["x"] * (MAX_PICTURES + 1))
+
+
+@pytest.fixture
+def server(project: Path, mlflow_store: Path) -> Iterator[str]:
+    """`mlflow models serve` on the registered model, as a user starts it, without sdpipe on its path."""
+    deploy(make_run(project / "models" / "stochastic", channels=3), project / "models")
+    register(project / "models")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    binaries = Path(sys.executable).parent
+    process = subprocess.Popen(
+        [binaries / "mlflow", "models", "serve", "-m", "models:/sdpipe@champion", "--env-manager", "local",
+         "--host", "127.0.0.1", "--port", str(port)],
+        env=kept | {"PATH": f"{binaries}:{kept['PATH']}", "MLFLOW_TRACKING_URI": f"sqlite:///{mlflow_store}"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(f"http://127.0.0.1:{port}/ping", process)
+        yield f"http://127.0.0.1:{port}/invocations"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def wait_for(address: str, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the server ended"
+        try:
+            if requests.get(address, timeout=5).ok:
+                return
+        except requests.ConnectionError:
+            time.sleep(0.2)
+    raise AssertionError("the server did not come up")
+
+
+@pytest.mark.slow
+def test_mlflow_serves_good_and_bad_input_under_load(server: str, project: Path) -> None:
+    """Each form by itself, each bad one by itself, then 1,000 requests, 16 at a time, a fifth of them bad.
+
+    Every good one right, every bad one a 400 with its reason, the server alive.
+    """
+    artifact = open_artifact(project / "models" / "model.onnx", "cpu")
+    images = random_images(2, channels=3)
+    labels = [artifact.metadata.class_names[k] for k in artifact.run(images)[1].argmax(axis=1)]
+    for form in range(7):
+        response = post(server, good_body(images, form))
+        assert response.status_code == 200, response.text
+        assert [each["label"] for each in response.json()["predictions"]] == labels
+    for reason, body in bad_bodies(images[0]).items():
+        response = post(server, body)
+        assert response.status_code == 400, reason
+        assert reason in response.json()["message"]
+    load = send_load(server, artifact)
+    print(load)
+    assert load.wrong == []
+    assert load.statuses == {200: 800, 400: 200}
+    assert requests.get(server.replace("invocations", "ping"), timeout=10).ok
