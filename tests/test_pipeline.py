@@ -122,8 +122,8 @@ def test_a_second_time_from_scratch_gives_the_same_bytes(
     """In another folder, with another cache: data, weights, history, ONNX and figures; all but the times."""
     second = reproduce(tmp_path_factory.mktemp("second"))
     ours, theirs = first.locked(), second.locked()
-    measured = [path for path in ours if re.search(r"timing\.|latency\.", path)]
-    assert len(measured) == 6
+    measured = [path for path in ours if re.search(r"timing\.|latency\.|variants\.", path)]
+    assert len(measured) == 8
     differing = [path for path in ours if ours[path] != theirs[path] and path not in measured]
     assert differing == []
     assert {f"models/{run}/{name}" for run in RUNS for name in ("weights.safetensors", "model.onnx")} <= set(

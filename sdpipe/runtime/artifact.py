@@ -47,8 +47,8 @@ class Artifact:
         return list(self.session.get_providers())
 
 
-def open_artifact(path: Path, device: str = "auto") -> Artifact:
-    """Open a deployed file on `auto`, `cpu` or `cuda`.
+def open_artifact(path: Path, device: str = "auto", threads: int | None = None) -> Artifact:
+    """Open a deployed file on `auto`, `cpu` or `cuda`. threads: of one operator; None: onnxruntime decides.
 
     Raises ModelError if the file is missing, damaged or not ours, DeviceError if CUDA was asked for and does
     not work.
@@ -60,7 +60,7 @@ def open_artifact(path: Path, device: str = "auto") -> Artifact:
         raise DeviceError(
             "device cuda: no CUDA device here that onnxruntime can use; `sdpipe doctor` says more"
         )
-    session = _open_session(path, ["CUDAExecutionProvider"] * use_cuda + ["CPUExecutionProvider"])
+    session = _open_session(path, ["CUDAExecutionProvider"] * use_cuda + ["CPUExecutionProvider"], threads)
     metadata = Metadata.from_properties(session.get_modelmeta().custom_metadata_map, str(path))
     _check_graph(session, metadata, path)
     return Artifact(path=path, metadata=metadata, session=session)
@@ -79,12 +79,14 @@ def _check_graph(session: Any, metadata: Metadata, path: Path) -> None:
         raise ModelError(f"{path}: its graph has {found}, its metadata say {expected}")
 
 
-def _open_session(model: Path | bytes, providers: list[str]) -> Any:
+def _open_session(model: Path | bytes, providers: list[str], threads: int | None = None) -> Any:
     if "CUDAExecutionProvider" in providers:
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
             onnxruntime.preload_dlls()  # CUDA and cuDNN from NVIDIA's Python packages, where those are
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
     try:
-        return onnxruntime.InferenceSession(model, providers=providers)
+        return onnxruntime.InferenceSession(model, options, providers=providers)
     except _failures() as error:
         named = model if isinstance(model, Path) else "model"
         raise ModelError(f"{named}: not a working ONNX file: {_one_line(error)}") from error
