@@ -84,7 +84,11 @@ def run_to(model: onnx.ModelProto, tensors: Sequence[str], images_NHWC: np.ndarr
     for name in dict.fromkeys(tensors):
         if name not in there:
             watched.graph.output.append(onnx.ValueInfoProto(name=name))
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # for few images more threads wait longer than they save
+    session = onnxruntime.InferenceSession(
+        watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     found: list[np.ndarray] = session.run(list(tensors), {INPUT: images_NHWC})
     return found
 
