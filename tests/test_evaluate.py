@@ -32,7 +32,7 @@ CONFIG = EvaluateConfig(
     max_relative_logit_diff=TOLERANCE,
     max_probability_diff=1e-5,
     fp16=Fp16Parity(max_relative_logit_diff=0.01),
-    int8=Int8Parity(max_relative_logit_diff=0.5, max_clipped=0.005, max_range_ratio=8, min_sqnr_db=12),
+    int8=Int8Parity(max_relative_logit_diff=0.5, max_clipped=0.005, max_range_ratio=16, min_sqnr_db=12),
     layer_images=16,
     latency_batch_sizes=(1,),
     latency_repeats=3,
