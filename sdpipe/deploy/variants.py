@@ -114,28 +114,9 @@ def prove(
         reference_NK = reference.logits(images_NHWC)
     else:
         reference_NK = proved[variant.source].logits_NK
+    logits_NK, parities, wrong = _compare(variant, artifact, reference_NK, images_NHWC, config)
     allowed = allowed_difference(variant, config)
-    runs = [(size, config.threads[0]) for size in config.batch_sizes]
-    runs += [(config.batch_sizes[-1], threads) for threads in config.threads[1:]]
-    parities, faults = [], []
-    for batch_size, threads in runs:
-        if threads != config.threads[0]:
-            artifact = open_artifact(variant.path, device="cpu", threads=threads)
-        logits_NK, probabilities_NK = onnx_outputs(artifact, images_NHWC, batch_size)
-        parities.append(
-            compare_logits(
-                reference_NK,
-                logits_NK,
-                batch_size=batch_size,
-                threads=threads,
-                max_relative_logit_diff=allowed,
-            )
-        )
-        expected_NK = tempered(logits_NK, artifact.metadata.temperature)
-        off = float(np.abs(probabilities_NK - expected_NK).max())
-        if not off <= config.max_probability_diff:
-            faults.append(f"batch {batch_size}: probabilities are {off:.3g} off softmax(logits / T)")
-    faults = parity_faults(parities, allowed) + faults
+    faults = parity_faults(parities, allowed) + wrong
     layers: list[QuantizedLayer] = []
     shown_NHWC = spread_over(images_NHWC, config.layer_images)
     if variant.kind == INT8:
@@ -154,6 +135,37 @@ def prove(
         layers=layers,
         faults=faults,
     )
+
+
+def _compare(
+    variant: Variant,
+    artifact: Artifact,
+    reference_NK: np.ndarray,
+    images_NHWC: Images,
+    config: EvaluateConfig,
+) -> tuple[np.ndarray, list[Parity], list[str]]:
+    """Logits of the last run, the comparison of each, and probabilities that are wrong, in words."""
+    runs = [(size, config.threads[0]) for size in config.batch_sizes]
+    runs += [(config.batch_sizes[-1], threads) for threads in config.threads[1:]]
+    parities, faults = [], []
+    for batch_size, threads in runs:
+        if threads != config.threads[0]:
+            artifact = open_artifact(variant.path, device="cpu", threads=threads)
+        logits_NK, probabilities_NK = onnx_outputs(artifact, images_NHWC, batch_size)
+        parities.append(
+            compare_logits(
+                reference_NK,
+                logits_NK,
+                batch_size=batch_size,
+                threads=threads,
+                max_relative_logit_diff=allowed_difference(variant, config),
+            )
+        )
+        expected_NK = tempered(logits_NK, artifact.metadata.temperature)
+        off = float(np.abs(probabilities_NK - expected_NK).max())
+        if not off <= config.max_probability_diff:
+            faults.append(f"batch {batch_size}: probabilities are {off:.3g} off softmax(logits / T)")
+    return logits_NK, parities, faults
 
 
 def allowed_difference(variant: Variant, config: EvaluateConfig) -> float:
