@@ -111,7 +111,7 @@ def draw_reliability(path: Path, bins: Mapping[str, Sequence[Bin]], temperature:
             filled = [each for each in found if each.num_images]
             above.plot(
                 [each.confidence for each in filled], [each.accuracy for each in filled], "o", ms=3,
-                color="tab:orange", label="mean confidence of the bin",
+                color="tab:orange", clip_on=False, label="mean confidence of a bin's images",
             )  # fmt: skip
             error = expected_calibration_error(list(found))
             above.set_title(f"{name}: calibration error {error:.1%}")
@@ -119,6 +119,7 @@ def draw_reliability(path: Path, bins: Mapping[str, Sequence[Bin]], temperature:
             below.set(xlabel="confidence", xlim=(0, 1))
         grid[0, 0].set(ylabel="accuracy", ylim=(0, 1))
         grid[1, 0].set_ylabel("images")
-        grid[0, 0].legend(loc="upper left", frameon=False, fontsize=8)
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", frameon=False)
         figure.suptitle(f"{title}, temperature {temperature:.3g}")
         save_png(figure, path)
