@@ -82,7 +82,8 @@ def find_variants(folder: Path) -> list[Variant]:
     for kind in (FLOAT16, INT8):
         if (path := folder / f"model.{kind}.onnx").exists():
             variants.append(Variant(name=kind, path=path, kind=kind, source=model))
-    for path in sorted((folder / "pruned").glob("*.onnx"), reverse=True):
+    pruned = (folder / "pruned").glob("*.onnx")
+    for path in sorted(pruned, key=lambda path: (len(path.stem), path.stem), reverse=True):  # deepest first
         weights = path.with_suffix(".safetensors")
         variants.append(Variant(name=path.stem, path=path, kind=FLOAT32, source=weights))
         integers = folder / "pruned-int8" / f"{path.stem}.int8.onnx"
