@@ -1,4 +1,4 @@
-"""Stage evaluate@<run>: prove model.onnx against PyTorch; metrics, figures, latency."""
+"""Stage evaluate@<run>: prove every ONNX file of the run; metrics, figures, latency."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,8 @@ def main(run: str) -> None:
     config = parse_section(EvaluateConfig, get_value(params, "evaluate"), "evaluate")
     dataset = open_dataset(Path("data") / get_value(params, "train.dataset"))
     folder = Path("models") / run
-    evaluate_run(folder, dataset, read_rows(folder / "history.csv"), config)
+    num_bins = get_value(params, "calibrate.num_bins")
+    evaluate_run(folder, dataset, read_rows(folder / "history.csv"), config, num_bins)
     track_quietly(folder)
 
 

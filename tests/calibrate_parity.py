@@ -11,13 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from conftest import export_to
 from test_evaluate import FAULTS
 
 from sdpipe.data.store import open_dataset
 from sdpipe.deploy import fold as fold_module
+from sdpipe.deploy.held_out import open_held_out
+from sdpipe.deploy.integers import measure_layers
+from sdpipe.deploy.layers import file_layers, reference_layers, spread_over
 from sdpipe.deploy.parity import Reference, onnx_logits
+from sdpipe.deploy.quantize import insert_ranges, observe_ranges
 from sdpipe.network import ResNet
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.training.weights import load_weights
@@ -66,6 +71,42 @@ def calibrate(folder: Path) -> None:
     fold_module.fold = sound_fold
 
 
+def calibrate_int8(folder: Path) -> None:
+    """Print what the bounds of the quantised files are compared with, layer by layer."""
+    weights = load_weights(folder / "weights.safetensors")
+    dataset = open_dataset(Path("data") / weights.info.dataset)
+    shown = spread_over(dataset.test_images_NHWC, 64)
+    source = folder / "model.onnx"
+    model = onnx.load(source)
+    exact = reference_layers(Reference(weights), shown)
+    for name in ("model.onnx", "model.fp16.onnx"):
+        found = file_layers(onnx.load(folder / name), shown)
+        worst = max(relative(a.values, b.values) for a, b in zip(exact, found, strict=True))
+        last = relative(exact[-1].values, found[-1].values)
+        print(f"  {name}: {worst:.1e} of the spread in the worst layer, {last:.1e} in the logits")
+    trained, _ = open_held_out(weights.info, dataset)
+    images = trained.sample(128, 1)[:]
+    noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
+    files = {"as deployed": onnx.load(folder / "model.int8.onnx")} | {
+        f"min-max of {name}": insert_ranges(source, observe_ranges(source, [batch], "minmax", 99.0))
+        for name, batch in {
+            "128 training images": images,
+            "white noise": noise,
+            "images of a quarter of the brightness": images // 4,
+            "black images": images * 0,
+        }.items()
+    }
+    for name, quantized in files.items():
+        layers = measure_layers(model, quantized, shown)
+        weakest = min(layers, key=lambda layer: layer.sqnr_db)
+        print(
+            f"  int8, {name}: {weakest.sqnr_db:.1f} dB at {weakest.name}, "
+            f"clipped {max(layer.clipped for layer in layers):.1e}, "
+            f"range {max(layer.range_ratio for layer in layers):.2f}"
+        )
+
+
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
         calibrate(Path(argument))
+        calibrate_int8(Path(argument))

@@ -15,11 +15,12 @@ from torch import nn
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy import fold as fold_module
-from sdpipe.deploy.config import EvaluateConfig
+from sdpipe.deploy.config import EvaluateConfig, Fp16Parity, Int8Parity
 from sdpipe.deploy.evaluate import evaluate_run
 from sdpipe.deploy.parity import Reference, check_parity, compare_logits, onnx_logits
 from sdpipe.deploy.release import judge
 from sdpipe.errors import GateError, ModelError, ParityError
+from sdpipe.files import write_json
 from sdpipe.network import ResNet
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.training.weights import Weights, save_weights
@@ -27,8 +28,18 @@ from sdpipe.training.weights import Weights, save_weights
 TOLERANCE = 2e-6
 
 CONFIG = EvaluateConfig(
-    batch_sizes=(1, 7, 256), max_relative_logit_diff=TOLERANCE, latency_batch_sizes=(1,), latency_repeats=3
+    batch_sizes=(1, 7, 256),
+    threads=(1, 2),
+    max_relative_logit_diff=TOLERANCE,
+    max_probability_diff=1e-5,
+    fp16=Fp16Parity(max_relative_logit_diff=0.01),
+    int8=Int8Parity(max_relative_logit_diff=0.5, max_clipped=0.005, max_range_ratio=16, min_sqnr_db=12),
+    layer_images=16,
+    latency_batch_sizes=(1,),
+    latency_repeats=3,
 )
+NUM_BINS = 5
+TEMPERATURE = 1.25
 
 HISTORY = [
     {"epoch": 1.0, "learning_rate": 0.1, "train_loss": 1.0, "validation_error": 0.5},
@@ -88,16 +99,18 @@ def make_run(folder: Path, weights: Weights) -> Path:
     folder.mkdir(parents=True)
     weights = replace(weights, info=replace(weights.info, best_epoch=2))
     save_weights(folder / "weights.safetensors", weights)
-    export_to(folder / "model.onnx", weights)
+    write_json(folder / "calibration.json", {"temperature": TEMPERATURE})
+    export_to(folder / "model.onnx", weights, TEMPERATURE)
     return folder
 
 
 def test_a_sound_fold_passes_at_every_batch_size(run_folder: Path, dataset: DataSet) -> None:
-    evaluate_run(run_folder, dataset, HISTORY, CONFIG)
+    evaluate_run(run_folder, dataset, HISTORY, CONFIG, NUM_BINS)
     metrics = json.loads((run_folder / "metrics.json").read_text())
     assert metrics["parity"] is True
     rows = list(csv.DictReader((run_folder / "parity.csv").read_text().splitlines()))
-    assert [row["batch_size"] for row in rows] == ["1", "7", "256"]
+    ways = [("1", "1"), ("7", "1"), ("256", "1"), ("256", "2")]
+    assert [(row["batch_size"], row["threads"]) for row in rows] == ways
     assert max(float(row["relative_logit_diff"]) for row in rows) == metrics["relative_logit_diff"]
     assert 0 < metrics["relative_logit_diff"] < TOLERANCE
     assert metrics["relative_logit_diff"] == metrics["max_abs_logit_diff"] / metrics["logit_spread"]
@@ -112,7 +125,7 @@ def test_planted_faults_fail_evaluate(
     fold_with(weights, FAULTS[fault], monkeypatch)
     folder = make_run(tmp_path / "models" / "faulty", weights)
     with pytest.raises(ParityError, match="logits differ by"):
-        evaluate_run(folder, dataset, HISTORY, CONFIG)
+        evaluate_run(folder, dataset, HISTORY, CONFIG, NUM_BINS)
     assert json.loads((folder / "metrics.json").read_text())["parity"] is False
     with pytest.raises(GateError, match="parity"):
         judge(folder, deploy_config(max_test_error=1.0))
@@ -120,7 +133,7 @@ def test_planted_faults_fail_evaluate(
 
 def test_scores_against_plain_counting(run_folder: Path, dataset: DataSet) -> None:
     """Error, likelihood, precision, recall and confusion from the float64 network, counted by hand."""
-    evaluate_run(run_folder, dataset, HISTORY, CONFIG)
+    evaluate_run(run_folder, dataset, HISTORY, CONFIG, NUM_BINS)
     metrics = json.loads((run_folder / "metrics.json").read_text())
     weights = make_weights()
     images, labels = dataset.test_images_NHWC, dataset.test_labels_N
@@ -129,8 +142,16 @@ def test_scores_against_plain_counting(run_folder: Path, dataset: DataSet) -> No
         logits = weights.build_network().double()(torch.from_numpy(normalised).permute(0, 3, 1, 2))
     predicted = logits.argmax(dim=1).numpy()
     assert metrics["test_error"] == metrics["test_error_pytorch"] == np.mean(predicted != labels)
-    likelihood = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()
-    assert metrics["negative_log_likelihood"] == pytest.approx(likelihood, rel=1e-5)
+    for name, temperature in (("", TEMPERATURE), ("_uncalibrated", 1.0)):
+        likelihood = torch.nn.functional.cross_entropy(logits / temperature, torch.from_numpy(labels)).item()
+        assert metrics[f"negative_log_likelihood{name}"] == pytest.approx(likelihood, rel=1e-5)
+        confidence, named = (logits / temperature).softmax(dim=1).max(dim=1)
+        error = 0.0
+        for low in np.arange(NUM_BINS) / NUM_BINS:
+            inside = (confidence > low) & (confidence <= low + 1 / NUM_BINS)
+            right = (named == torch.from_numpy(labels))[inside].double()
+            error += abs(float(confidence[inside].sum() - right.sum())) / len(labels)
+        assert metrics[f"expected_calibration_error{name}"] == pytest.approx(error, rel=1e-5)
     rows = list(csv.reader((run_folder / "confusion.csv").read_text().splitlines()))
     classes = list(csv.DictReader((run_folder / "classes.csv").read_text().splitlines()))
     for k, name in enumerate(("cat", "dog", "eel")):
@@ -140,7 +161,7 @@ def test_scores_against_plain_counting(run_folder: Path, dataset: DataSet) -> No
         named = max(int(np.sum(predicted == k)), 1)
         assert float(classes[k]["precision"]) == pytest.approx(counts[k] / named)
         assert (classes[k]["class"], int(classes[k]["images"])) == (name, sum(counts))
-    for figure in ("confusion.png", "training.png", "mistakes.png"):
+    for figure in ("confusion.png", "training.png", "mistakes.png", "reliability.png"):
         assert (run_folder / figure).read_bytes().startswith(b"\x89PNG")
     latency = json.loads((run_folder / "latency.json").read_text())
     assert latency["batch_1"]["onnxruntime"]["n"] == 3
@@ -155,10 +176,13 @@ def test_evaluation_writes_the_same_bytes_each_time(run_folder: Path, dataset: D
         "confusion.png",
         "training.png",
         "mistakes.png",
+        "reliability.png",
+        "reliability.csv",
+        "parity.csv",
     )
-    evaluate_run(run_folder, dataset, HISTORY, CONFIG)
+    evaluate_run(run_folder, dataset, HISTORY, CONFIG, NUM_BINS)
     first = {name: (run_folder / name).read_bytes() for name in names}
-    evaluate_run(run_folder, dataset, HISTORY, CONFIG)
+    evaluate_run(run_folder, dataset, HISTORY, CONFIG, NUM_BINS)
     assert {name: (run_folder / name).read_bytes() for name in names} == first
 
 
@@ -201,7 +225,7 @@ def test_files_of_two_runs_are_not_compared(tmp_path: Path, dataset: DataSet) ->
         folder / "weights.safetensors", replace(other, info=replace(other.info, fingerprint="f" * 16))
     )
     with pytest.raises(ModelError, match="its run is"):
-        evaluate_run(folder, dataset, HISTORY, CONFIG)
+        evaluate_run(folder, dataset, HISTORY, CONFIG, NUM_BINS)
 
 
 def test_more_classes_than_fit_with_numbers_are_drawn(tmp_path: Path) -> None:

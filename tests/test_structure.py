@@ -34,7 +34,7 @@ LAYERS = [
     ("pipeline",),
 ]
 RUNTIME_MAY = {"sdpipe/version.py", "sdpipe/errors.py", "sdpipe/__init__.py"}
-STAGES = ("check", "fetch", "train", "fold", "calibrate", "export", "evaluate", "deploy")
+STAGES = ("check", "fetch", "train", "fold", "calibrate", "export", "quantize", "evaluate", "deploy")
 
 
 def layer(path: Path) -> int:
@@ -144,7 +144,11 @@ def test_params_declared_equal_params_read(stage: str) -> None:
         "fold": (set(), set()),
         "calibrate": ({"calibrate", "train.dataset"}, {"calibrate", "train.dataset"}),
         "export": ({"export"}, {"export"}),
-        "evaluate": ({"evaluate", "train.dataset"}, {"evaluate", "train.dataset"}),
+        "quantize": ({"quantize", "train.dataset"}, {"quantize", "train.dataset"}),
+        "evaluate": (
+            {"evaluate", "calibrate.num_bins", "train.dataset"},
+            {"evaluate", "calibrate.num_bins", "train.dataset"},
+        ),
         "deploy": ({"deploy"}, {"deploy"}),
     }[stage]
     assert (declared, read) == expected

@@ -16,12 +16,14 @@ import requests
 from conftest import export_to, machine, train_config
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from test_evaluate import CONFIG
 
 from sdpipe.data.store import DataSet
-from sdpipe.deploy.config import EvaluateConfig
 from sdpipe.deploy.evaluate import evaluate_run
 from sdpipe.deploy.fold import fold_file
+from sdpipe.deploy.quantize import halve
 from sdpipe.errors import TrackingError
+from sdpipe.files import read_json, write_json
 from sdpipe.track import track, track_quietly
 from sdpipe.training.records import record_from_files
 from sdpipe.training.run_files import read_rows
@@ -71,10 +73,10 @@ def finished(project: Path, dataset: DataSet, mlflow_store: Path) -> Path:
     train_run("plain", train_config(epochs=2, milestones=[]), machine(), dataset, "code", folder)
     fold_file(folder / "weights.safetensors", folder / "folded.safetensors")
     export_to(folder / "model.onnx", load_weights(folder / "weights.safetensors"))
-    config = EvaluateConfig(
-        batch_sizes=(64,), max_relative_logit_diff=1e-5, latency_batch_sizes=(1,), latency_repeats=3
-    )
-    evaluate_run(folder, dataset, read_rows(folder / "history.csv"), config)
+    write_json(folder / "calibration.json", {"temperature": 1.0})
+    halve(folder / "model.onnx", folder / "model.fp16.onnx")
+    config = CONFIG.model_copy(update={"batch_sizes": (64,), "max_relative_logit_diff": 1e-5})
+    evaluate_run(folder, dataset, read_rows(folder / "history.csv"), config, num_bins=5)
     return folder
 
 
@@ -98,6 +100,9 @@ def test_a_finished_run_is_complete_and_is_rebuilt_when_lost(
         )
     }  # fmt: skip
     assert {"confusion.png", "training.png", "metrics.json", "mistakes.png"} <= before["artifacts"]
+    metrics, latency = (read_json(finished / name) for name in ("metrics.json", "latency.json"))
+    assert before["metrics"]["fp16.test_error"] == metrics["variants"]["fp16"]["test_error"]
+    assert before["metrics"]["fp16.batch_1_ms"] == latency["batch_1"]["fp16"]["median_ms"]
     assert before["models"] == 1
     assert track(finished) == run_id
     assert describe(mlflow_store) == before, "a second time adds nothing"

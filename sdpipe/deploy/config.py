@@ -1,10 +1,10 @@
-"""The sections `calibrate`, `export`, `evaluate` and `deploy` of params.yaml."""
+"""The sections `calibrate`, `export`, `quantize`, `evaluate` and `deploy` of params.yaml."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sdpipe.config import Fraction, Section
+from sdpipe.config import Fraction, Section, Seed
 
 BatchSizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
 
@@ -21,11 +21,43 @@ class CalibrateConfig(Section):
     num_bins: Annotated[int, Field(ge=2, le=100)]  # of the reliability diagram, equal in width
 
 
-class EvaluateConfig(Section):
-    """What is proved of the ONNX file, and what is measured."""
+class QuantizeConfig(Section):
+    """How the int8 file finds the ranges of its activations."""
 
-    batch_sizes: BatchSizes  # the whole test set goes through at each
-    max_relative_logit_diff: Annotated[float, Field(gt=0, lt=1)]  # of the reference's logit spread
+    images: Annotated[int, Field(ge=1)]  # of the training part
+    seed: Seed  # which ones
+    # Those that are tried; the best on the validation part is taken.
+    methods: Annotated[
+        tuple[Literal["minmax", "entropy", "percentile"], ...], Field(strict=False, min_length=1)
+    ]
+    percentile: Annotated[float, Field(gt=50, le=100)]  # of the values that the third covers
+
+
+class Fp16Parity(Section):
+    """How far a float16 file may be from its float32 file."""
+
+    max_relative_logit_diff: Fraction  # of the logit spread
+
+
+class Int8Parity(Section):
+    """How far an int8 file may be from its float32 file. docs/parity.md says how the bounds were found."""
+
+    max_relative_logit_diff: Annotated[float, Field(gt=0)]  # of the logit spread
+    max_clipped: Fraction  # of an activation's values on the test images that are looked at
+    max_range_ratio: Annotated[float, Field(gt=1)]  # width of an activation's range over that of its values
+    min_sqnr_db: float  # signal to quantisation noise of each layer
+
+
+class EvaluateConfig(Section):
+    """What is proved of the ONNX files, and what is measured."""
+
+    batch_sizes: BatchSizes  # the whole test set goes through at each, with threads[0]
+    threads: BatchSizes  # of an operator; at the others the last batch size
+    max_relative_logit_diff: Fraction  # of float32 files, of the reference's logit spread
+    max_probability_diff: Fraction  # from softmax(logits / T) in float64
+    fp16: Fp16Parity
+    int8: Int8Parity
+    layer_images: Annotated[int, Field(ge=1)]  # of the test part, for what is looked at layer by layer
     latency_batch_sizes: BatchSizes
     latency_repeats: Annotated[int, Field(ge=3)]  # timed calls of each kind, interleaved
 

@@ -1,159 +1,148 @@
-"""Evaluate: prove the ONNX file against PyTorch over the whole test set, then say how good it is."""
+"""Evaluate: prove the ONNX files of a run over the whole test set, then say how good each is."""
 
-import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from sdpipe.data.store import DataSet
+from sdpipe.deploy.confidence import read_temperature
 from sdpipe.deploy.config import EvaluateConfig
-from sdpipe.deploy.figures import draw_confusion, draw_mistakes, draw_training
+from sdpipe.deploy.figures import draw_mistakes, draw_training
 from sdpipe.deploy.latency import measure_latency
-from sdpipe.deploy.parity import Disagreement, Parity, Reference, check_parity, compare_logits, onnx_logits
+from sdpipe.deploy.parity import Disagreement, Reference
+from sdpipe.deploy.scores import score, tempered, write_classes, write_csv, write_reliability
+from sdpipe.deploy.variants import FLOAT32, INT8, Proof, find_variants, prove
 from sdpipe.errors import ModelError, ParityError
-from sdpipe.files import replacing, sha256_of, write_json
-from sdpipe.runtime.artifact import Artifact, open_artifact
+from sdpipe.files import sha256_of, write_json
+from sdpipe.runtime.artifact import open_artifact
 from sdpipe.training.weights import Weights, load_weights
 
 
 def evaluate_run(
-    folder: Path, dataset: DataSet, history: Sequence[dict[str, float]], config: EvaluateConfig
-) -> None:
-    """Evaluate models/<run>/model.onnx against its weights.safetensors on the test part.
-
-    Writes metrics.json, latency.json, parity.csv, disagreements.csv, classes.csv, confusion.csv and the
-    figures. Raises ParityError after writing them if the two differ, ModelError if one cannot be read or they
-    do not belong together.
-    """
-    weights = load_weights(folder / "weights.safetensors")
-    artifact = open_artifact(folder / "model.onnx", device="cpu")
-    if artifact.metadata.fingerprint != weights.info.fingerprint:
-        raise ModelError(
-            f"{artifact.path}: its run is {artifact.metadata.fingerprint}, "
-            f"and that of its weights {weights.info.fingerprint}"
-        )
-    reference = Reference(weights)
-    images_NHWC, labels_N = dataset.test_images_NHWC, dataset.test_labels_N
-    reference_NK = reference.logits(images_NHWC)
-    onnx_by_batch = {size: onnx_logits(artifact, images_NHWC, size) for size in config.batch_sizes}
-    parities = [
-        compare_logits(
-            reference_NK, logits_NK, batch_size=size, max_relative_logit_diff=config.max_relative_logit_diff
-        )
-        for size, logits_NK in onnx_by_batch.items()
-    ]
-    logits_NK = onnx_by_batch[config.batch_sizes[-1]]
-    _write_parity(folder, parities, weights)
-    _write_classes(folder, logits_NK, labels_N, weights)
-    metrics = {
-        **_parity_metrics(parities, config.max_relative_logit_diff),
-        **_scores(logits_NK, reference_NK, labels_N),
-        "num_test": len(labels_N),
-        "model_sha256": sha256_of(artifact.path),
-        "fingerprint": weights.info.fingerprint,
-    }
-    write_json(folder / "metrics.json", metrics)
-    _draw(folder, dataset, logits_NK, history, weights)
-    write_json(folder / "latency.json", _latency(reference, artifact, images_NHWC, config))
-    check_parity(parities, config.max_relative_logit_diff, str(artifact.path))
-
-
-def _parity_metrics(parities: Sequence[Parity], allowed: float) -> dict[str, Any]:
-    """The worst of all batch sizes; `parity` says whether all held."""
-    try:
-        check_parity(parities, allowed, "")
-        held = True
-    except ParityError:
-        held = False
-    return {
-        "parity": held,
-        "max_abs_logit_diff": _finite(max(parity.max_abs_logit_diff for parity in parities)),
-        "relative_logit_diff": _finite(max(parity.relative_logit_diff for parity in parities)),
-        "logit_spread": _finite(parities[0].logit_spread),
-        "argmax_disagreements": max(len(parity.disagreements) for parity in parities),
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None  # JSON has no infinity
-
-
-def _scores(logits_NK: np.ndarray, reference_NK: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-    log_probabilities_NK = logits_NK - logsumexp(logits_NK.astype(np.float64), axis=1, keepdims=True)
-    return {
-        "test_error": float((logits_NK.argmax(axis=1) != labels_N).mean()),
-        "test_error_pytorch": float((reference_NK.argmax(axis=1) != labels_N).mean()),
-        "negative_log_likelihood": float(-log_probabilities_NK[np.arange(len(labels_N)), labels_N].mean()),
-    }
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with replacing(path) as beside, beside.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
-def _write_parity(folder: Path, parities: Sequence[Parity], weights: Weights) -> None:
-    """parity.csv, a row for each batch size, and disagreements.csv, a row for each image."""
-    header = [
-        "batch_size",
-        "max_abs_logit_diff",
-        "relative_logit_diff",
-        "logit_spread",
-        "argmax_disagreements",
-    ]
-    rows = [
-        [*(getattr(parity, name) for name in header[:-1]), len(parity.disagreements)] for parity in parities
-    ]
-    _write_csv(folder / "parity.csv", header, rows)
-    names = weights.info.class_names
-    found = [
-        asdict(one) | {"pytorch_class": names[one.pytorch_class], "onnx_class": names[one.onnx_class]}
-        for parity in parities
-        for one in parity.disagreements
-    ]
-    columns = [column.name for column in fields(Disagreement)]
-    _write_csv(folder / "disagreements.csv", columns, [list(one.values()) for one in found])
-
-
-def _write_classes(folder: Path, logits_NK: np.ndarray, labels_N: np.ndarray, weights: Weights) -> None:
-    """classes.csv with precision and recall of each class, confusion.csv and confusion.png."""
-    names, predicted_N = weights.info.class_names, logits_NK.argmax(axis=1)
-    precision_K, recall_K, _, images_K = precision_recall_fscore_support(
-        labels_N, predicted_N, labels=range(len(names)), zero_division=0
-    )
-    rows = zip(names, precision_K.tolist(), recall_K.tolist(), images_K.tolist(), strict=True)
-    _write_csv(folder / "classes.csv", ["class", "precision", "recall", "images"], rows)
-    counts_KK = confusion_matrix(labels_N, predicted_N, labels=range(len(names)))
-    table = [[name, *row] for name, row in zip(names, counts_KK.tolist(), strict=True)]
-    _write_csv(folder / "confusion.csv", ["true \\ predicted", *names], table)
-    draw_confusion(folder / "confusion.png", counts_KK, names, _title(folder, weights))
-
-
-def _draw(
     folder: Path,
     dataset: DataSet,
-    logits_NK: np.ndarray,
     history: Sequence[dict[str, float]],
-    weights: Weights,
+    config: EvaluateConfig,
+    num_bins: int,
 ) -> None:
+    """Evaluate the files of models/<run>/, each against its own reference, on the test part.
+
+    num_bins: of the reliability diagram. Writes metrics.json, latency.json, variants.csv, parity.csv,
+    disagreements.csv, layers.csv, reliability.csv, classes.csv, confusion.csv and the figures. Raises
+    ParityError after writing them if a file does not hold, ModelError if one cannot be read or they do not
+    belong together.
+    """
+    weights = load_weights(folder / "weights.safetensors")
+    images_NHWC, labels_N = dataset.test_images_NHWC, dataset.test_labels_N
+    proofs = _prove_all(folder, weights, images_NHWC, config)
+    main, *others = proofs.values()
+    temperature, logits_NK = main.artifact.metadata.temperature, main.logits_NK
+    expected = read_temperature(folder / "calibration.json")
+    if temperature != expected:
+        main.faults.append(f"its temperature is {temperature:.6g}, and {expected:.6g} in calibration.json")
     title = _title(folder, weights)
+    _write_parity(folder, list(proofs.values()), weights)
+    write_classes(folder, logits_NK, labels_N, weights.info.class_names, title)
+    write_reliability(folder, logits_NK, labels_N, temperature, num_bins, title)
     draw_training(folder / "training.png", history, weights.info.best_epoch, title)
-    probabilities_NK = np.exp(logits_NK - logsumexp(logits_NK, axis=1, keepdims=True))
     draw_mistakes(
         folder / "mistakes.png",
-        dataset.test_images_NHWC,
-        dataset.test_labels_N,
-        probabilities_NK,
+        images_NHWC,
+        labels_N,
+        tempered(logits_NK, temperature),
         weights.info.class_names,
         f"{title}: most confident mistakes",
     )
+    uncalibrated = score(logits_NK, labels_N, 1.0, num_bins)
+    metrics = {
+        **main.figures,
+        **score(logits_NK, labels_N, temperature, num_bins),
+        "test_error_pytorch": float((main.reference_NK.argmax(axis=1) != labels_N).mean()),
+        "negative_log_likelihood_uncalibrated": uncalibrated["negative_log_likelihood"],
+        "expected_calibration_error_uncalibrated": uncalibrated["expected_calibration_error"],
+        "num_test": len(labels_N),
+        "model_sha256": sha256_of(main.artifact.path),
+        "fingerprint": weights.info.fingerprint,
+        "variants": {
+            proof.variant.name: _figures_of(proof, main, folder, labels_N, num_bins) for proof in others
+        },
+    }
+    write_json(folder / "metrics.json", metrics)
+    latency = _latency(Reference(weights), proofs.values(), images_NHWC, config)
+    write_json(folder / "latency.json", latency)
+    _write_variants(folder, main, metrics, latency)
+    _check([*proofs.values()])
+
+
+def _prove_all(
+    folder: Path, weights: Weights, images_NHWC: np.ndarray, config: EvaluateConfig
+) -> dict[Path, Proof]:
+    proofs: dict[Path, Proof] = {}
+    for variant in find_variants(folder):
+        own = load_weights(variant.source) if variant.kind == FLOAT32 else weights
+        if own.info.fingerprint != weights.info.fingerprint:
+            raise ModelError(
+                f"{variant.source}: its run is {own.info.fingerprint}, and that of weights.safetensors "
+                f"{weights.info.fingerprint}"
+            )
+        proofs[variant.path] = prove(variant, own, proofs, images_NHWC, config)
+    return proofs
+
+
+def _check(proofs: Sequence[Proof]) -> None:
+    wrong = [
+        f"{proof.variant.path}: parity fails: " + "; ".join(proof.faults[:8])
+        for proof in proofs
+        if proof.faults
+    ]
+    if wrong:
+        raise ParityError("; ".join(wrong))
+
+
+def _figures_of(
+    proof: Proof, main: Proof, folder: Path, labels_N: np.ndarray, num_bins: int
+) -> dict[str, Any]:
+    """A variant beside model.onnx."""
+    path = proof.artifact.path
+    scores = score(proof.logits_NK, labels_N, proof.artifact.metadata.temperature, num_bins)
+    fp32_N, its_N = main.logits_NK.argmax(axis=1), proof.logits_NK.argmax(axis=1)
+    return {
+        "file": str(path.relative_to(folder)),
+        "sha256": sha256_of(path),
+        "bytes": path.stat().st_size,
+        **scores,
+        "error_increase": scores["test_error"] - float((fp32_N != labels_N).mean()),
+        "disagreements_with_fp32": int((fp32_N != its_N).sum()),
+        **proof.figures,
+    }
+
+
+def _write_parity(folder: Path, proofs: Sequence[Proof], weights: Weights) -> None:
+    """parity.csv, a row for each comparison; disagreements.csv, one for each image; layers.csv, for int8."""
+    columns = ["batch_size", "threads", "max_abs_logit_diff", "relative_logit_diff", "logit_spread"]
+    rows = [
+        [proof.variant.name, *(getattr(parity, name) for name in columns), len(parity.disagreements)]
+        for proof in proofs
+        for parity in proof.parities
+    ]
+    write_csv(folder / "parity.csv", ["variant", *columns, "argmax_disagreements"], rows)
+    names = weights.info.class_names
+    found = [
+        {"variant": proof.variant.name}
+        | asdict(one)
+        | {"pytorch_class": names[one.pytorch_class], "onnx_class": names[one.onnx_class]}
+        for proof in proofs
+        if proof.variant.kind != INT8  # it rounds on purpose; metrics.json counts them
+        for parity in proof.parities
+        for one in parity.disagreements
+    ]
+    header = ["variant", *(column.name for column in fields(Disagreement))]
+    write_csv(folder / "disagreements.csv", header, [list(one.values()) for one in found])
+    measured = [[proof.variant.name, *asdict(layer).values()] for proof in proofs for layer in proof.layers]
+    write_csv(folder / "layers.csv", ["variant", "layer", "sqnr_db", "clipped", "range_ratio"], measured)
 
 
 def _title(folder: Path, weights: Weights) -> str:
@@ -162,7 +151,27 @@ def _title(folder: Path, weights: Weights) -> str:
 
 
 def _latency(
-    reference: Reference, artifact: Artifact, images_NHWC: np.ndarray, config: EvaluateConfig
+    reference: Reference, proofs: Any, images_NHWC: np.ndarray, config: EvaluateConfig
 ) -> dict[str, Any]:
-    calls: dict[str, Callable[[np.ndarray], Any]] = {"pytorch_eager": reference, "onnxruntime": artifact.run}
+    """PyTorch eager, model.onnx as `onnxruntime`, and the other variants by their names."""
+    calls: dict[str, Callable[[np.ndarray], Any]] = {"pytorch_eager": reference}
+    for proof in proofs:
+        name = "onnxruntime" if proof.variant.name == "fp32" else proof.variant.name
+        calls[name] = open_artifact(proof.variant.path, device="cpu").run
     return measure_latency(calls, images_NHWC, config.latency_batch_sizes, config.latency_repeats)
+
+
+def _write_variants(
+    folder: Path, main: Proof, metrics: Mapping[str, Any], latency: Mapping[str, Any]
+) -> None:
+    """variants.csv: error, size and time of each file; the times are measured, so no stage reads it."""
+    size = main.artifact.path.stat().st_size
+    fp32 = {"test_error": metrics["test_error"], "bytes": size, "disagreements_with_fp32": 0}
+    table = {"fp32": fp32, **metrics["variants"]}
+    rows = [
+        [name, *(figures[key] for key in fp32)]
+        + [times["onnxruntime" if name == "fp32" else name]["median_ms"] for times in latency.values()]
+        for name, figures in table.items()
+    ]
+    header = ["variant", *fp32, *(f"{batch}_ms" for batch in latency)]
+    write_csv(folder / "variants.csv", header, rows)

@@ -1,12 +1,14 @@
 """The pictures of a run, as PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from sdpipe.deploy.confidence import Bin, expected_calibration_error
 from sdpipe.drawing import STYLE, mark_drops, save_png
 
 _MAX_CLASSES_WITH_NUMBERS = 20
@@ -92,4 +94,32 @@ def draw_mistakes(
             taken, true = class_names[predicted_N[at]], class_names[labels_N[at]]
             axes.set_title(f"{taken} {surety_N[at]:.0%}\nis {true}", fontsize=8)
         figure.suptitle(title if len(wrong) else f"{title}: none")
+        save_png(figure, path)
+
+
+def draw_reliability(path: Path, bins: Mapping[str, Sequence[Bin]], temperature: float, title: str) -> None:
+    """Accuracy against confidence before and after calibration, and below how many images are in each bin."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        grid = figure.subplots(2, len(bins), sharex=True, sharey="row", height_ratios=[3, 1], squeeze=False)
+        for (above, below), (name, found) in zip(grid.T, bins.items(), strict=True):
+            centres = [(each.lowest + each.highest) / 2 for each in found]
+            widths = [each.highest - each.lowest for each in found]
+            edges: Any = {"edgecolor": "white", "linewidth": 0.5}
+            above.bar(centres, [each.accuracy for each in found], widths, color="tab:blue", **edges)
+            above.plot([0, 1], [0, 1], color="black", lw=0.8, ls="--")
+            filled = [each for each in found if each.num_images]
+            above.plot(
+                [each.confidence for each in filled], [each.accuracy for each in filled], "o", ms=3,
+                color="tab:orange", clip_on=False, label="mean confidence of a bin's images",
+            )  # fmt: skip
+            error = expected_calibration_error(list(found))
+            above.set_title(f"{name}: calibration error {error:.1%}")
+            below.bar(centres, [each.num_images for each in found], widths, color="grey", **edges)
+            below.set(xlabel="confidence", xlim=(0, 1))
+        grid[0, 0].set(ylabel="accuracy", ylim=(0, 1))
+        grid[1, 0].set_ylabel("images")
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", frameon=False)
+        figure.suptitle(f"{title}, temperature {temperature:.3g}")
         save_png(figure, path)

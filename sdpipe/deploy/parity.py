@@ -31,6 +31,7 @@ class Disagreement:
     """A test image for which the two name different classes."""
 
     batch_size: int  # of the ONNX run
+    threads: int | None  # of the ONNX run; None: onnxruntime decided
     image_index: int  # in the test part
     pytorch_class: int
     onnx_class: int
@@ -40,9 +41,10 @@ class Disagreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """The comparison at one batch size."""
+    """The comparison at one batch size and thread count."""
 
     batch_size: int
+    threads: int | None
     max_abs_logit_diff: float
     relative_logit_diff: float  # the same over logit_spread
     logit_spread: float  # largest minus smallest logit of the reference
@@ -50,7 +52,12 @@ class Parity:
 
 
 def compare_logits(
-    reference_NK: np.ndarray, onnx_NK: np.ndarray, *, batch_size: int, max_relative_logit_diff: float
+    reference_NK: np.ndarray,
+    onnx_NK: np.ndarray,
+    *,
+    batch_size: int,
+    max_relative_logit_diff: float,
+    threads: int | None = None,
 ) -> Parity:
     """Compare float32 logits, both (N, K). A logit that is not finite counts as an infinite difference."""
     reference_NK, onnx_NK = reference_NK.astype(np.float64), onnx_NK.astype(np.float64)
@@ -61,15 +68,16 @@ def compare_logits(
     allowed = max_relative_logit_diff * spread
     return Parity(
         batch_size=batch_size,
+        threads=threads,
         max_abs_logit_diff=difference,
         relative_logit_diff=difference / spread if spread > 0 else (0.0 if difference == 0 else float("inf")),
         logit_spread=spread,
-        disagreements=tuple(_disagreements(reference_NK, onnx_NK, batch_size, allowed)),
+        disagreements=tuple(_disagreements(reference_NK, onnx_NK, batch_size, threads, allowed)),
     )
 
 
 def _disagreements(
-    reference_NK: np.ndarray, onnx_NK: np.ndarray, batch_size: int, allowed: float
+    reference_NK: np.ndarray, onnx_NK: np.ndarray, batch_size: int, threads: int | None, allowed: float
 ) -> list[Disagreement]:
     reference_N, onnx_N = reference_NK.argmax(axis=1), onnx_NK.argmax(axis=1)
     found = []
@@ -78,6 +86,7 @@ def _disagreements(
         found.append(
             Disagreement(
                 batch_size=batch_size,
+                threads=threads,
                 image_index=int(at),
                 pytorch_class=int(reference_N[at]),
                 onnx_class=int(onnx_N[at]),
@@ -88,8 +97,8 @@ def _disagreements(
     return found
 
 
-def check_parity(parities: Sequence[Parity], max_relative_logit_diff: float, name: str) -> None:
-    """Raise ParityError, naming the file and the figures, unless every comparison holds."""
+def parity_faults(parities: Sequence[Parity], max_relative_logit_diff: float) -> list[str]:
+    """What does not hold, in words."""
     faults = []
     for parity in parities:
         if not parity.relative_logit_diff <= max_relative_logit_diff:
@@ -104,14 +113,25 @@ def check_parity(parities: Sequence[Parity], max_relative_logit_diff: float, nam
             f"and {found.onnx_class} in ONNX, margin {found.margin:.3g}"
             for found in real[:5]
         ]
-    if faults:
+    return faults
+
+
+def check_parity(parities: Sequence[Parity], max_relative_logit_diff: float, name: str) -> None:
+    """Raise ParityError, naming the file and the figures, unless every comparison holds."""
+    if faults := parity_faults(parities, max_relative_logit_diff):
         raise ParityError(f"{name}: parity fails: " + "; ".join(faults))
+
+
+def onnx_outputs(artifact: Artifact, images_NHWC: Images, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and probabilities (N, K) of the deployed file, batch after batch."""
+    batches = range(0, len(images_NHWC), batch_size)
+    outputs = [artifact.run(images_NHWC[at : at + batch_size]) for at in batches]
+    return np.concatenate([logits for logits, _ in outputs]), np.concatenate([probs for _, probs in outputs])
 
 
 def onnx_logits(artifact: Artifact, images_NHWC: Images, batch_size: int) -> np.ndarray:
     """Logits (N, K) of the deployed file, batch after batch."""
-    batches = range(0, len(images_NHWC), batch_size)
-    return np.concatenate([artifact.run(images_NHWC[at : at + batch_size])[0] for at in batches])
+    return onnx_outputs(artifact, images_NHWC, batch_size)[0]
 
 
 class Reference:

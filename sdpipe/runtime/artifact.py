@@ -97,11 +97,11 @@ def _check_graph(session: Any, metadata: Metadata, path: Path) -> None:
 
 
 def _open_session(model: Path | bytes, providers: list[str], threads: int | None = None) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
     if "CUDAExecutionProvider" in providers:
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
             onnxruntime.preload_dlls()  # CUDA and cuDNN from NVIDIA's Python packages, where those are
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
     try:
         return onnxruntime.InferenceSession(model, options, providers=providers)
     except _failures() as error:

@@ -17,6 +17,10 @@ _EVALUATION = (
     "classes.csv",
     "parity.csv",
     "disagreements.csv",
+    "layers.csv",
+    "reliability.png",
+    "reliability.csv",
+    "variants.csv",
     "metrics.json",
 )
 _SUMMARY = {
@@ -24,11 +28,24 @@ _SUMMARY = {
     "timing.json": ("train_s",),
     "metrics.json": (
         "negative_log_likelihood",
+        "negative_log_likelihood_uncalibrated",
+        "expected_calibration_error",
+        "expected_calibration_error_uncalibrated",
         "max_abs_logit_diff",
         "relative_logit_diff",
         "argmax_disagreements",
     ),
 }
+
+
+_VARIANT = (
+    "test_error",
+    "negative_log_likelihood",
+    "expected_calibration_error",
+    "bytes",
+    "disagreements_with_fp32",
+    "relative_logit_diff",
+)
 
 
 def start_record(
@@ -95,6 +112,8 @@ def record_from_files(folder: Path) -> RunRecord:
         for metric, value in read_json(folder / name).items()
         if metric in _SUMMARY[name] and value is not None
     }
+    if is_current:
+        summary |= _variant_metrics(read_json(metrics_path), read_json(folder / "latency.json"))
     return RunRecord(
         name=started.name,
         fingerprint=started.fingerprint,
@@ -106,6 +125,19 @@ def record_from_files(folder: Path) -> RunRecord:
         artifacts=[path for name in _EVALUATION if is_current and (path := folder / name).exists()],
         model=folder / "model.onnx" if is_current else None,
     )
+
+
+def _variant_metrics(metrics: Mapping[str, Any], latency: Mapping[str, Any]) -> dict[str, float]:
+    """What the run's files and PyTorch have side by side, such as int8.test_error and int8.batch_64_ms."""
+    found = {
+        f"{variant}.{name}": figures[name]
+        for variant, figures in metrics.get("variants", {}).items()
+        for name in _VARIANT
+        if figures[name] is not None
+    }
+    for batch, contenders in latency.items():
+        found |= {f"{name}.{batch}_ms": times["median_ms"] for name, times in contenders.items()}
+    return found
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

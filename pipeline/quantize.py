@@ -1,0 +1,22 @@
+"""Stage quantize@<run>: model.onnx and the pruned files as int8, and float16."""
+
+import sys
+from pathlib import Path
+
+from sdpipe.config import get_value, parse_section, read_params
+from sdpipe.data.store import open_dataset
+from sdpipe.deploy.config import QuantizeConfig
+from sdpipe.deploy.quantize import quantize_run
+from sdpipe.errors import errors_on_one_line
+
+
+def main(run: str) -> None:
+    params = read_params(Path("params.yaml"))
+    config = parse_section(QuantizeConfig, get_value(params, "quantize"), "quantize")
+    dataset = open_dataset(Path("data") / get_value(params, "train.dataset"))
+    quantize_run(Path("models") / run, dataset, config)
+
+
+if __name__ == "__main__":
+    with errors_on_one_line():
+        main(*sys.argv[1:])

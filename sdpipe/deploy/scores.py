@@ -1,0 +1,73 @@
+"""How good a file is on the test part: error, likelihood, calibration, and each class by itself.
+
+N: images, K: classes.
+"""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from sdpipe.deploy.confidence import Bin, expected_calibration_error, negative_log_likelihood, reliability
+from sdpipe.deploy.figures import draw_confusion, draw_reliability
+from sdpipe.files import replacing
+
+
+def score(logits_NK: np.ndarray, labels_N: np.ndarray, temperature: float, num_bins: int) -> dict[str, float]:
+    """Error, and likelihood and calibration of softmax(logits / T), in float64."""
+    return {
+        "test_error": float((logits_NK.argmax(axis=1) != labels_N).mean()),
+        "negative_log_likelihood": negative_log_likelihood(logits_NK, labels_N, temperature),
+        "expected_calibration_error": expected_calibration_error(
+            reliability(tempered(logits_NK, temperature), labels_N, num_bins)
+        ),
+    }
+
+
+def tempered(logits_NK: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(logits / T), float64."""
+    probabilities_NK: np.ndarray = softmax(logits_NK.astype(np.float64) / temperature, axis=1)
+    return probabilities_NK
+
+
+def write_reliability(
+    folder: Path, logits_NK: np.ndarray, labels_N: np.ndarray, temperature: float, num_bins: int, title: str
+) -> None:
+    """reliability.csv, a row for each bin before and after calibration, and reliability.png."""
+    bins = {
+        name: reliability(tempered(logits_NK, temp), labels_N, num_bins)
+        for name, temp in (("uncalibrated", 1.0), ("calibrated", temperature))
+    }
+    header = ["probabilities", *(column.name for column in fields(Bin))]
+    rows = [[name, *asdict(each).values()] for name, found in bins.items() for each in found]
+    write_csv(folder / "reliability.csv", header, rows)
+    draw_reliability(folder / "reliability.png", bins, temperature, title)
+
+
+def write_classes(
+    folder: Path, logits_NK: np.ndarray, labels_N: np.ndarray, names: Sequence[str], title: str
+) -> None:
+    """classes.csv with precision and recall of each class, confusion.csv and confusion.png."""
+    predicted_N = logits_NK.argmax(axis=1)
+    precision_K, recall_K, _, images_K = precision_recall_fscore_support(
+        labels_N, predicted_N, labels=range(len(names)), zero_division=0
+    )
+    rows = zip(names, precision_K.tolist(), recall_K.tolist(), images_K.tolist(), strict=True)
+    write_csv(folder / "classes.csv", ["class", "precision", "recall", "images"], rows)
+    counts_KK = confusion_matrix(labels_N, predicted_N, labels=range(len(names)))
+    table = [[name, *row] for name, row in zip(names, counts_KK.tolist(), strict=True)]
+    write_csv(folder / "confusion.csv", ["true \\ predicted", *names], table)
+    draw_confusion(folder / "confusion.png", counts_KK, names, title)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table with its header."""
+    with replacing(path) as beside, beside.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -1,0 +1,196 @@
+"""Every file of a run, each proved against its own reference over the whole test part.
+
+model.onnx and the pruned files are held to the un-folded PyTorch network of their weights, the float16 and
+int8 files to the float32 file that they were made from. N: images, K: classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from sdpipe.deploy.config import EvaluateConfig
+from sdpipe.deploy.integers import QuantizedLayer, prove_integers
+from sdpipe.deploy.layers import file_layers, first_departure, reference_layers, spread_over
+from sdpipe.deploy.parity import (
+    Images,
+    Parity,
+    Reference,
+    compare_logits,
+    onnx_outputs,
+    parity_faults,
+)
+from sdpipe.deploy.scores import tempered
+from sdpipe.errors import ModelError
+from sdpipe.runtime.artifact import Artifact, open_artifact
+from sdpipe.training.weights import Weights
+
+FLOAT32, FLOAT16, INT8 = "float32", "fp16", "int8"
+_LARGEST_HALF = float(np.finfo(np.float16).max)
+# Inside a network values are off by more of their layer's spread than the logits of theirs.
+_WITHIN = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One file of a run, and what it is held to."""
+
+    name: str  # as in its metadata: fp32, fp16, int8, keep-17, keep-17.int8
+    path: Path
+    kind: str  # float32, fp16, int8
+    source: Path  # weights for float32, else the float32 file
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Proof:
+    """What was found of a variant."""
+
+    variant: Variant
+    artifact: Artifact
+    parities: list[Parity]
+    logits_NK: np.ndarray
+    reference_NK: np.ndarray
+    layers: list[QuantizedLayer]  # of an int8 file
+    faults: list[str]  # nothing, if it holds
+
+    @property
+    def figures(self) -> dict[str, bool | float | str | None]:
+        """The worst of all batch sizes and thread counts; `parity` says whether everything held."""
+        figures: dict[str, bool | float | str | None] = {
+            "parity": not self.faults,
+            "max_abs_logit_diff": _finite(max(parity.max_abs_logit_diff for parity in self.parities)),
+            "relative_logit_diff": _finite(max(parity.relative_logit_diff for parity in self.parities)),
+            "logit_spread": _finite(self.parities[0].logit_spread),
+            "argmax_disagreements": max(len(parity.disagreements) for parity in self.parities),
+        }
+        if self.layers:
+            weakest = min(self.layers, key=lambda layer: layer.sqnr_db)
+            figures |= {"lowest_sqnr_db": weakest.sqnr_db, "weakest_layer": weakest.name}
+        return figures
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None  # JSON has no infinity
+
+
+def find_variants(folder: Path) -> list[Variant]:
+    """The files that a run has, model.onnx first; a file comes after the one it is held to."""
+    model = folder / "model.onnx"
+    variants = [Variant(name="fp32", path=model, kind=FLOAT32, source=folder / "weights.safetensors")]
+    for kind in (FLOAT16, INT8):
+        if (path := folder / f"model.{kind}.onnx").exists():
+            variants.append(Variant(name=kind, path=path, kind=kind, source=model))
+    pruned = (folder / "pruned").glob("*.onnx")
+    for path in sorted(pruned, key=lambda path: (len(path.stem), path.stem), reverse=True):  # deepest first
+        weights = path.with_suffix(".safetensors")
+        variants.append(Variant(name=path.stem, path=path, kind=FLOAT32, source=weights))
+        integers = folder / "pruned-int8" / f"{path.stem}.int8.onnx"
+        if integers.exists():
+            variants.append(Variant(name=f"{path.stem}.int8", path=integers, kind=INT8, source=path))
+    return variants
+
+
+def prove(
+    variant: Variant,
+    weights: Weights,
+    proved: Mapping[Path, Proof],
+    images_NHWC: Images,
+    config: EvaluateConfig,
+) -> Proof:
+    """Run the test part through a variant and compare. weights: of float32's own, else of the run.
+
+    proved: the proofs so far, by file. Raises ModelError if the file is unreadable or of another run.
+    """
+    artifact = open_artifact(variant.path, device="cpu", threads=config.threads[0])
+    found = (artifact.metadata.fingerprint, artifact.metadata.variant)
+    if found != (weights.info.fingerprint, variant.name):
+        raise ModelError(
+            f"{variant.path}: its run is {found[0]} and its variant {found[1]}, "
+            f"and that of its weights {weights.info.fingerprint} and {variant.name}"
+        )
+    reference = Reference(weights)
+    if variant.kind == FLOAT32:
+        reference_NK = reference.logits(images_NHWC)
+    else:
+        reference_NK = proved[variant.source].logits_NK
+    logits_NK, parities, wrong = _compare(variant, artifact, reference_NK, images_NHWC, config)
+    allowed = allowed_difference(variant, config)
+    faults = parity_faults(parities, allowed) + wrong
+    layers: list[QuantizedLayer] = []
+    shown_NHWC = spread_over(images_NHWC, config.layer_images)
+    if variant.kind == INT8:
+        wrong, layers = prove_integers(variant.source, variant.path, shown_NHWC, config.int8)
+        faults += wrong
+    elif variant.kind == FLOAT16:
+        faults += check_halves(variant, shown_NHWC)
+    if faults and variant.kind != INT8:
+        faults.append(locate(variant, reference, shown_NHWC, allowed))
+    return Proof(
+        variant=variant,
+        artifact=artifact,
+        parities=parities,
+        logits_NK=logits_NK,
+        reference_NK=reference_NK,
+        layers=layers,
+        faults=faults,
+    )
+
+
+def _compare(
+    variant: Variant,
+    artifact: Artifact,
+    reference_NK: np.ndarray,
+    images_NHWC: Images,
+    config: EvaluateConfig,
+) -> tuple[np.ndarray, list[Parity], list[str]]:
+    """Logits of the last run, the comparison of each, and probabilities that are wrong, in words."""
+    runs = [(size, config.threads[0]) for size in config.batch_sizes]
+    runs += [(config.batch_sizes[-1], threads) for threads in config.threads[1:]]
+    parities, faults = [], []
+    for batch_size, threads in runs:
+        if threads != config.threads[0]:
+            artifact = open_artifact(variant.path, device="cpu", threads=threads)
+        logits_NK, probabilities_NK = onnx_outputs(artifact, images_NHWC, batch_size)
+        parities.append(
+            compare_logits(
+                reference_NK,
+                logits_NK,
+                batch_size=batch_size,
+                threads=threads,
+                max_relative_logit_diff=allowed_difference(variant, config),
+            )
+        )
+        expected_NK = tempered(logits_NK, artifact.metadata.temperature)
+        off = float(np.abs(probabilities_NK - expected_NK).max())
+        if not off <= config.max_probability_diff:
+            faults.append(f"batch {batch_size}: probabilities are {off:.3g} off softmax(logits / T)")
+    return logits_NK, parities, faults
+
+
+def allowed_difference(variant: Variant, config: EvaluateConfig) -> float:
+    """Of the logit spread."""
+    return {
+        FLOAT32: config.max_relative_logit_diff,
+        FLOAT16: config.fp16.max_relative_logit_diff,
+        INT8: config.int8.max_relative_logit_diff,
+    }[variant.kind]
+
+
+def check_halves(variant: Variant, images_NHWC: np.ndarray) -> list[str]:
+    """Layers whose values do not fit into float16, which a CPU that computes in float32 does not notice."""
+    return [
+        f"{layer.name}: values up to {largest:.3g} do not fit into float16"
+        for layer in file_layers(onnx.load(variant.source), images_NHWC)
+        if (largest := float(np.abs(layer.values).max())) > _LARGEST_HALF
+    ]
+
+
+def locate(variant: Variant, reference: Reference, images_NHWC: np.ndarray, allowed: float) -> str:
+    """The first layer in which a float file departs from its reference, in words."""
+    if variant.kind == FLOAT32:
+        expected = reference_layers(reference, images_NHWC)
+    else:
+        expected = file_layers(onnx.load(variant.source), images_NHWC)
+    return first_departure(expected, file_layers(onnx.load(variant.path), images_NHWC), _WITHIN * allowed)
