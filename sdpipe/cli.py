@@ -6,6 +6,7 @@ Exit 0: all went well. 1: something failed, and the rest was still done. 2: call
 import click
 
 from sdpipe.commands.model import doctor, inspect, predict
+from sdpipe.commands.pruning import prune
 from sdpipe.commands.runs import ensemble, recipe, report_command, track
 from sdpipe.version import __version__
 
@@ -16,5 +17,5 @@ def main() -> None:
     """Classify pictures with a deployed stochastic-depth network."""
 
 
-for command in (predict, inspect, doctor, track, recipe, report_command, ensemble):
+for command in (predict, inspect, doctor, track, recipe, report_command, ensemble, prune):
     main.add_command(command)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from sdpipe.config import Section, parse_section
 from sdpipe.data.config import DATASET_SECTIONS, FetchConfig
-from sdpipe.deploy.config import CalibrateConfig, DeployConfig, EvaluateConfig, ExportConfig
+from sdpipe.deploy.config import CalibrateConfig, DeployConfig, EvaluateConfig, ExportConfig, PruneConfig
 from sdpipe.errors import ConfigError
 from sdpipe.training.config import MachineConfig, TrainConfig, parse_run
 
@@ -19,6 +19,7 @@ class Params(Section):
     runs: dict[str, dict[str, Any] | None] = Field(min_length=1)
     calibrate: CalibrateConfig
     export: ExportConfig
+    prune: PruneConfig
     evaluate: EvaluateConfig
     deploy: DeployConfig
     machine: MachineConfig
