@@ -225,7 +225,9 @@ class Untouchable:
 def pruned(tmp_path_factory: pytest.TempPathFactory, dataset: DataSet) -> Path:
     """A pruned run of 14 layers, 6 blocks, made without its test part."""
     folder = tmp_path_factory.mktemp("models") / "stochastic"
-    save_weights(folder / "weights.safetensors", belonging_to(make_weights(depth=14), dataset))
+    weights = belonging_to(make_weights(depth=14), dataset)
+    save_weights(folder / "weights.safetensors", weights)
+    export_to(folder / "model.onnx", weights)
     blind = replace(dataset, test_images_NHWC=Untouchable(), test_labels_N=Untouchable())
     prune_run(folder, blind, CONFIG, EXPORT)
     return folder
@@ -354,8 +356,6 @@ def runs(pruned: Path, project: Path) -> Path:
     """A project with one pruned run of 14 layers."""
     make_dataset(project / "data" / "animals")
     shutil.copytree(pruned, project / "models" / "stochastic")
-    weights = load_weights(pruned / "weights.safetensors")
-    export_to(project / "models" / "stochastic" / "model.onnx", weights)
     return project / "models"
 
 
@@ -408,7 +408,7 @@ def test_files_of_another_training_are_refused(runs: Path) -> None:
         (("--keep", "two"), 2, "expected numbers of blocks like 17,14, got 'two'"),
         (("--keep", ""), 2, "expected numbers of blocks"),
         (("--latency-ms", "0"), 2, "x>0"),
-        (("--latency-ms", "nan"), 2, "expected a number"),
+        (("--latency-ms", "nan"), 2, "expected a finite number, got nan"),
         (("--max-error", "2"), 2, "0<=x<=1"),
         (("--latency-ms", "1", "--max-error", "0.5"), 2, "not both"),
         (("--copy-to", "x.onnx"), 2, "--copy-to needs"),

@@ -1,5 +1,6 @@
 """The command about families of smaller networks. It needs the training packages."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,25 @@ def _counts(_context: click.Context, _parameter: click.Parameter, value: str | N
     return sorted({int(part) for part in parts}, reverse=True)
 
 
+def _finite(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"expected a finite number, got {value}")
+    return value
+
+
 @click.command()
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[MODELS/RUN]...")
 @click.option("--keep", callback=_counts, metavar="N,...", help="First make networks of so many blocks, too.")
 @click.option(
     "--latency-ms",
     type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
     help="Pick the file of lowest validation error that takes at most so long for a batch.",
 )
 @click.option(
     "--max-error",
     type=click.FloatRange(min=0, max=1),
+    callback=_finite,
     help="Pick the fastest file with at most this validation error, as a fraction.",
 )
 @click.option(

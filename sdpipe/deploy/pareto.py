@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from sdpipe.deploy.family import Variant
 from sdpipe.drawing import STYLE, save_png
@@ -25,7 +26,10 @@ _COLOURS = (
 
 
 def draw_pareto(path: Path, variants: Sequence[Variant], batch_size: int, title: str) -> None:
-    """One colour a run, filled for fp32 and hollow for int8; the Pareto front is a grey staircase."""
+    """One colour a run, filled for fp32 and hollow for int8, with the number of blocks that each file kept.
+
+    The Pareto front is a grey staircase.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
@@ -33,7 +37,7 @@ def draw_pareto(path: Path, variants: Sequence[Variant], batch_size: int, title:
         _draw_panel(right, variants, lambda one: one.num_bytes / 1000)
         left.set(xlabel=f"milliseconds for a batch of {batch_size}", ylabel="test error (%)")
         right.set(xlabel="size of the file (kB)")
-        figure.suptitle(title)
+        figure.suptitle(f"{title} (numbers: blocks kept)")
         figure.legend(handles=_legend(variants), loc="outside lower center", ncols=6, frameon=False)
         save_png(figure, path)
 
@@ -49,22 +53,23 @@ def _draw_panel(axes: Any, variants: Sequence[Variant], x_of: Callable[[Variant]
                 xs, ys, "o-", color=colour, lw=0.8, ms=5.5, mfc="white" if is_int8 else colour, alpha=0.9
             )
             for one, x, y in zip(points, xs, ys, strict=True):
-                above = at % 2 == 0
+                is_above = at % 2 == 1  # of two runs, the labels of one stand below
                 axes.annotate(
                     str(one.blocks),
                     (x, y),
-                    xytext=(0, -6 if above else 6),
+                    xytext=(0, 6 if is_above else -6),
                     textcoords="offset points",
                     ha="center",
-                    va="top" if above else "bottom",
+                    va="bottom" if is_above else "top",
                     color=colour,
-                    fontsize=7.5,
+                    fontsize=8,
+                    path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 )
     front = sorted((x_of(one), 100 * one.test_error) for one in _front(variants, x_of))
-    axes.step(*zip(*front, strict=True), where="post", color="0.75", lw=4, zorder=0, solid_capstyle="round")
-    axes.set_xlim(left=0)
+    axes.step(*zip(*front, strict=True), where="post", color="0.8", lw=3, zorder=0, solid_capstyle="round")
     axes.grid(alpha=0.25)
-    axes.margins(0.05, 0.08)
+    axes.margins(0.05, 0.1)
+    axes.set_xlim(left=0)
 
 
 def _front(variants: Sequence[Variant], x_of: Callable[[Variant], float]) -> list[Variant]:
@@ -88,6 +93,5 @@ def _legend(variants: Sequence[Variant]) -> list[Line2D]:
     if any(map(_is_int8, variants)):
         handles.append(Line2D([], [], color="0.3", marker="o", mfc="0.3", lw=0, label="fp32"))
         handles.append(Line2D([], [], color="0.3", marker="o", mfc="white", lw=0, label="int8"))
-    handles.append(Line2D([], [], color="0.75", lw=4, label="Pareto front"))
-    handles.append(Line2D([], [], lw=0, marker="$n$", color="0.3", label="blocks kept"))
+    handles.append(Line2D([], [], color="0.8", lw=3, label="Pareto front"))
     return handles
