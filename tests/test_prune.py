@@ -140,6 +140,9 @@ def test_statistics_are_plain_means_over_the_batches(skip: str) -> None:
     The second block is removed: its branch is left as it was. Option B has dropout, which must be off.
     """
     weights = make_weights(depth=8, skip=skip, removed=(2,))
+    for name, tensor in weights.state.items():
+        if name.endswith("num_batches_tracked"):
+            tensor.fill_(7)  # as after a training: what it averaged must not count
     batches = equal_batches(random_images(40, seed=7), 16)
     assert [len(batch) for batch in batches] == [20, 20]  # 2.5 rounds to 2; none is a remainder
     measured = with_statistics(weights, batches).state
