@@ -7,6 +7,7 @@ import click
 
 from sdpipe.commands.benchmarking import benchmark
 from sdpipe.commands.model import doctor, inspect, predict
+from sdpipe.commands.pruning import prune
 from sdpipe.commands.runs import ensemble, recipe, report_command, track
 from sdpipe.commands.serve import triton
 from sdpipe.version import __version__
@@ -18,5 +19,5 @@ def main() -> None:
     """Classify pictures with a deployed stochastic-depth network."""
 
 
-for command in (predict, inspect, benchmark, triton, doctor, track, recipe, report_command, ensemble):
+for command in (predict, inspect, benchmark, prune, triton, doctor, track, recipe, report_command, ensemble):
     main.add_command(command)

@@ -11,6 +11,7 @@ from sdpipe.deploy.config import (
     DeployConfig,
     EvaluateConfig,
     ExportConfig,
+    PruneConfig,
     QuantizeConfig,
 )
 from sdpipe.errors import ConfigError
@@ -25,6 +26,7 @@ class Params(Section):
     runs: dict[str, dict[str, Any] | None] = Field(min_length=1)
     calibrate: CalibrateConfig
     export: ExportConfig
+    prune: PruneConfig
     quantize: QuantizeConfig
     evaluate: EvaluateConfig
     deploy: DeployConfig

@@ -34,7 +34,7 @@ LAYERS = [
     ("pipeline",),
 ]
 RUNTIME_MAY = {"sdpipe/version.py", "sdpipe/errors.py", "sdpipe/__init__.py"}
-STAGES = ("check", "fetch", "train", "fold", "calibrate", "export", "quantize", "evaluate", "deploy")
+STAGES = ("check", "fetch", "train", "fold", "calibrate", "export", "prune", "quantize", "evaluate", "deploy")
 
 
 def layer(path: Path) -> int:
@@ -144,6 +144,7 @@ def test_params_declared_equal_params_read(stage: str) -> None:
         "fold": (set(), set()),
         "calibrate": ({"calibrate", "train.dataset"}, {"calibrate", "train.dataset"}),
         "export": ({"export"}, {"export"}),
+        "prune": ({"prune", "export", "train.dataset"}, {"prune", "export", "train.dataset"}),
         "quantize": ({"quantize", "train.dataset"}, {"quantize", "train.dataset"}),
         "evaluate": (
             {"evaluate", "calibrate.num_bins", "train.dataset"},

@@ -1,4 +1,4 @@
-"""The sections `calibrate`, `export`, `quantize`, `evaluate` and `deploy` of params.yaml."""
+"""The sections `calibrate`, `export`, `prune`, `quantize`, `evaluate` and `deploy` of params.yaml."""
 
 from typing import Annotated, Literal
 
@@ -13,6 +13,20 @@ class ExportConfig(Section):
     """How the ONNX file is written."""
 
     opset: Annotated[int, Field(ge=18, le=24)]  # ONNX operator set; runtimes read all older ones
+
+
+class PruneConfig(Section):
+    """How a run is pruned and re-calibrated."""
+
+    keep: Annotated[tuple[Fraction, ...], Field(strict=False)]  # of the blocks; a file for each
+    num_order: Annotated[int, Field(ge=1)]  # validation images on which blocks and scales are chosen
+    num_candidates: Annotated[int, Field(ge=1)]  # blocks whose worth is measured again after each removal
+    num_validation: Annotated[int, Field(ge=1)]  # validation images for the temperature and the errors
+    num_statistics: Annotated[int, Field(ge=2)]  # training images for BatchNorm's statistics
+    statistics_batch: Annotated[int, Field(ge=2)]  # images of one batch of them
+    # t of the scales p_l + t (1 - p_l) that are tried
+    scale_steps: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict=False, min_length=1)]
+    seed: Seed  # of the choice of images
 
 
 class CalibrateConfig(Section):

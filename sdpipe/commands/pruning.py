@@ -1,0 +1,157 @@
+"""The command about families of smaller networks. It needs the training packages."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdpipe.commands.printing import on_one_line
+from sdpipe.errors import SdpipeError, errors_on_one_line, training_packages
+
+
+def _counts(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[int]:
+    if value is None:
+        return []
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise click.BadParameter(f"expected numbers of blocks like 17,14, got {value!r}")
+    return sorted({int(part) for part in parts}, reverse=True)
+
+
+def _finite(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"expected a finite number, got {value}")
+    return value
+
+
+@click.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[MODELS/RUN]...")
+@click.option("--keep", callback=_counts, metavar="N,...", help="First make networks of so many blocks, too.")
+@click.option(
+    "--latency-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
+    help="Pick the file of lowest validation error that takes at most so long for a batch.",
+)
+@click.option(
+    "--max-error",
+    type=click.FloatRange(min=0, max=1),
+    callback=_finite,
+    help="Pick the fastest file with at most this validation error, as a fraction.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Images of the batch whose latency counts.",
+)
+@click.option(
+    "--copy-to", type=click.Path(path_type=Path, dir_okay=False), help="Copy the picked file to here."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="models",
+    show_default=True,
+    help="The folder for pareto.csv and pareto.png.",
+)
+def prune(
+    folders: tuple[Path, ...],
+    keep: list[int],
+    latency_ms: float | None,
+    max_error: float | None,
+    batch_size: int,
+    copy_to: Path | None,
+    out: Path,
+) -> None:
+    """Compare each run's networks of fewer blocks, and pick one. Default: all of models/.
+
+    Errors and times are measured now. Picking goes by the validation part, prints the path on standard
+    output and the table on standard error.
+    """
+    if latency_ms is not None and max_error is not None:
+        raise click.UsageError("Give --latency-ms or --max-error, not both.")
+    is_picking = latency_ms is not None or max_error is not None
+    if copy_to is not None and not is_picking:
+        raise click.UsageError("--copy-to needs --latency-ms or --max-error.")
+    with errors_on_one_line():
+        with training_packages("prune"):
+            from sdpipe.deploy.family import pick_by_error, pick_by_latency
+        variants = _measured(folders, keep, batch_size, out)
+        click.echo(_table(variants, batch_size), err=is_picking)
+        if not is_picking:
+            return
+        if latency_ms is not None:
+            picked = pick_by_latency(variants, latency_ms, batch_size)
+        else:
+            assert max_error is not None
+            picked = pick_by_error(variants, max_error, batch_size)
+        if copy_to is not None:
+            _copy(picked.path, copy_to)
+        click.echo(picked.path)
+
+
+def _measured(folders: tuple[Path, ...], keep: list[int], batch_size: int, out: Path) -> list[Any]:
+    """Make what is missing, measure, and write pareto.csv and pareto.png."""
+    from sdpipe.data.store import open_dataset
+    from sdpipe.deploy.family import measure, write_table
+    from sdpipe.deploy.pareto import draw_pareto
+    from sdpipe.deploy.prune import prune_further
+    from sdpipe.training.weights import load_info
+
+    chosen = list(dict.fromkeys(folders)) or sorted(
+        path.parent for path in Path("models").glob("*/weights.safetensors")
+    )
+    if not chosen:
+        raise SdpipeError("models/: no finished run; `make repro` trains them")
+    info = load_info(chosen[0] / "weights.safetensors")
+    dataset = open_dataset(Path("data") / info.dataset)
+    if keep:
+        for folder in chosen:
+            prune_further(folder, dataset, keep)
+    variants = measure(chosen, dataset, batch_size)
+    write_table(out / "pareto.csv", variants)
+    title = f"{info.dataset}, {info.network.depth} layers: blocks removed after training"
+    draw_pareto(out / "pareto.png", variants, batch_size, title)
+    return variants
+
+
+def _table(variants: list[Any], batch_size: int) -> str:
+    """For people: errors in per cent, speed-up over the run's full fp32 file at batch 64."""
+    sizes = list(variants[0].latency_ms)
+    header = [
+        "run", "variant", "blocks", "validation", "test error",
+        *(f"ms at {size}" for size in sizes),
+        "speed-up", "bytes", f"front at {batch_size}",
+    ]  # fmt: skip
+    rows = [header] + [
+        [
+            on_one_line(one.run),
+            one.variant,
+            f"{one.blocks} of {one.num_blocks}",
+            f"{one.validation_error:.2%}",
+            f"{one.test_error:.2%}",
+            *(f"{one.latency_ms[size]:.2f}" for size in sizes),
+            f"{one.speedup:.2f}",
+            f"{one.num_bytes:,}",
+            "yes" if one.on_front else "",
+        ]
+        for one in variants
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at < 2 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    from sdpipe.files import replacing
+
+    with replacing(target) as beside:
+        beside.write_bytes(source.read_bytes())

@@ -1,0 +1,187 @@
+"""The files that runs can be deployed as, side by side: error, latency, size; and the choice among them."""
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from sdpipe.data.store import DataSet
+from sdpipe.deploy.held_out import open_held_out
+from sdpipe.deploy.latency import measure_latency
+from sdpipe.deploy.parity import Images, onnx_logits
+from sdpipe.deploy.prune import EXTRA, PRUNED
+from sdpipe.errors import DataError, ModelError, SdpipeError
+from sdpipe.files import replacing
+from sdpipe.runtime.artifact import Artifact, open_artifact
+from sdpipe.training.weights import load_info
+
+_PLACES = ("model.onnx", "model.int8.onnx", f"{PRUNED}/*.onnx", f"{EXTRA}/*.onnx", "pruned-int8/*.onnx")
+"""Of the variants for processors, in a run's folder. float16 is for GPUs."""
+
+THROUGHPUT_BATCH = 64
+_BATCH = 256  # images at a time for the errors
+_REPEATS = 30  # timed calls of each file at each batch size, interleaved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A file of a run; a row of pareto.csv. Errors are fractions, of the ONNX file."""
+
+    run: str
+    variant: str
+    path: Path
+    blocks: int  # kept
+    num_blocks: int
+    validation_error: float
+    test_error: float
+    latency_ms: dict[int, float]  # by batch size, median
+    speedup: float  # throughput at batch 64 over that of the run's full fp32 file
+    num_bytes: int
+    on_front: bool  # no other has a lower test error at no more latency, or the reverse
+
+
+def find_variants(folders: Sequence[Path]) -> list[Artifact]:
+    """The files of the runs, opened on the processor.
+
+    Raises ModelError if a run has no model.onnx, if a file cannot be read or is of another training, and
+    DataError if the runs were trained on different data.
+    """
+    artifacts, digests = [], set()
+    for folder in folders:
+        info = load_info(folder / "weights.safetensors")
+        digests.add(info.dataset_digest)
+        found = [path for place in _PLACES for path in sorted(folder.glob(place), key=_by_size)]
+        if not found or found[0].name != "model.onnx":
+            raise ModelError(f"{folder / 'model.onnx'}: no such model file; run `dvc repro`")
+        for path in found:
+            artifact = open_artifact(path, "cpu")
+            if artifact.metadata.fingerprint != info.fingerprint:
+                raise ModelError(
+                    f"{path}: of training {artifact.metadata.fingerprint}, and {folder} holds "
+                    f"{info.fingerprint}; run `dvc repro`, or delete it if it lies in {EXTRA}"
+                )
+            artifacts.append(artifact)
+    if len(digests) > 1:
+        raise DataError(
+            f"{', '.join(map(str, folders))}: trained on different data; compare one data set at a time"
+        )
+    return artifacts
+
+
+def _by_size(path: Path) -> tuple[int, str]:
+    """More blocks first: keep-23.onnx before keep-9.onnx."""
+    digits = "".join(character for character in path.stem if character.isdigit())
+    return -int(digits or 0), path.name
+
+
+def measure(
+    folders: Sequence[Path], dataset: DataSet, batch_size: int, repeats: int = _REPEATS
+) -> list[Variant]:
+    """Errors and latency of all files of the runs, measured now. batch_size: at which the front is drawn.
+
+    Raises as `find_variants` does.
+    """
+    artifacts = find_variants(folders)
+    _, validated = open_held_out(load_info(folders[0] / "weights.safetensors"), dataset)
+    calls: dict[str, Callable[[np.ndarray], object]] = {str(one.path): one.run for one in artifacts}
+    sizes = sorted({1, THROUGHPUT_BATCH, batch_size})
+    times = measure_latency(calls, dataset.test_images_NHWC, sizes, repeats)
+    variants: list[Variant] = []
+    full: dict[str, float] = {}
+    for artifact in tqdm(artifacts, desc="errors", unit="file", disable=None):
+        path = artifact.path
+        latency_ms = {size: times[f"batch_{size}"][str(path)]["median_ms"] for size in sizes}
+        run = _run_of(path, folders)
+        full.setdefault(run, latency_ms[THROUGHPUT_BATCH])  # model.onnx stands first
+        variants.append(
+            Variant(
+                run=run,
+                variant=artifact.metadata.variant,
+                path=path,
+                blocks=sum(scale != 0 for scale in artifact.metadata.scales),
+                num_blocks=len(artifact.metadata.scales),
+                validation_error=_error(artifact, validated, validated.labels_N),
+                test_error=_error(artifact, dataset.test_images_NHWC, dataset.test_labels_N),
+                latency_ms=latency_ms,
+                speedup=full[run] / latency_ms[THROUGHPUT_BATCH],
+                num_bytes=path.stat().st_size,
+                on_front=False,
+            )
+        )
+    return mark_front(variants, batch_size)
+
+
+def _run_of(path: Path, folders: Sequence[Path]) -> str:
+    return next(folder.name for folder in folders if path.is_relative_to(folder))
+
+
+def _error(artifact: Artifact, images_NHWC: Images, labels_N: np.ndarray) -> float:
+    return float((onnx_logits(artifact, images_NHWC, _BATCH).argmax(axis=1) != labels_N).mean())
+
+
+def mark_front(variants: Sequence[Variant], batch_size: int) -> list[Variant]:
+    """The same, and whether each lies on the Pareto front of test error against latency."""
+
+    def dominates(other: Variant, one: Variant) -> bool:
+        ours = (one.test_error, one.latency_ms[batch_size])
+        theirs = (other.test_error, other.latency_ms[batch_size])
+        return theirs != ours and theirs[0] <= ours[0] and theirs[1] <= ours[1]
+
+    return [replace(one, on_front=not any(dominates(other, one) for other in variants)) for one in variants]
+
+
+def pick_by_latency(variants: Sequence[Variant], latency_ms: float, batch_size: int) -> Variant:
+    """The one of lowest validation error among those that take at most so long for a batch.
+
+    The validation part decides, so that the test error of the chosen one is still an honest one. Of equals
+    the faster is taken. Raises SdpipeError, naming the fastest, if there is none.
+    """
+    fitting = [one for one in variants if one.latency_ms[batch_size] <= latency_ms]
+    if not fitting:
+        nearest = min(variants, key=lambda one: one.latency_ms[batch_size])
+        raise SdpipeError(
+            f"no file takes at most {latency_ms:g} ms at batch {batch_size}; the fastest, {nearest.path}, "
+            f"takes {nearest.latency_ms[batch_size]:.3g} ms"
+        )
+    return min(fitting, key=lambda one: (one.validation_error, one.latency_ms[batch_size]))
+
+
+def pick_by_error(variants: Sequence[Variant], max_error: float, batch_size: int) -> Variant:
+    """The fastest among those whose validation error is at most so much; of equals the better one.
+
+    Raises SdpipeError, naming the best, if there is none.
+    """
+    fitting = [one for one in variants if one.validation_error <= max_error]
+    if not fitting:
+        nearest = min(variants, key=lambda one: one.validation_error)
+        raise SdpipeError(
+            f"no file has a validation error of at most {max_error:g}; the best, {nearest.path}, has "
+            f"{nearest.validation_error:.4f}"
+        )
+    return min(fitting, key=lambda one: (one.latency_ms[batch_size], one.validation_error))
+
+
+def write_table(path: Path, variants: Sequence[Variant]) -> None:
+    """pareto.csv: a row for each file."""
+    with replacing(path) as beside, beside.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        sizes = list(variants[0].latency_ms)
+        writer.writerow(
+            [
+                *("run", "variant", "path", "blocks", "num_blocks", "validation_error", "test_error"),
+                *(f"batch_{size}_ms" for size in sizes),
+                *("speedup", "bytes", "on_front"),
+            ]
+        )
+        for one in variants:
+            times = [f"{one.latency_ms[size]:.4f}" for size in sizes]
+            writer.writerow(
+                [
+                    *(one.run, one.variant, one.path, one.blocks, one.num_blocks),
+                    *(one.validation_error, one.test_error, *times),
+                    *(f"{one.speedup:.3f}", one.num_bytes, one.on_front),
+                ]
+            )

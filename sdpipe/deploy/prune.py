@@ -1,0 +1,188 @@
+"""Prune: a family of smaller networks from one training, by the removal of blocks.
+
+models/<run>/pruned/
+    order.csv                the blocks, the one that goes first in front
+    keep-N.safetensors       N blocks, re-calibrated, as a weights file: the reference of
+    keep-N.onnx              the same, folded and exported
+    prune.json               what was kept and chosen, and what it does on the validation part
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdpipe.data.store import DataSet
+from sdpipe.deploy.config import ExportConfig, PruneConfig
+from sdpipe.deploy.export import export_network
+from sdpipe.deploy.fold import fold_weights
+from sdpipe.deploy.held_out import StoredImages, open_held_out
+from sdpipe.deploy.recalibrate import (
+    Labelled,
+    Score,
+    equal_batches,
+    interpolated_scales,
+    network_logits,
+    recalibrate,
+    score,
+)
+from sdpipe.deploy.worth import BlockWorth, order_blocks
+from sdpipe.errors import DataError, ModelError
+from sdpipe.files import read_json, replacing, replacing_folder, write_json
+from sdpipe.training.weights import ModelInfo, Weights, load_weights, save_weights
+
+PRUNED, EXTRA = "pruned", "pruned-extra"
+"""Folders of a run: the stage's sizes, and those that were asked for later."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Material:
+    """The images that decide, all from the training part and the validation part, in memory."""
+
+    statistics_batches: list[np.ndarray]  # training images, uint8 (N, H, W, C)
+    chosen_on: Labelled  # validation images for order and scale
+    validated: Labelled  # validation images for temperature and errors
+
+
+def prune_run(folder: Path, dataset: DataSet, config: PruneConfig, export: ExportConfig) -> None:
+    """Write models/<run>/pruned/. The same weights and settings give the same bytes.
+
+    Without skips (`plain`) nothing can be removed; the family is then empty, and prune.json says so.
+    Raises ModelError if weights.safetensors cannot be read, DataError if it belongs to other data.
+    """
+    weights = load_weights(folder / "weights.safetensors")
+    material = open_material(weights.info, dataset, config)
+    with replacing_folder(folder / PRUNED) as beside:
+        if weights.info.network.skip == "plain":
+            order, why_empty = [], "without skips no block can be removed"
+        else:
+            order, why_empty = order_blocks(weights, material.chosen_on, config.num_candidates), None
+        _write_order(beside / "order.csv", order)
+        num_blocks = weights.info.network.num_blocks
+        counts = sorted({count_of(fraction, num_blocks) for fraction in config.keep}, reverse=True)
+        ells = [worth.ell for worth in order]
+        sizes = [
+            write_size(beside, weights, ells, count, material, config, export) for count in counts if ells
+        ]
+        facts = {
+            "fingerprint": weights.info.fingerprint,
+            "num_blocks": num_blocks,
+            "why_empty": why_empty,
+            "num_ordered_on": len(material.chosen_on.labels_N),
+            "num_validation": len(material.validated.labels_N),
+            "num_statistics": sum(len(batch_NHWC) for batch_NHWC in material.statistics_batches),
+            "all_blocks": _score_of(weights, material.validated),
+            "sizes": sizes,
+            "prune": config.model_dump(),
+            "export": export.model_dump(),
+        }
+        write_json(beside / "prune.json", facts)
+
+
+def prune_further(folder: Path, dataset: DataSet, counts: Sequence[int]) -> None:
+    """Write models/<run>/pruned-extra/ with further sizes, in the order and with the settings of pruned/.
+
+    Not into pruned/, since that is DVC's. Raises DataError if pruned/ cannot be read or belongs to another
+    training, ModelError if the network has no such size.
+    """
+    weights = load_weights(folder / "weights.safetensors")
+    facts = read_json(folder / PRUNED / "prune.json")
+    if facts["fingerprint"] != weights.info.fingerprint:
+        raise DataError(f"{folder / PRUNED}: made from another training; run `dvc repro`")
+    if facts["why_empty"]:
+        raise ModelError(f"{folder}: {facts['why_empty']}")
+    num_blocks = weights.info.network.num_blocks
+    for count in counts:
+        if not 1 <= count < num_blocks:
+            raise ModelError(
+                f"{folder}: expected 1 to {num_blocks - 1} of its {num_blocks} blocks, got {count}"
+            )
+    config, export = PruneConfig(**facts["prune"]), ExportConfig(**facts["export"])
+    material = open_material(weights.info, dataset, config)
+    ells = read_order(folder / PRUNED / "order.csv")
+    for count in counts:
+        size = write_size(folder / EXTRA, weights, ells, count, material, config, export)
+        write_json(folder / EXTRA / f"keep-{count}.json", {"fingerprint": weights.info.fingerprint, **size})
+
+
+def count_of(fraction: float, num_blocks: int) -> int:
+    """That share of the blocks, rounded half up; at least one is kept and one removed."""
+    return min(max(math.floor(fraction * num_blocks + 0.5), 1), num_blocks - 1)
+
+
+def open_material(info: ModelInfo, dataset: DataSet, config: PruneConfig) -> Material:
+    """Draw the images. Raises DataError if the run was trained on other data."""
+    trained, validated = open_held_out(info, dataset)
+    statistics = trained.sample(config.num_statistics, config.seed)
+    return Material(
+        statistics_batches=equal_batches(statistics[:], config.statistics_batch),
+        chosen_on=_labelled(validated.sample(config.num_order, config.seed)),
+        validated=_labelled(validated.sample(config.num_validation, config.seed)),
+    )
+
+
+def _labelled(stored: StoredImages) -> Labelled:
+    return Labelled(images_NHWC=stored[:], labels_N=stored.labels_N)
+
+
+def write_size(
+    folder: Path,
+    weights: Weights,
+    order: Sequence[int],
+    count: int,
+    material: Material,
+    config: PruneConfig,
+    export: ExportConfig,
+) -> dict[str, Any]:
+    """Write keep-<count>.safetensors and .onnx without the first blocks of `order`; what to say of them."""
+    name, kept = f"keep-{count}", sorted(order[len(order) - count :])
+    scales = interpolated_scales(weights.info.network.survival_probs, kept, 0.0)
+    removed_only = replace(weights, info=replace(weights.info, scales=scales))
+    found = recalibrate(
+        weights,
+        kept,
+        scale_steps=config.scale_steps,
+        statistics_batches=material.statistics_batches,
+        chosen_on=material.chosen_on,
+    )
+    logits_NK = network_logits(found.weights, material.validated.images_NHWC)
+    its_score = score(logits_NK, material.validated.labels_N)
+    save_weights(folder / f"{name}.safetensors", found.weights)
+    onnx_path = folder / f"{name}.onnx"
+    folded = fold_weights(found.weights)
+    export_network(folded, onnx_path, export, temperature=its_score.temperature, variant=name)
+    return {
+        "name": name,
+        "kept": kept,
+        "t": found.t,
+        "scales": list(found.weights.info.scales),
+        "removed_only": _score_of(removed_only, material.validated),
+        "recalibrated": asdict(its_score),
+        "scale_search": [{"t": t, **asdict(tried)} for t, tried in found.curve],
+        "bytes": onnx_path.stat().st_size,
+    }
+
+
+def _score_of(weights: Weights, held: Labelled) -> dict[str, float]:
+    its_score: Score = score(network_logits(weights, held.images_NHWC), held.labels_N)
+    return asdict(its_score)
+
+
+def _write_order(path: Path, order: Sequence[BlockWorth]) -> None:
+    with replacing(path) as beside, beside.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow([column.name for column in fields(BlockWorth)])
+        writer.writerows(asdict(worth).values() for worth in order)
+
+
+def read_order(path: Path) -> list[int]:
+    """The blocks, the least worthy first, from order.csv. Raises DataError if it is missing or damaged."""
+    try:
+        with path.open(newline="") as stream:
+            return [int(row["ell"]) for row in csv.DictReader(stream)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error

@@ -1,0 +1,431 @@
+"""Removal of blocks against recomputation in float64 without the implementation's short cuts."""
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner, Result
+from conftest import export_to, make_dataset, make_weights, random_images
+from torch import Tensor
+
+from sdpipe.cli import main
+from sdpipe.data.store import DataSet
+from sdpipe.deploy.config import ExportConfig, PruneConfig
+from sdpipe.deploy.family import Variant, mark_front, pick_by_error, pick_by_latency
+from sdpipe.deploy.held_out import open_held_out
+from sdpipe.deploy.parity import Reference, compare_logits, onnx_logits
+from sdpipe.deploy.prune import count_of, prune_run
+from sdpipe.deploy.recalibrate import (
+    Labelled,
+    equal_batches,
+    interpolated_scales,
+    network_logits,
+    recalibrate,
+    with_statistics,
+)
+from sdpipe.deploy.worth import block_costs, order_blocks
+from sdpipe.errors import DataError, SdpipeError
+from sdpipe.network import ResidualBlock
+from sdpipe.runtime.artifact import count_operators, open_artifact
+from sdpipe.training.weights import Weights, load_weights, save_weights
+
+EXPORT = ExportConfig(opset=20)
+CONFIG = PruneConfig(
+    keep=(0.8, 0.5),
+    num_order=20,
+    num_candidates=2,
+    num_validation=1000,
+    num_statistics=64,
+    statistics_batch=16,
+    scale_steps=(0.0, 0.5, 1.0),
+    seed=0,
+)
+
+
+def with_own_labels(weights: Weights) -> tuple[Weights, Labelled]:
+    """Random images, and what the network takes them for: every block that does something has a worth.
+
+    Its head is changed so that all classes occur: logits of mean 0 and deviation 3.
+    """
+    images_NHWC = random_images(60, seed=5)
+    logits_NK = torch.from_numpy(Reference(weights).logits(images_NHWC))
+    weight, bias = weights.state["head.weight"], weights.state["head.bias"]
+    factor_K = 3 / logits_NK.std(dim=0)
+    head = {
+        "head.weight": weight * factor_K[:, None],
+        "head.bias": (bias - logits_NK.mean(dim=0)) * factor_K,
+    }
+    weights = replace(weights, state=weights.state | head)
+    labels_N = Reference(weights).logits(images_NHWC).argmax(axis=1)
+    assert np.bincount(labels_N).min() > 5
+    return weights, Labelled(images_NHWC=images_NHWC, labels_N=labels_N)
+
+
+def belonging_to(weights: Weights, dataset: DataSet) -> Weights:
+    """As if trained on this data set."""
+    params = {"validation": 0.2, "seed": 0}
+    info = replace(weights.info, dataset_digest=dataset.digest, train_params=params)
+    return replace(weights, info=info)
+
+
+def exact_nll(weights: Weights, removed: Sequence[int], held: Labelled) -> float:
+    """The un-folded network in float64, all blocks at once, at T = 1."""
+    network = weights.build_network().double()
+    for ell in removed:
+        network.blocks[ell - 1].survival_prob = 0.0
+    normalised = weights.normalisation(torch.from_numpy(held.images_NHWC)).double().permute(0, 3, 1, 2)
+    with torch.no_grad():
+        return F.cross_entropy(network(normalised), torch.from_numpy(held.labels_N)).item()
+
+
+def test_useless_blocks_go_first() -> None:
+    """Blocks whose branch ends in a BatchNorm of weight and bias 0 add nothing: worth 0, all others more."""
+    weights = make_weights(p_L=1.0)
+    for ell in (3, 8):
+        for name in ("weight", "bias"):
+            weights.state[f"blocks.{ell - 1}.branch.bn2.{name}"].zero_()
+    order = order_blocks(*with_own_labels(weights), 4)
+    assert [worth.ell for worth in order[:2]] == [3, 8]
+    assert [worth.nll_rise for worth in order[:2]] == pytest.approx([0, 0], abs=1e-6)
+    assert all(worth.nll_rise > 1e-4 for worth in order[2:])
+    assert sorted(worth.ell for worth in order) == list(range(1, 10))
+
+
+@pytest.mark.parametrize("num_candidates", [2, 9])
+def test_the_order_is_that_of_a_full_recomputation(num_candidates: int) -> None:
+    """Greedy by nll_rise over cost, each network computed as a whole, un-folded, in float64."""
+    weights, held = with_own_labels(make_weights(seed=2))  # no mistake, so T = 1
+    order = order_blocks(weights, held, num_candidates)
+    costs, removed, last = block_costs(weights), [], dict.fromkeys(range(1, 10), 0.0)
+    candidates = list(last)
+    for worth in order:
+        before = exact_nll(weights, removed, held)
+        rises = {ell: exact_nll(weights, [*removed, ell], held) - before for ell in candidates}
+        last |= {ell: rise / costs[ell - 1] for ell, rise in rises.items()}
+        assert worth.ell == min(candidates, key=lambda ell: last[ell])
+        assert worth.nll_rise == pytest.approx(rises[worth.ell], abs=1e-5)
+        removed.append(worth.ell)
+        del last[worth.ell]
+        candidates = sorted(last, key=lambda ell: last[ell])[:num_candidates]
+
+
+def test_costs_by_hand() -> None:
+    """Depth 8 at 9x9, widths 4, 8, 16: numbers written are 81, 25 and 9 pixels times 2 convolutions.
+
+    81 * 4 * (36 + 128 + 36 + 128), 25 * 8 * (36 + 128 + 72 + 128), 9 * 16 * (72 + 128 + 144 + 128).
+    """
+    costs = np.array([81 * 4 * 328, 25 * 8 * 364, 9 * 16 * 472])
+    assert block_costs(make_weights(depth=8)) == pytest.approx((costs / costs.sum()).tolist())
+
+
+def test_scales_lie_between_p_l_and_1() -> None:
+    """s_l = p_l + t (1 - p_l): p_l at t = 0, 1 at t = 1; one t for all; 0 where a block went."""
+    probs = (0.9, 0.75, 0.5)
+    assert interpolated_scales(probs, {1, 3}, 0.0) == (0.9, 0.0, 0.5)
+    assert interpolated_scales(probs, {1, 3}, 0.5) == pytest.approx((0.95, 0.0, 0.75))
+    assert interpolated_scales(probs, {1, 3}, 1.0) == (1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("skip", ["A", "B"])
+def test_statistics_are_plain_means_over_the_batches(skip: str) -> None:
+    """By hand in float64: per batch mean and unbiased variance of each convolution's output, then their mean.
+
+    The second block is removed: its branch is left as it was. Option B has dropout, which must be off.
+    """
+    weights = make_weights(depth=8, skip=skip, removed=(2,))
+    for name, tensor in weights.state.items():
+        if name.endswith("num_batches_tracked"):
+            tensor.fill_(7)  # as after a training: what it averaged must not count
+    batches = equal_batches(random_images(40, seed=7), 16)
+    assert [len(batch) for batch in batches] == [20, 20]  # 2.5 rounds to 2; none is a remainder
+    measured = with_statistics(weights, batches).state
+    state = {name: tensor.double() for name, tensor in weights.state.items()}
+    sums: dict[str, Tensor] = {}
+
+    def norm(hidden: Tensor, name: str) -> Tensor:
+        mean = hidden.mean(dim=(0, 2, 3))
+        centred = hidden - mean[:, None, None]
+        var = centred.square().mean(dim=(0, 2, 3))
+        num = hidden.numel() / hidden.shape[1]
+        for what, value in (("running_mean", mean), ("running_var", var * num / (num - 1))):
+            sums[f"{name}.{what}"] = sums.get(f"{name}.{what}", 0) + value / len(batches)
+        weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+        scaled = centred / (var[:, None, None] + 1e-5).sqrt() * weight[:, None, None]
+        return scaled + bias[:, None, None]
+
+    network = weights.build_network().double()
+    for batch in batches:
+        hidden = ((torch.from_numpy(batch).double() - weights.normalisation.mean_HWC) / 60).permute(
+            0, 3, 1, 2
+        )
+        hidden = norm(F.conv2d(hidden, state["stem.conv.weight"], padding=1), "stem.bn").relu()
+        for at, scale in enumerate(weights.info.scales):
+            block = network.blocks[at]
+            assert isinstance(block, ResidualBlock)
+            prefix, stride = f"blocks.{at}", block.shape.stride
+            if block.projection is None:
+                identity = block.identity(hidden)
+            else:
+                kernel = state[f"{prefix}.projection.conv.weight"]
+                identity = norm(F.conv2d(hidden, kernel, stride=stride), f"{prefix}.projection.bn")
+            if scale:
+                inner = F.conv2d(hidden, state[f"{prefix}.branch.conv1.weight"], stride=stride, padding=1)
+                inner = norm(inner, f"{prefix}.branch.bn1").relu()
+                inner = F.conv2d(inner, state[f"{prefix}.branch.conv2.weight"], padding=1)
+                identity = identity + scale * norm(inner, f"{prefix}.branch.bn2")
+            hidden = identity.relu()
+    assert ("blocks.1.projection.bn.running_mean" in sums) == (skip == "B")
+    for name, tensor in weights.state.items():
+        if name in sums:
+            np.testing.assert_allclose(measured[name], sums[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        elif not name.endswith("num_batches_tracked"):
+            assert torch.equal(measured[name], tensor), name
+
+
+def test_the_likeliest_scale_wins() -> None:
+    """Of the steps the one of lowest negative log-likelihood; with p_l = 1 there is one only."""
+    weights, held = with_own_labels(make_weights())
+    batches = equal_batches(random_images(64, seed=8), 32)
+    arguments = {"scale_steps": (0.0, 0.5, 1.0), "statistics_batches": batches, "chosen_on": held}
+    found = recalibrate(weights, {1, 2, 4, 5, 9}, **arguments)
+    assert [t for t, _ in found.curve] == [0.0, 0.5, 1.0]
+    assert found.t == min(found.curve, key=lambda tried: tried[1].nll)[0]
+    probs = weights.info.network.survival_probs
+    assert found.weights.info.scales == interpolated_scales(probs, {1, 2, 4, 5, 9}, found.t)
+    assert len(recalibrate(make_weights(p_L=1.0), {1, 2}, **arguments).curve) == 1
+
+
+SIZES = [(0.85, 27, 23), (0.63, 27, 17), (0.5, 27, 14), (0.01, 27, 1), (0.99, 3, 2), (0.5, 9, 5)]
+
+
+@pytest.mark.parametrize(("fraction", "blocks", "kept"), SIZES)
+def test_sizes(fraction: float, blocks: int, kept: int) -> None:
+    """22.95, 17.01 and 13.5 blocks are 23, 17 and 14; one is always kept and one always removed."""
+    assert count_of(fraction, blocks) == kept
+
+
+class Untouchable:
+    """In place of the test part."""
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(f"the test part was read: {name}")
+
+    def __getitem__(self, wanted: object) -> object:
+        raise AssertionError("the test part was read")
+
+    def __len__(self) -> int:
+        raise AssertionError("the test part was read")
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory, dataset: DataSet) -> Path:
+    """A pruned run of 14 layers, 6 blocks, made without its test part."""
+    folder = tmp_path_factory.mktemp("models") / "stochastic"
+    weights = belonging_to(make_weights(depth=14), dataset)
+    save_weights(folder / "weights.safetensors", weights)
+    export_to(folder / "model.onnx", weights)
+    blind = replace(dataset, test_images_NHWC=Untouchable(), test_labels_N=Untouchable())
+    prune_run(folder, blind, CONFIG, EXPORT)
+    return folder
+
+
+def test_a_family_is_written(pruned: Path, dataset: DataSet) -> None:
+    """6 blocks: 4.8 and 3 are 5 and 3. The test part was not there to be read."""
+    names = ["keep-3.onnx", "keep-3.safetensors", "keep-5.onnx", "keep-5.safetensors"]
+    assert sorted(path.name for path in (pruned / "pruned").iterdir()) == [*names, "order.csv", "prune.json"]
+    with (pruned / "pruned" / "order.csv").open() as stream:
+        order = [int(row["ell"]) for row in csv.DictReader(stream)]
+    facts = json.loads((pruned / "pruned" / "prune.json").read_text())
+    assert (facts["num_ordered_on"], facts["num_validation"], facts["num_statistics"]) == (20, 24, 64)
+    assert [size["kept"] for size in facts["sizes"]] == [sorted(order[1:]), sorted(order[3:])]
+    _, validated = open_held_out(load_weights(pruned / "weights.safetensors").info, dataset)
+    for size in facts["sizes"]:
+        weights = load_weights(pruned / "pruned" / f"{size['name']}.safetensors")
+        assert list(weights.info.scales) == size["scales"]
+        assert [ell for ell, scale in enumerate(size["scales"], start=1) if scale] == size["kept"]
+        predicted_N = Reference(weights).logits(validated).argmax(axis=1)
+        assert size["recalibrated"]["error"] == (predicted_N != validated.labels_N).mean()
+        assert size["bytes"] == (pruned / "pruned" / f"{size['name']}.onnx").stat().st_size
+
+
+def test_removed_blocks_are_gone_from_the_file(pruned: Path) -> None:
+    """A stem and 2 convolutions a block; an addition a block; a ReLU for stem, branch and block."""
+    for count in (5, 3):
+        operators = count_operators(pruned / "pruned" / f"keep-{count}.onnx")
+        assert operators["Conv"] == 1 + 2 * count
+        assert operators["Add"] == count
+        assert operators["Relu"] == 1 + 2 * count
+
+
+def test_the_file_is_its_weights(pruned: Path) -> None:
+    """Parity with the un-folded PyTorch network of keep-N.safetensors; the file says what it is."""
+    for count in (5, 3):
+        weights = load_weights(pruned / "pruned" / f"keep-{count}.safetensors")
+        artifact = open_artifact(pruned / "pruned" / f"keep-{count}.onnx", "cpu")
+        images = random_images(30, seed=9)
+        parity = compare_logits(
+            Reference(weights).logits(images),
+            onnx_logits(artifact, images, 7),
+            batch_size=7,
+            max_relative_logit_diff=2e-6,
+        )
+        assert parity.relative_logit_diff <= 2e-6
+        assert artifact.metadata.variant == f"keep-{count}"
+        assert tuple(artifact.metadata.scales) == weights.info.scales
+        facts = json.loads((pruned / "pruned" / "prune.json").read_text())
+        (size,) = (size for size in facts["sizes"] if size["name"] == f"keep-{count}")
+        assert artifact.metadata.temperature == size["recalibrated"]["temperature"]
+
+
+def test_the_same_bytes_twice(pruned: Path, dataset: DataSet, tmp_path: Path) -> None:
+    shutil.copy(pruned / "weights.safetensors", tmp_path)
+    prune_run(tmp_path, dataset, CONFIG, EXPORT)
+    for path in (pruned / "pruned").iterdir():
+        assert (tmp_path / "pruned" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@torch.no_grad()
+def test_learned_skips_stay() -> None:
+    """ImageNet-style, 18 layers, option B, two blocks fewer, one transitional: folded as un-folded."""
+    weights, held = with_own_labels(make_weights(family="imagenet", depth=18, widths=(4, 8, 8, 16), skip="B"))
+    order = order_blocks(weights, held, 3)
+    assert len(order) == 8
+    kept = {1, 2, 4, 5, 6, 7}
+    batches = equal_batches(random_images(64, seed=8), 32)
+    found = recalibrate(weights, kept, scale_steps=(0.5,), statistics_batches=batches, chosen_on=held)
+    reference_NK = Reference(found.weights).logits(held.images_NHWC)
+    np.testing.assert_allclose(network_logits(found.weights, held.images_NHWC), reference_NK, atol=1e-4)
+    changed = found.weights.state["blocks.2.projection.bn.running_mean"]
+    assert not torch.equal(changed, weights.state["blocks.2.projection.bn.running_mean"])
+
+
+def test_without_skips_the_family_is_empty(tmp_path: Path, dataset: DataSet) -> None:
+    plain = belonging_to(make_weights(depth=8, skip="plain", p_L=1.0), dataset)
+    save_weights(tmp_path / "weights.safetensors", plain)
+    prune_run(tmp_path, dataset, CONFIG, EXPORT)
+    facts = json.loads((tmp_path / "pruned" / "prune.json").read_text())
+    assert facts["why_empty"] == "without skips no block can be removed"
+    assert facts["sizes"] == []
+    assert sorted(path.name for path in (tmp_path / "pruned").iterdir()) == ["order.csv", "prune.json"]
+
+
+def test_other_data_are_refused(tmp_path: Path, dataset: DataSet) -> None:
+    save_weights(tmp_path / "weights.safetensors", make_weights(depth=8))
+    with pytest.raises(DataError, match="was trained on the data dddd"):
+        prune_run(tmp_path, dataset, CONFIG, EXPORT)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def variant(name: str, validation: float, test: float, ms: float) -> Variant:
+    return Variant(
+        run="r", variant=name, path=Path(name), blocks=1, num_blocks=2, validation_error=validation,
+        test_error=test, latency_ms={1: ms, 64: 64 * ms}, speedup=1.0, num_bytes=1, on_front=False,
+    )  # fmt: skip
+
+
+# By validation error a is the best, by test error b; d is slower and worse than c.
+FOUR = [variant("a", 0.10, 0.13, 4), variant("b", 0.11, 0.11, 3), variant("c", 0.2, 0.2, 1),
+        variant("d", 0.25, 0.25, 2)]  # fmt: skip
+
+
+def test_the_pareto_front_by_hand() -> None:
+    """b beats a in both, c beats d in both."""
+    front = {one.variant: one.on_front for one in mark_front(FOUR, 1)}
+    assert front == {"a": False, "b": True, "c": True, "d": False}
+
+
+def test_picking_by_hand() -> None:
+    """The validation part decides; a limit may be met exactly; without a match the nearest is named."""
+    assert pick_by_latency(FOUR, 5, 1).variant == "a"
+    assert pick_by_latency(FOUR, 3, 1).variant == "b"
+    assert pick_by_latency(FOUR, 64, 64).variant == "c"
+    assert pick_by_error(FOUR, 0.11, 1).variant == "b"
+    assert pick_by_error(FOUR, 0.5, 1).variant == "c"
+    with pytest.raises(SdpipeError, match=r"at most 0\.5 ms at batch 1; the fastest, c, takes 1 ms"):
+        pick_by_latency(FOUR, 0.5, 1)
+    with pytest.raises(SdpipeError, match=r"at most 0\.05; the best, a, has 0\.1000"):
+        pick_by_error(FOUR, 0.05, 1)
+
+
+@pytest.fixture
+def runs(pruned: Path, project: Path) -> Path:
+    """A project with one pruned run of 14 layers."""
+    make_dataset(project / "data" / "animals")
+    shutil.copytree(pruned, project / "models" / "stochastic")
+    return project / "models"
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["prune", *map(str, arguments)])
+
+
+def test_the_command_compares_and_picks(runs: Path, tmp_path: Path) -> None:
+    """A table, a CSV of the same rows, a picture; further sizes outside DVC's folder; a copy of the pick."""
+    before = {path: path.read_bytes() for path in (runs / "stochastic" / "pruned").iterdir()}
+    result = call("--keep", "2")
+    assert result.exit_code == 0, result.output
+    with (runs / "pareto.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["variant"], row["blocks"]) for row in rows] == [
+        ("fp32", "6"), ("keep-5", "5"), ("keep-3", "3"), ("keep-2", "2"),
+    ]  # fmt: skip
+    assert [line.split()[1] for line in result.stdout.splitlines()[1:]] == [row["variant"] for row in rows]
+    assert float(rows[0]["speedup"]) == 1
+    assert (runs / "pareto.png").read_bytes()[:4] == b"\x89PNG"
+    assert {path: path.read_bytes() for path in (runs / "stochastic" / "pruned").iterdir()} == before
+    images_N, labels_N = np.load("data/animals/test_images.npy"), np.load("data/animals/test_labels.npy")
+    for row in rows:
+        logits_NK = open_artifact(Path(row["path"]), "cpu").run(images_N)[0]
+        assert float(row["test_error"]) == (logits_NK.argmax(axis=1) != labels_N).mean()
+    picked = call("--max-error", "1", "--copy-to", tmp_path / "new" / "chosen.onnx", "--batch-size", 2)
+    assert picked.exit_code == 0, picked.output
+    path = Path(picked.stdout.strip())
+    assert (tmp_path / "new" / "chosen.onnx").read_bytes() == path.read_bytes()
+    none = call("--latency-ms", "0.000001")
+    assert none.exit_code == 1
+    assert "error: no file takes at most 1e-06 ms at batch 1; the fastest, models/stochastic/" in none.stderr
+
+
+def test_files_of_another_training_are_refused(runs: Path) -> None:
+    path = runs / "stochastic" / "weights.safetensors"
+    weights = load_weights(path)
+    save_weights(path, replace(weights, info=replace(weights.info, fingerprint="f" * 16)))
+    result = call()
+    assert result.exit_code == 1
+    assert "model.onnx: of training 0123456789abcdef" in result.stderr
+    assert "made from another training; run `dvc repro`" in call("--keep", 2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--keep", "6"), 1, "expected 1 to 5 of its 6 blocks, got 6"),
+        (("--keep", "0"), 1, "expected 1 to 5 of its 6 blocks, got 0"),
+        (("--keep", "two"), 2, "expected numbers of blocks like 17,14, got 'two'"),
+        (("--keep", ""), 2, "expected numbers of blocks"),
+        (("--latency-ms", "0"), 2, "x>0"),
+        (("--latency-ms", "nan"), 2, "expected a finite number, got nan"),
+        (("--max-error", "2"), 2, "0<=x<=1"),
+        (("--latency-ms", "1", "--max-error", "0.5"), 2, "not both"),
+        (("--copy-to", "x.onnx"), 2, "--copy-to needs"),
+        (("models/none",), 1, "models/none/weights.safetensors: not a readable weights file"),
+    ],
+)
+def test_odd_arguments(runs: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_without_a_run_the_command_says_so() -> None:
+    result = call()
+    assert result.exit_code == 1
+    assert "no finished run" in result.stderr
