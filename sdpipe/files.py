@@ -1,12 +1,13 @@
 """Writing files so that a reader never sees a half of one, and their digests."""
 
+import csv
 import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,14 @@ def write_json(path: Path, value: Any) -> None:
     """Write readable JSON with keys in the given order; NaN and infinities are refused."""
     with replacing(path) as beside:
         beside.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table with its header; None is an empty cell."""
+    with replacing(path) as beside, beside.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,14 +10,16 @@ import numpy as np
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.confidence import read_temperature
 from sdpipe.deploy.config import EvaluateConfig
+from sdpipe.deploy.ensemble_proof import prove_ensemble
 from sdpipe.deploy.figures import draw_mistakes, draw_training
 from sdpipe.deploy.latency import measure_latency
 from sdpipe.deploy.parity import Disagreement, Reference
-from sdpipe.deploy.scores import score, tempered, write_classes, write_csv, write_reliability
+from sdpipe.deploy.scores import score, tempered, write_classes, write_reliability
 from sdpipe.deploy.variants import FLOAT32, INT8, Proof, find_variants, prove
 from sdpipe.errors import ModelError, ParityError
-from sdpipe.files import sha256_of, write_json
-from sdpipe.runtime.artifact import open_artifact
+from sdpipe.files import sha256_of, write_csv, write_json
+from sdpipe.runtime.artifact import ENSEMBLE, open_artifact
+from sdpipe.runtime.variants import COLUMNS, NAME
 from sdpipe.training.weights import Weights, load_weights
 
 
@@ -56,6 +58,7 @@ def evaluate_run(
         weights.info.class_names,
         f"{title}: most confident mistakes",
     )
+    ensemble, ensemble_faults = prove_ensemble(folder / "ensemble.onnx", weights, images_NHWC, config)
     uncalibrated = score(logits_NK, labels_N, 1.0, num_bins)
     metrics = {
         **main.figures,
@@ -67,14 +70,18 @@ def evaluate_run(
         "model_sha256": sha256_of(main.artifact.path),
         "fingerprint": weights.info.fingerprint,
         "variants": {
-            proof.variant.name: _figures_of(proof, main, folder, labels_N, num_bins) for proof in others
+            **{proof.variant.name: _figures_of(proof, main, folder, labels_N, num_bins) for proof in others},
+            ENSEMBLE: ensemble,
         },
     }
     write_json(folder / "metrics.json", metrics)
     latency = _latency(Reference(weights), proofs.values(), images_NHWC, config)
     write_json(folder / "latency.json", latency)
     _write_variants(folder, main, metrics, latency)
-    _check([*proofs.values()])
+    _check(
+        {proof.variant.path: proof.faults for proof in proofs.values()}
+        | {folder / ensemble["file"]: ensemble_faults}
+    )
 
 
 def _prove_all(
@@ -92,12 +99,8 @@ def _prove_all(
     return proofs
 
 
-def _check(proofs: Sequence[Proof]) -> None:
-    wrong = [
-        f"{proof.variant.path}: parity fails: " + "; ".join(proof.faults[:8])
-        for proof in proofs
-        if proof.faults
-    ]
+def _check(faults: Mapping[Path, Sequence[str]]) -> None:
+    wrong = [f"{path}: parity fails: " + "; ".join(found[:8]) for path, found in faults.items() if found]
     if wrong:
         raise ParityError("; ".join(wrong))
 
@@ -164,14 +167,13 @@ def _latency(
 def _write_variants(
     folder: Path, main: Proof, metrics: Mapping[str, Any], latency: Mapping[str, Any]
 ) -> None:
-    """variants.csv: error, size and time of each file; the times are measured, so no stage reads it."""
-    size = main.artifact.path.stat().st_size
-    fp32 = {"test_error": metrics["test_error"], "bytes": size, "disagreements_with_fp32": 0}
-    table = {"fp32": fp32, **metrics["variants"]}
-    rows = [
-        [name, *(figures[key] for key in fp32)]
-        + [times["onnxruntime" if name == "fp32" else name]["median_ms"] for times in latency.values()]
-        for name, figures in table.items()
-    ]
-    header = ["variant", *fp32, *(f"{batch}_ms" for batch in latency)]
-    write_csv(folder / "variants.csv", header, rows)
+    """variants.csv: error, size and time of each file; the times are measured, so no stage decides by it."""
+    path = main.artifact.path
+    fp32 = {**metrics, "file": path.name, "bytes": path.stat().st_size, "disagreements_with_fp32": 0}
+    rows = []
+    for name, figures in {"fp32": fp32, **metrics["variants"]}.items():
+        timed = "onnxruntime" if name == "fp32" else name
+        times = {f"{batch}_ms": call[timed]["median_ms"] for batch, call in latency.items() if timed in call}
+        row = {"variant": name, "path": figures["file"], **figures, **times}
+        rows.append([row.get(column) for column in COLUMNS])
+    write_csv(folder / NAME, COLUMNS, rows)

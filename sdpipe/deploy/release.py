@@ -14,7 +14,9 @@ from typing import Any
 
 from sdpipe.deploy.config import DeployConfig
 from sdpipe.errors import DataError, GateError
-from sdpipe.files import read_json, sha256_of, sync_folder, write_json, write_synced
+from sdpipe.files import read_json, sha256_of, sync_folder, write_csv, write_json, write_synced
+from sdpipe.runtime.variants import COLUMNS, read_variants
+from sdpipe.runtime.variants import NAME as TABLE
 
 MODEL, VARIANTS, CARD, FACTS, SUMS = "model.onnx", "variants", "README.md", "deployed.json", "SHA256SUMS"
 
@@ -114,6 +116,7 @@ def write_release(candidate: Candidate, models: Path, card: str, config: DeployC
         (staged / VARIANTS).mkdir()
         for path in candidate.variants.values():
             _copy(path, staged / VARIANTS / path.name)
+        _write_table(candidate, staged / VARIANTS / TABLE)
         write_synced(staged / CARD, card.encode())
         deployed = Deployed(
             run=candidate.run_folder.name,
@@ -124,7 +127,7 @@ def write_release(candidate: Candidate, models: Path, card: str, config: DeployC
             variants={name: path.name for name, path in candidate.variants.items()},
         )
         write_json(staged / FACTS, asdict(deployed))
-        names = [MODEL, *(f"{VARIANTS}/{path.name}" for path in candidate.variants.values()), CARD, FACTS]
+        names = [MODEL, *(f"{VARIANTS}/{path.name}" for path in (staged / VARIANTS).iterdir()), CARD, FACTS]
         sums = "".join(f"{sha256_of(staged / name)}  {name}\n" for name in sorted(names))
         write_synced(staged / SUMS, sums.encode())
         sync_folder(staged / VARIANTS)
@@ -153,6 +156,19 @@ def _copy(source: Path, destination: Path) -> None:
     shutil.copyfile(source, destination)
     with destination.open("rb") as stream:
         os.fsync(stream.fileno())
+
+
+def _write_table(candidate: Candidate, path: Path) -> None:
+    """The rows of the run's variants.csv that are about what is deployed, with its place below `models`."""
+    rows = []
+    for row in read_variants(candidate.run_folder / MODEL):
+        name = row["variant"]
+        if name in candidate.variants:
+            rows.append({**row, "path": f"{VARIANTS}/{candidate.variants[name].name}"})
+        elif name == "fp32":
+            rows.append({**row, "path": MODEL})
+    if rows:
+        write_csv(path, COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
 
 
 def read_deployed(models: Path) -> Deployed:

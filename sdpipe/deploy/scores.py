@@ -3,11 +3,9 @@
 N: images, K: classes.
 """
 
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.special import softmax
@@ -15,7 +13,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from sdpipe.deploy.confidence import Bin, expected_calibration_error, negative_log_likelihood, reliability
 from sdpipe.deploy.figures import draw_confusion, draw_reliability
-from sdpipe.files import replacing
+from sdpipe.files import write_csv
 
 
 def score(logits_NK: np.ndarray, labels_N: np.ndarray, temperature: float, num_bins: int) -> dict[str, float]:
@@ -63,11 +61,3 @@ def write_classes(
     table = [[name, *row] for name, row in zip(names, counts_KK.tolist(), strict=True)]
     write_csv(folder / "confusion.csv", ["true \\ predicted", *names], table)
     draw_confusion(folder / "confusion.png", counts_KK, names, title)
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table with its header."""
-    with replacing(path) as beside, beside.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)

@@ -1,0 +1,80 @@
+"""The proof of ensemble.onnx: as the test network and as sub-networks it is the PyTorch network.
+
+N: images, K: classes, L: blocks.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sdpipe.deploy.config import EvaluateConfig
+from sdpipe.deploy.parity import Images, Reference, compare_logits, parity_faults
+from sdpipe.errors import ModelError
+from sdpipe.files import sha256_of
+from sdpipe.runtime.artifact import ENSEMBLE, Artifact, open_artifact
+from sdpipe.runtime.uncertainty import SEED, draw_members
+from sdpipe.training.weights import Weights
+
+_MEMBERS = 2  # drawn sub-networks that are compared over the whole test part
+
+
+def prove_ensemble(
+    path: Path, weights: Weights, images_NHWC: Images, config: EvaluateConfig
+) -> tuple[dict[str, Any], list[str]]:
+    """Figures for metrics.json, and what does not hold, in words, which is nothing if it is sound.
+
+    With b_l = p_l the file is held to the un-folded test network, with drawn b_l in {0, 1} to the same
+    network with these blocks active, over all images. Raises ModelError if it is another run's.
+    """
+    artifact = open_artifact(path, device="cpu", threads=config.threads[0])
+    found = (artifact.metadata.fingerprint, artifact.metadata.variant)
+    if found != (weights.info.fingerprint, ENSEMBLE):
+        raise ModelError(
+            f"{path}: expected the {ENSEMBLE} of run {weights.info.fingerprint}, got {found[1]} of {found[0]}"
+        )
+    probs, size = weights.info.network.survival_probs, config.batch_sizes[-1]
+    reference = Reference(weights)
+    switches: list[list[bool] | None] = [None, *draw_members(probs, _MEMBERS, SEED)]
+    parities = [
+        compare_logits(
+            _reference_logits(reference, images_NHWC, active, size),
+            _logits(
+                artifact, images_NHWC, np.asarray(probs if active is None else active, dtype=np.float32), size
+            ),
+            batch_size=size,
+            threads=config.threads[0],
+            max_relative_logit_diff=config.max_relative_logit_diff,
+        )
+        for active in switches
+    ]
+    faults = parity_faults(parities, config.max_relative_logit_diff)
+    worst = max(parities, key=lambda parity: parity.relative_logit_diff)
+    is_finite = np.isfinite(worst.relative_logit_diff)
+    figures = {
+        "file": path.name,
+        "sha256": sha256_of(path),
+        "bytes": path.stat().st_size,
+        "parity": not faults,
+        "max_abs_logit_diff": worst.max_abs_logit_diff if is_finite else None,
+        "relative_logit_diff": worst.relative_logit_diff if is_finite else None,
+    }
+    return figures, faults
+
+
+def _logits(artifact: Artifact, images_NHWC: Images, switches_L: np.ndarray, size: int) -> np.ndarray:
+    starts = range(0, len(images_NHWC), size)
+    return np.concatenate([artifact.run(images_NHWC[at : at + size], switches_L)[0] for at in starts])
+
+
+@torch.inference_mode()
+def _reference_logits(
+    reference: Reference, images_NHWC: Images, active: list[bool] | None, size: int
+) -> np.ndarray:
+    """Of the test network where `active` is None."""
+    logits = []
+    for at in range(0, len(images_NHWC), size):
+        normalised = reference.normalisation(torch.from_numpy(np.array(images_NHWC[at : at + size])))
+        logits.append(reference.network(normalised.permute(0, 3, 1, 2), active).numpy())
+    return np.concatenate(logits)
