@@ -64,6 +64,13 @@ def sparse() -> onnx.SparseTensorProto:
     return helper.make_sparse_tensor(values, helper.make_tensor("i", TensorProto.INT64, [1], [0]), [3])
 
 
+def padding(model: onnx.ModelProto) -> TensorProto:
+    """What the first transitional block's Pad adds."""
+    (name,) = [node.input[1] for node in model.graph.node if node.op_type == "Pad"][:1]
+    (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == name]
+    return tensor
+
+
 PLANTED: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "external initializer": (lambda model: outside(model.graph.initializer[0]), "data outside the file"),
     "external by its entries alone": (
@@ -112,6 +119,14 @@ PLANTED: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
             if attribute.name == "strides"
         ).ints.__setitem__(0, 0),
         r"strides \[0, 1\]",
+    ),
+    "padding that fills the memory": (
+        lambda model: setattr(padding(model), "raw_data", np.array([0, 0, 0, 0, 0, 2**40, 0, 0]).tobytes()),
+        "padding other than by channels",
+    ),
+    "padding that is computed": (
+        lambda model: setattr(padding(model), "name", "other"),
+        "padding other than by channels",
     ),
 }
 

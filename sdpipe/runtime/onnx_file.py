@@ -6,6 +6,7 @@ https://protobuf.dev/programming-guides/encoding
 """
 
 import os
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,8 +32,9 @@ OPERATORS = frozenset(
 Pad's zero channels."""
 
 _MAX_FIELDS = 1_000_000  # a 1202-layer file has 60,000; each costs a microsecond
-_MAX_INTEGER = 2**20  # of strides, windows, groups
-_POSITIVE = frozenset({"strides", "dilations", "kernel_shape", "group"})
+_MAX_INTEGER = 4096
+_BOUNDED = {"strides": 1, "dilations": 1, "kernel_shape": 1, "group": 1, "pads": 0}  # their least values
+_PADDING = struct.Struct("<8q")  # before N, C, H, W and behind them
 _OWN_DOMAINS = frozenset({"", "ai.onnx"})
 _VARINT, _LENGTH = 0, 2  # wire types
 
@@ -71,6 +73,7 @@ def parse(raw: bytes, name: str) -> OnnxFile:
     reader = _Reader()
     try:
         reader.model(memoryview(raw))
+        reader.judge_paddings()
     except (IndexError, ValueError) as error:
         raise ModelError(f"{name}: damaged, or no ONNX file: {error}") from error
     return OnnxFile(
@@ -88,6 +91,8 @@ class _Reader:
         self.properties: dict[str, str] = {}
         self.foreign: list[str] = []
         self.num_fields = 0
+        self._paddings: list[str] = []  # names of the tensors that say how much Pad adds
+        self._initializers: dict[str, bytes] = {}  # the small ones
 
     def model(self, message: memoryview) -> None:
         for number, wire_type, _, content in self._fields(message):
@@ -115,7 +120,10 @@ class _Reader:
             if number == 1:
                 self._node(_message(wire_type, content))
             elif number == 5:
-                self._tensor(_message(wire_type, content))
+                name, data = self._tensor(_message(wire_type, content))
+                if name in self._initializers:
+                    raise ValueError(f"two tensors {name!r}")
+                self._initializers[name] = bytes(data) if len(data) <= _PADDING.size else b""
             elif number == 15:
                 self.foreign.append("sparse tensors")
             elif number not in (2, 10, 11, 12, 13, 14, 16):
@@ -123,8 +131,11 @@ class _Reader:
 
     def _node(self, message: memoryview) -> None:
         operator = domain = ""
+        inputs: list[str] = []
         for number, wire_type, _, content in self._fields(message):
-            if number == 4:
+            if number == 1:
+                inputs.append(_text(wire_type, content))
+            elif number == 4:
                 operator = _text(wire_type, content)
             elif number == 7:
                 domain = _text(wire_type, content)
@@ -132,11 +143,22 @@ class _Reader:
                     self.foreign.append(f"operators of {domain!r}")
             elif number == 5:
                 self._attribute(_message(wire_type, content))
-            elif number not in (1, 2, 3, 6, 9):
+            elif number not in (2, 3, 6, 9):
                 self.foreign.append(f"field {number} of an operator")
         self.operators[operator] += 1
+        if operator == "Pad":
+            self._paddings += inputs[1:2]
         if operator not in OPERATORS and domain in _OWN_DOMAINS:
             self.foreign.append(f"the operator {operator!r}")
+
+    def judge_paddings(self) -> None:
+        """Pad may add zero channels (option A), so many as a network has; it could fill the memory else."""
+        for name in self._paddings:
+            data = self._initializers.get(name, b"")
+            padding = _PADDING.unpack(data) if len(data) == _PADDING.size else (-1,) * 8
+            channels = padding[5]
+            if padding != (0, 0, 0, 0, 0, channels, 0, 0) or not 0 <= channels <= _MAX_INTEGER:
+                self.foreign.append("padding other than by channels")
 
     def _attribute(self, message: memoryview) -> None:
         name = ""
@@ -153,15 +175,22 @@ class _Reader:
             elif number not in (2, 4, 7, 9, 13, 20):
                 self.foreign.append(f"field {number} of an attribute")
         # onnxruntime divides by these; a zero would end the process.
-        if name in _POSITIVE and not all(0 < value <= _MAX_INTEGER for value in integers):
+        if name in _BOUNDED and not all(_BOUNDED[name] <= value <= _MAX_INTEGER for value in integers):
             self.foreign.append(f"{name} {integers}")
 
-    def _tensor(self, message: memoryview) -> None:
-        for number, _, value, _ in self._fields(message):
-            if number == 13 or (number == 14 and value):
+    def _tensor(self, message: memoryview) -> tuple[str, memoryview]:
+        """Its name and raw data."""
+        name, raw_data = "", message[:0]
+        for number, wire_type, value, content in self._fields(message):
+            if number == 8:
+                name = _text(wire_type, content)
+            elif number == 9:
+                raw_data = _message(wire_type, content)
+            elif number == 13 or (number == 14 and value):
                 self.foreign.append("data outside the file")
-            elif number not in (1, 2, 4, 5, 7, 8, 9, 10, 11, 12, 14, 16):
+            elif number not in (1, 2, 4, 5, 7, 10, 11, 12, 14, 16):
                 self.foreign.append(f"field {number} of a tensor")
+        return name, raw_data
 
     def _varints(self, packed: memoryview) -> Iterator[int]:
         at = 0
