@@ -244,14 +244,18 @@ def test_predict_imports_nothing_of_the_training_stack(pictures: Path, model_pat
         "sdpipe.cli",
         "sdpipe.commands",
         "sdpipe.commands.model",
+        "sdpipe.commands.output",
         "sdpipe.commands.printing",
         "sdpipe.commands.runs",
         "sdpipe.errors",
         "sdpipe.runtime",
         "sdpipe.runtime.artifact",
         "sdpipe.runtime.image",
+        "sdpipe.runtime.manifest",
         "sdpipe.runtime.metadata",
+        "sdpipe.runtime.onnx_file",
         "sdpipe.runtime.predictor",
+        "sdpipe.runtime.sources",
         "sdpipe.version",
     ]
 

@@ -1,19 +1,23 @@
 """Pictures in, labels and probabilities out, batch after batch at a steady memory footprint."""
 
-import glob
 import os
-import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
+from PIL import Image
 
 from sdpipe.errors import ImageError
 from sdpipe.runtime.artifact import Artifact
-from sdpipe.runtime.image import MAX_BYTES, decode, image_suffixes
+from sdpipe.runtime.image import Turn, centre_box, cut, open_picture
+from sdpipe.runtime.sources import STDIN, Failure, read_source
 
-STDIN = "-"
+THUMBNAIL_SIDE = 160
+"""Pixels of the longer side."""
+
+_MAX_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,108 +26,106 @@ class Prediction:
 
     file: str
     top: list[tuple[str, float]]
+    thumbnail: Image.Image | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A picture that could not be predicted, and why."""
+class _Picture:
+    """One decoded: uint8 (H, W, C)."""
 
     file: str
-    code: str
-    message: str
-
-
-def expand(arguments: Iterable[str]) -> Iterator[str | Failure]:
-    """File names for arguments that are files, folders (searched through, sorted), globs or `-`."""
-    for argument in arguments:
-        if argument == STDIN:
-            yield argument
-        elif not _exists(argument) and glob.has_magic(argument):
-            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  Path.glob refuses absolute ones
-            for match in matches:
-                yield from _in_folder(match) if Path(match).is_dir() else [match]
-            if not matches:
-                yield Failure(file=argument, code="not_found", message="no file matches")
-        elif not argument:
-            yield Failure(file=argument, code="not_found", message="an empty file name")
-        else:
-            # What is neither folder nor file is the decoder's to explain.
-            yield from _in_folder(argument) if _exists(argument) and Path(argument).is_dir() else [argument]
-
-
-def _exists(name: str) -> bool:
-    try:
-        return bool(name) and os.path.lexists(name)
-    except ValueError:  # a NUL byte in the name
-        return False
-
-
-def _in_folder(folder: str) -> Iterator[str | Failure]:
-    """Pictures of a folder and those below it, sorted; hidden ones are left out."""
-    endings = image_suffixes()
-    unreadable: list[OSError] = []
-    found = 0
-    for parent, folders, files in os.walk(folder, onerror=unreadable.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in endings:
-                found += 1
-                yield str(Path(parent) / name)
-    for error in unreadable:
-        yield Failure(
-            file=str(error.filename), code="no_permission", message=f"cannot be listed: {error.strerror}"
-        )
-    if not found and not unreadable:
-        yield Failure(file=folder, code="no_pictures", message="the folder holds no pictures")
+    pixels_HWC: np.ndarray
+    thumbnail: Image.Image | None
 
 
 def predict(
-    artifact: Artifact, files: Iterable[str | Failure], *, top_k: int, batch_size: int
+    artifact: Artifact,
+    files: Iterable[str | Failure],
+    *,
+    top_k: int,
+    batch_size: int,
+    num_thumbnails: int = 0,
 ) -> Iterator[Prediction | Failure]:
-    """Predict in input order; one result for each file. Memory holds one batch."""
-    waiting: list[Failure | str] = []
-    images: list[np.ndarray] = []
-    for file in files:
-        decoded = file if isinstance(file, Failure) else _decode(artifact, file)
-        if isinstance(decoded, Failure):
-            waiting.append(decoded)
-        else:
-            images.append(decoded)
-            waiting.append(str(file))
+    """Predict in input order; one result for each file. Memory holds three batches.
+
+    The next pictures are decoded while the network computes. num_thumbnails: the first so many files'
+    predictions carry a small copy of the picture.
+    """
+    waiting: list[_Picture | Failure] = []
+    num_images = 0
+    for decoded in _decode_ahead(artifact, files, 2 * batch_size, num_thumbnails):
+        waiting.append(decoded)
+        num_images += isinstance(decoded, _Picture)
         # A single bad file is reported when its batch is; a thousand of them do not pile up.
-        if len(images) == batch_size or len(waiting) >= 2 * batch_size:
-            yield from _predict_batch(artifact, waiting, images, top_k)
-            waiting, images = [], []
-    yield from _predict_batch(artifact, waiting, images, top_k)
+        if num_images == batch_size or len(waiting) >= 2 * batch_size:
+            yield from _predict_batch(artifact, waiting, top_k)
+            waiting, num_images = [], 0
+    yield from _predict_batch(artifact, waiting, top_k)
 
 
-def _decode(artifact: Artifact, file: str) -> np.ndarray | Failure:
+def _decode_ahead(
+    artifact: Artifact, files: Iterable[str | Failure], ahead: int, num_thumbnails: int
+) -> Iterator[_Picture | Failure]:
+    numbered = enumerate(files)
+    first = list(islice(numbered, 2))
+    if len(first) < 2:  # one picture needs no threads, nor what they import
+        yield from (_decode(artifact, file, number < num_thumbnails) for number, file in first)
+        return
+    from concurrent.futures import Future, ThreadPoolExecutor
+    from itertools import chain
+
+    pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS))
+    decoding: deque[Future[_Picture | Failure]] = deque()
+    try:
+        for number, file in chain(first, numbered):
+            if file == STDIN:  # read here: a thread that waits for it could not be interrupted
+                future: Future[_Picture | Failure] = Future()
+                future.set_result(_decode(artifact, file, number < num_thumbnails))
+            else:
+                future = pool.submit(_decode, artifact, file, number < num_thumbnails)
+            decoding.append(future)
+            if len(decoding) > ahead:
+                yield decoding.popleft().result()
+        while decoding:
+            yield decoding.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _decode(artifact: Artifact, file: str | Failure, with_thumbnail: bool) -> _Picture | Failure:
+    if isinstance(file, Failure):
+        return file
     metadata = artifact.metadata
     height, width = metadata.image_size
     try:
-        source = _read_stdin() if file == STDIN else Path(file)
-        if isinstance(source, bytes) and len(source) > MAX_BYTES:
-            raise ImageError("too_large", f"is over {MAX_BYTES // 2**20} MiB")
-        return decode(source, metadata.channels, (height, width), metadata.crop_fraction)
+        with Turn() as turn:
+            picture = open_picture(read_source(file), metadata.channels, turn)
+            box = centre_box((picture.height, picture.width), (height, width), metadata.crop_fraction)
+            return _Picture(
+                file=file,
+                pixels_HWC=cut(picture, box, (height, width)),
+                thumbnail=_thumbnail(picture) if with_thumbnail else None,
+            )
     except ImageError as error:
         return Failure(file=file, code=error.code, message=str(error))
 
 
-def _read_stdin() -> bytes:
-    if sys.stdin is None:
-        raise ImageError("unreadable", "standard input is closed")
-    return sys.stdin.buffer.read(MAX_BYTES + 1)
+def _thumbnail(picture: Image.Image) -> Image.Image:
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))  # in place; the pixels were cut out before
+    return picture
 
 
 def _predict_batch(
-    artifact: Artifact, waiting: list[Failure | str], images: list[np.ndarray], top_k: int
+    artifact: Artifact, waiting: list[_Picture | Failure], top_k: int
 ) -> Iterator[Prediction | Failure]:
+    images = [entry.pixels_HWC for entry in waiting if isinstance(entry, _Picture)]
     rows = iter(artifact.run(np.stack(images))[1]) if images else iter(())
     for entry in waiting:
         if isinstance(entry, Failure):
             yield entry
         else:
-            yield Prediction(file=entry, top=_top(artifact, next(rows), top_k))
+            top = _top(artifact, next(rows), top_k)
+            yield Prediction(file=entry.file, top=top, thumbnail=entry.thumbnail)
 
 
 def _top(artifact: Artifact, probabilities_K: np.ndarray, top_k: int) -> list[tuple[str, float]]:
