@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+import unicodedata
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -102,4 +103,6 @@ def _fit(text: str, size: int, width: float) -> str:
 
 
 def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)[:200]
+    """What Pillow's own font has: ASCII. Accents are left off, other scripts become question marks."""
+    letters = [each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each)]
+    return "".join(each if each.isascii() and each.isprintable() else "?" for each in letters)[:200]

@@ -4,6 +4,7 @@ H, W: height and width; C: channels, 1 (grey) or 3 (RGB).
 """
 
 import io
+import logging
 import os
 import stat
 import struct
@@ -55,6 +56,7 @@ _DAMAGED = (
 # Pictures between Pillow's two thresholds warn; they are refused here by MAX_PIXELS. Damaged EXIF warns, too.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of them would go to standard error
 
 
 def image_suffixes() -> frozenset[str]:
