@@ -17,8 +17,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from conftest import export_to, make_weights
-
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.predictor import predict
 
@@ -69,6 +67,8 @@ def measure_each(model: Path, files: list[Path]) -> list[tuple[float, float, str
 
 def main(folder: Path) -> None:
     """Run, check, print."""
+    from conftest import export_to, make_weights  # not above: PyTorch would count in what is measured
+
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     assert files, f"no files in {folder}"
     with tempfile.TemporaryDirectory() as name:
