@@ -23,9 +23,9 @@ OPERATORS = frozenset(
         "Transpose", "Cast", "Sub", "Div", "Conv", "Relu", "Add", "AveragePool", "MaxPool", "Pad",
         "ReduceMean", "Gemm", "Softmax",
         # model.int8.onnx
-        "QuantizeLinear", "DequantizeLinear", "Clip", "Flatten", "MatMul", "GlobalAveragePool",
+        "QuantizeLinear", "DequantizeLinear",
         # ensemble.onnx: block switches as an input
-        "Mul", "Gather", "Slice", "Split", "Reshape", "Squeeze", "Unsqueeze",
+        "Mul", "Split",
     }
 )  # fmt: skip
 """Of ONNX's own domain. None runs a subgraph, reads a file, draws at random, or makes much of little, but for

@@ -18,6 +18,7 @@ THUMBNAIL_SIDE = 160
 """Pixels of the longer side."""
 
 _MAX_THREADS = 8
+_CHUNKS_AHEAD = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,20 +75,31 @@ def _decode_ahead(
     from concurrent.futures import Future, ThreadPoolExecutor
     from itertools import chain
 
+    def submit(chunk: list[tuple[int, str | Failure]]) -> Future[list[_Picture | Failure]]:
+        def work() -> list[_Picture | Failure]:
+            return [_decode(artifact, file, number < num_thumbnails) for number, file in chunk]
+
+        if all(file != STDIN for _, file in chunk):
+            return pool.submit(work)
+        done: Future[list[_Picture | Failure]] = (
+            Future()
+        )  # a thread that waits for it could not be interrupted
+        done.set_result(work())
+        return done
+
     pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS))
-    decoding: deque[Future[_Picture | Failure]] = deque()
+    size = max(
+        1, ahead // _CHUNKS_AHEAD
+    )  # several to a thread: handing over one costs as much as a small one
+    rest = chain(first, numbered)
+    decoding: deque[Future[list[_Picture | Failure]]] = deque()
     try:
-        for number, file in chain(first, numbered):
-            if file == STDIN:  # read here: a thread that waits for it could not be interrupted
-                future: Future[_Picture | Failure] = Future()
-                future.set_result(_decode(artifact, file, number < num_thumbnails))
-            else:
-                future = pool.submit(_decode, artifact, file, number < num_thumbnails)
-            decoding.append(future)
-            if len(decoding) > ahead:
-                yield decoding.popleft().result()
+        while chunk := list(islice(rest, size)):
+            decoding.append(submit(chunk))
+            if len(decoding) > _CHUNKS_AHEAD:
+                yield from decoding.popleft().result()
         while decoding:
-            yield decoding.popleft().result()
+            yield from decoding.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
