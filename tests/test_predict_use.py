@@ -176,14 +176,20 @@ class Server(http.server.BaseHTTPRequestHandler):
         """Quiet."""
 
 
+class QuietServer(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, *_arguments: object) -> None:
+        """Whoever gave up on a slow answer has hung up."""
+
+
 @pytest.fixture
 def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     Server.picture = (folder / "0.png").read_bytes()
-    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    listening.daemon_threads = True
-    listening.block_on_close = False
+    listening = QuietServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=listening.serve_forever, args=(0.05,))
     thread.start()
     yield f"http://127.0.0.1:{listening.server_port}"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sdpipe.errors import ImageError
 from sdpipe.runtime.artifact import Artifact
-from sdpipe.runtime.image import Turn, centre_box, cut, open_picture
+from sdpipe.runtime.image import Turn, centre_box, cut, give_memory_back, open_picture
 from sdpipe.runtime.sources import STDIN, Failure, read_source
 
 THUMBNAIL_SIDE = 160
@@ -87,6 +87,7 @@ def _decode_ahead(
         done.set_result(work())
         return done
 
+    give_memory_back()
     pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS))
     size = max(
         1, ahead // _CHUNKS_AHEAD
