@@ -245,6 +245,7 @@ def test_predict_imports_nothing_of_the_training_stack(pictures: Path, model_pat
         "sdpipe.commands",
         "sdpipe.commands.benchmarking",
         "sdpipe.commands.model",
+        "sdpipe.commands.output",
         "sdpipe.commands.printing",
         "sdpipe.commands.runs",
         "sdpipe.commands.serve",
@@ -252,8 +253,11 @@ def test_predict_imports_nothing_of_the_training_stack(pictures: Path, model_pat
         "sdpipe.runtime",
         "sdpipe.runtime.artifact",
         "sdpipe.runtime.image",
+        "sdpipe.runtime.manifest",
         "sdpipe.runtime.metadata",
+        "sdpipe.runtime.onnx_file",
         "sdpipe.runtime.predictor",
+        "sdpipe.runtime.sources",
         "sdpipe.version",
     ]
 

@@ -1,5 +1,9 @@
 import io
 import os
+import socket
+import subprocess
+import sys
+import threading
 import zlib
 from pathlib import Path
 
@@ -9,6 +13,7 @@ from PIL import Image
 
 from sdpipe.errors import ImageError
 from sdpipe.runtime import image as image_module
+from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.image import decode
 
 
@@ -129,3 +134,185 @@ def test_a_decompression_bomb_is_refused_before_its_pixels_are_read(monkeypatch:
     monkeypatch.setattr(image_module, "MAX_PIXELS", 99)
     with pytest.raises(ImageError, match="10 x 10 pixels"):
         decode(encoded(Image.new("L", (10, 10))), 1, (8, 8))
+
+
+LOSSLESS = {
+    "PNG": {}, "BMP": {}, "PPM": {}, "TGA": {}, "QOI": {}, "SGI": {}, "PCX": {},
+    "ICO": {"bitmap_format": "bmp"}, "WEBP": {"lossless": True, "exact": True},
+    "JPEG2000": {"irreversible": False},
+}  # fmt: skip
+
+
+def test_any_lossless_encoding_gives_the_same_logits(rgb_model_path: Path) -> None:
+    """To the bit: the network sees the same pixels, cut and resized in the same way."""
+    image = Image.fromarray(pixels(48, 48))
+    files = [encoded(image, kind, **options) for kind, options in LOSSLESS.items()]
+    for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "lzma", "zstd"):
+        files.append(encoded(image, "TIFF", compression=compression))
+    files.append(encoded(image, "PNG", compress_level=0))
+    files.append(encoded(image.convert("RGBA")))
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    files.append(encoded(image.rotate(180), "PNG", exif=turned))
+    artifact = open_artifact(rgb_model_path, "cpu")
+    cut = [decode(raw, 3, tuple(artifact.metadata.image_size)) for raw in files]
+    logits = [artifact.run(image_HWC[np.newaxis])[0] for image_HWC in cut]
+    for each in logits:
+        np.testing.assert_array_equal(each, logits[0])
+
+
+def test_any_lossless_encoding_of_grey_gives_the_same_logits(model_path: Path) -> None:
+    grey = Image.fromarray(pixels(48, 48, channels=1)[..., 0])
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    files = [encoded(grey, kind) for kind in ("PNG", "GIF", "BMP", "PPM", "TIFF", "TGA")]
+    files += [encoded(grey.convert("RGB")), encoded(deep), encoded(deep, "TIFF"), encoded(grey.convert("LA"))]
+    artifact = open_artifact(model_path, "cpu")
+    cut = [decode(raw, 1, tuple(artifact.metadata.image_size)) for raw in files]
+    logits = [artifact.run(image_HWC[np.newaxis])[0] for image_HWC in cut]
+    for each in logits:
+        np.testing.assert_array_equal(each, logits[0])
+
+
+def test_every_exif_orientation_is_applied() -> None:
+    """As the EXIF standard defines them, 1 to 8, with numpy as the oracle."""
+    array = pixels(4, 6)
+    upright = {
+        1: array, 2: array[:, ::-1], 3: array[::-1, ::-1], 4: array[::-1],
+        5: array.swapaxes(0, 1), 6: np.rot90(array, -1), 7: array[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(array),
+    }  # fmt: skip
+    for orientation, expected in upright.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for kind in ("PNG", "TIFF"):
+            found = decode(encoded(Image.fromarray(array), kind, exif=exif), 3, None)
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large pictures are converted in strips of rows; the pixels are those of the whole."""
+    rng = np.random.default_rng(0)
+    deep = encoded(Image.fromarray(rng.integers(0, 65536, (50, 7), dtype=np.uint16)))
+    clear = encoded(Image.fromarray(rng.integers(0, 256, (50, 7, 4), dtype=np.uint8)))
+    whole = [decode(deep, 1, None), decode(clear, 3, None), decode(clear, 1, None)]
+    monkeypatch.setattr(image_module, "_STRIP_PIXELS", 20)  # two rows
+    for first, second in zip(
+        whole, [decode(deep, 1, None), decode(clear, 3, None), decode(clear, 1, None)], strict=True
+    ):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_file_that_grows_is_read_as_it_was(tmp_path: Path) -> None:
+    """While a thread appends to it without end, reading comes to an end, and the picture is what it was."""
+    array = pixels(300, 300)
+    path = tmp_path / "growing.bmp"
+    path.write_bytes(encoded(Image.fromarray(array), "BMP"))
+    stop = threading.Event()
+
+    def grow() -> None:
+        with path.open("ab") as stream:
+            while not stop.is_set() and stream.tell() < 2**27:
+                stream.write(b"x" * 2**16)
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        for _ in range(20):
+            np.testing.assert_array_equal(decode(path, 3, None), array)
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_sockets_devices_and_endless_files(tmp_path: Path) -> None:
+    """None is waited for; a file of nothing but holes over the limit is refused unread."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket.png"))
+        with (tmp_path / "huge.png").open("wb") as stream:
+            stream.truncate(image_module.MAX_BYTES + 1)
+        (tmp_path / "loop.png").symlink_to("loop.png")
+        for name, code in (
+            (tmp_path / "socket.png", "not_a_file"),
+            (Path("/dev/zero"), "not_a_file"),
+            (tmp_path / "huge.png", "too_large"),
+            (tmp_path / "loop.png", "unreadable"),
+            (tmp_path / ("x" * 300), "unreadable"),
+        ):
+            with pytest.raises(ImageError) as caught:
+                decode(name, 3, (8, 8))
+            assert caught.value.code == code, name
+            assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_becomes_a_pipe_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between looking and opening."""
+    os.mkfifo(tmp_path / "pipe.png")
+    monkeypatch.setattr(Path, "is_file", lambda _path: True)
+    with pytest.raises(ImageError, match="no regular file"):
+        decode(tmp_path / "pipe.png", 3, (8, 8))
+
+
+@pytest.mark.parametrize("kind", ["iCCP", "zTXt", "iTXt"])
+def test_chunks_that_unfold_to_gigabytes_are_refused(kind: str) -> None:
+    """1 GiB of zeros in a chunk of a megabyte, where a profile or a text stands."""
+    small = encoded(Image.new("L", (9, 9)))
+    packer = zlib.compressobj(1)
+    zeros = b"".join(packer.compress(bytes(2**24)) for _ in range(64)) + packer.flush()
+    content = kind.encode() + b"k\0" + {"iCCP": b"\0", "zTXt": b"\0", "iTXt": b"\1\0\0\0"}[kind] + zeros
+    chunk = (len(content) - 4).to_bytes(4, "big") + content + zlib.crc32(content).to_bytes(4, "big")
+    with pytest.raises(ImageError, match="Decompressed data too large"):
+        decode(small[:33] + chunk + small[33:], 1, None)
+
+
+def test_formats_that_take_more_memory_have_lower_limits() -> None:
+    """OpenJPEG holds 24 bytes a pixel, WebP's decoder 16: they are refused by their heads."""
+    raw = bytearray(encoded(Image.new("L", (16, 16)), "JPEG2000"))
+    at = raw.index(b"ihdr") + 4
+    raw[at : at + 8] = (6000).to_bytes(4, "big") * 2
+    with pytest.raises(ImageError, match="6000 x 6000 pixels, at most 32,000,000"):
+        decode(bytes(raw), 1, None)
+
+
+def test_large_pictures_are_decoded_one_at_a_time() -> None:
+    """Eight threads with a large picture each take little more memory than one."""
+    code = (
+        "import io, sys\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from PIL import Image\n"
+        "from sdpipe.runtime.image import decode, give_memory_back\n"
+        "give_memory_back()\n"
+        "stream = io.BytesIO()\n"
+        "Image.new('RGBA', (2100, 2100), (1, 2, 3, 4)).save(stream, 'PNG')\n"
+        "with ThreadPoolExecutor(int(sys.argv[1])) as pool:\n"
+        "    list(pool.map(lambda _: decode(stream.getvalue(), 3, (8, 8)), range(8)))\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
+    one, eight = (
+        int(subprocess.run([sys.executable, "-c", code, number], capture_output=True, check=True).stdout)
+        for number in ("1", "8")
+    )
+    assert eight < one + 25_000  # KiB; a picture alone is 17 MB, and another 17 while it is laid over white
+
+
+@pytest.mark.slow
+def test_the_largest_pictures_stay_within_a_gibibyte(tmp_path: Path) -> None:
+    """64 megapixels, transparent, turned and 16-bit, by the whole command; each a process of its own."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    size = (8000, 8000)
+    Image.new("RGBA", size, (9, 9, 9, 9)).save(tmp_path / "a.png", exif=turned, compress_level=1)
+    Image.fromarray(np.full(size, 300, np.uint16)).save(tmp_path / "b.png", compress_level=1)
+    Image.new("CMYK", size).save(tmp_path / "c.jpg")
+    Image.new("RGB", size).save(tmp_path / "d.bmp")
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from sdpipe.runtime.image import decode\n"
+        "decode(Path(sys.argv[1]), 3, (32, 32))\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
+    for path in sorted(tmp_path.iterdir()):
+        done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=True)
+        assert int(done.stdout) < 900 * 1024, path.name  # onnxruntime and a model take 60 MiB beside it

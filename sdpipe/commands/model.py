@@ -1,7 +1,6 @@
 """Commands that need the base install only."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,26 @@ def _existing_model(_context: click.Context, _parameter: click.Parameter, value:
     return value
 
 
+verify_option = click.option(
+    "--verify", is_flag=True, help="Compare MODEL with the SHA256SUMS in its folder, or the one above, first."
+)
+
+
+def _drawable(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
+    if value is None:
+        return None
+    if value.suffix.lower() != ".png":
+        raise click.BadParameter(f"expected a name that ends in .png, got {value}.")
+    if not value.parent.is_dir():
+        raise click.BadParameter(f"no such folder: {value.parent}.")
+    if value.exists():
+        from sdpipe.runtime.contact_sheet import is_contact_sheet
+
+        if not is_contact_sheet(value):
+            raise click.BadParameter(f"{value} exists and is no contact sheet; it is left alone.")
+    return value
+
+
 @click.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
@@ -35,6 +54,15 @@ def _existing_model(_context: click.Context, _parameter: click.Parameter, value:
     "--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Labels for each image."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, in input order.")
+@click.option("--csv", "as_csv", is_flag=True, help="A header and one row an image, in input order.")
+@click.option(
+    "--show",
+    type=click.Path(path_type=Path),
+    callback=_drawable,
+    metavar="FILE.png",
+    help="Draw the images with what they are, 60 at most.",
+)
+@click.option("--allow-url", is_flag=True, help="Fetch IMAGEs that begin with http:// or https://.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time."
@@ -47,22 +75,30 @@ def _existing_model(_context: click.Context, _parameter: click.Parameter, value:
     help="Also ask M sub-networks (ensemble.onnx, beside the model or in variants/): label and probability "
     "stay the model's, +- is the standard deviation of that label's probability over the M.",
 )
+@verify_option
 def predict(
     images: tuple[str, ...],
     model: Path,
     top_k: int,
     as_json: bool,
+    as_csv: bool,
+    show: Path | None,
+    allow_url: bool,
     device: str,
     batch_size: int,
     num_members: int | None,
+    verify: bool,
 ) -> None:
-    """Predict the label of each IMAGE: a file, a folder, a glob, or - for one image on standard input."""
+    """Predict the label of each IMAGE: a file, a folder, a glob, a URL, or - for one on standard input."""
+    from sdpipe.commands import output
     from sdpipe.runtime.artifact import open_artifact
-    from sdpipe.runtime.predictor import Failure, expand
     from sdpipe.runtime.predictor import predict as predict_files
+    from sdpipe.runtime.sources import expand
 
-    with errors_on_one_line():
-        artifact = open_artifact(model, device)
+    if as_json and as_csv:
+        raise click.UsageError("--json or --csv, not both.")
+    with output.only_our_lines(), errors_on_one_line():
+        artifact = open_artifact(model, device, verify=verify)
         num_classes = len(artifact.metadata.class_names)
         if top_k > num_classes:
             raise click.BadParameter(
@@ -72,58 +108,36 @@ def predict(
         if num_members is not None:
             from sdpipe.runtime.uncertainty import open_ensemble
 
-            ensemble = open_ensemble(artifact, num_members, device)
-        num_failed = 0
+            ensemble = open_ensemble(artifact, num_members, device, verify=verify)
+        sheet = _new_sheet() if show else None
+        print_result = output.choose_printer(as_json, as_csv, top_k, with_uncertainty=ensemble is not None)
+        progress = output.Progress(lambda: sum(1 for _ in expand(images, allow_url=allow_url)))
         results = predict_files(
-            artifact, expand(images), top_k=top_k, batch_size=batch_size, ensemble=ensemble
+            artifact,
+            expand(images, allow_url=allow_url),
+            top_k=top_k,
+            batch_size=batch_size,
+            num_thumbnails=sheet.limit if sheet else 0,
+            ensemble=ensemble,
         )
-        for result in _with_progress(results):
-            num_failed += isinstance(result, Failure)
-            _print_json(result) if as_json else _print_line(result, top_k)
-            if isinstance(result, Failure):
-                click.echo(f"error: {on_one_line(result.file)}: {result.message}", err=True)
+        num_failed = 0
+        for result in progress.over(results):
+            print_result(result)
+            if output.is_failure(result):
+                num_failed += 1
+                progress.note(f"error: {on_one_line(result.file)}: {result.message}")
+            if sheet:
+                sheet.add(result)
+        if sheet:
+            sheet.save(show)
     if num_failed:
         raise SystemExit(1)
 
 
-def _with_progress(results: Any) -> Any:
-    """A count on standard error while results go to a file or a pipe; silent otherwise."""
-    if sys.stdout.isatty() or not sys.stderr.isatty():
-        yield from results
-        return
-    num_done = 0
-    for num_done, result in enumerate(results, start=1):
-        yield result
-        if num_done % 100 == 0:
-            click.echo(f"\r{num_done:,} images", nl=False, err=True)
-    click.echo(f"\r{num_done:,} images", err=True)
+def _new_sheet() -> Any:
+    from sdpipe.runtime.contact_sheet import ContactSheet
 
-
-def _print_json(result: Any) -> None:
-    if hasattr(result, "code"):
-        line = {"file": result.file, "ok": False, "error": result.code, "message": result.message}
-    else:
-        top = [{"label": label, "probability": probability} for label, probability in result.top]
-        line = {"file": result.file, "ok": True, **top[0], "top": top}
-        if result.uncertainty is not None:
-            line["uncertainty"] = vars(result.uncertainty)
-    click.echo(json.dumps(line))
-
-
-def _print_line(result: Any, top_k: int) -> None:
-    if hasattr(result, "code"):
-        return
-    label, probability = result.top[0]
-    spread = "" if result.uncertainty is None else f" {_spread(result.uncertainty)}"
-    click.echo(f"{on_one_line(result.file)}: {on_one_line(label)} {probability:.4f}{spread}")
-    if top_k > 1:
-        for label, probability in result.top:
-            click.echo(f"    {on_one_line(label):<20} {probability:.4f}")
-
-
-def _spread(uncertainty: Any) -> str:
-    num_agreeing = round(uncertainty.agreement * uncertainty.members)
-    return f"+- {uncertainty.probability_std:.4f} ({num_agreeing} of {uncertainty.members})"
+    return ContactSheet()
 
 
 @click.command()
@@ -135,7 +149,8 @@ def _spread(uncertainty: Any) -> str:
     callback=_existing_model,
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def inspect(model: Path, as_json: bool) -> None:
+@verify_option
+def inspect(model: Path, as_json: bool, verify: bool) -> None:
     """Show what MODEL says of itself, and its operators."""
     from dataclasses import asdict
 
@@ -143,10 +158,12 @@ def inspect(model: Path, as_json: bool) -> None:
     from sdpipe.runtime.variants import read_variants
 
     with errors_on_one_line():
-        artifact = open_artifact(model, "cpu")
+        artifact = open_artifact(model, "cpu", verify=verify)
         facts = {"file": str(model), "bytes": model.stat().st_size, **asdict(artifact.metadata)}
         facts["operators"] = count_operators(model)
         variants = read_variants(model)
+        if verify:
+            facts["verified"] = True
     if as_json:
         click.echo(json.dumps({**facts, "variants": variants} if variants else facts))
         return

@@ -29,7 +29,9 @@ SHIPPED = (
     "runtime/__init__.py",
     "runtime/artifact.py",
     "runtime/image.py",
+    "runtime/manifest.py",
     "runtime/metadata.py",
+    "runtime/onnx_file.py",
     "runtime/serving.py",
 )
 

@@ -4,8 +4,6 @@ import base64
 import contextlib
 import ctypes
 import sys
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,11 @@ import numpy as np
 import onnxruntime
 
 from sdpipe.errors import DeviceError, ModelError
+from sdpipe.runtime import onnx_file
+from sdpipe.runtime.manifest import check_against_manifest
 from sdpipe.runtime.metadata import Metadata
 
-onnxruntime.set_default_logger_severity(3)  # errors; it warns about GPUs that a machine without them lacks
+onnxruntime.set_default_logger_severity(4)  # its errors come as exceptions; they are one line here
 
 INPUT = "images"
 OUTPUTS = ("logits", "probabilities")
@@ -60,22 +60,30 @@ class Artifact:
         return list(self.session.get_providers())
 
 
-def open_artifact(path: Path, device: str = "auto", *, threads: int | None = None) -> Artifact:
-    """Open a deployed file on `auto`, `cpu` or `cuda`.
+def open_artifact(
+    path: Path, device: str = "auto", *, threads: int | None = None, verify: bool = False
+) -> Artifact:
+    """Open a deployed file on `auto`, `cpu` or `cuda`; its bytes are read once, judged, and then run.
 
     threads: that an operator is spread over, on the CPU; None: as many as onnxruntime takes for the machine.
-    Raises ModelError if the file is missing, damaged or not ours, DeviceError if CUDA was asked for and does
-    not work.
+    verify: also compare it with the SHA256SUMS beside it. Raises ModelError if the file is missing, damaged,
+    not ours or not the one in the manifest, DeviceError if CUDA was asked for and does not work.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such model file; `make repro` makes models/model.onnx")
+    raw = onnx_file.read_model_file(path)
+    if verify:
+        check_against_manifest(path, raw)
+    structure = onnx_file.parse(raw, str(path))
+    metadata = Metadata.from_properties(structure.properties, str(path))
+    if structure.foreign:
+        found = ", ".join(structure.foreign[:3]) + ", ..." * (len(structure.foreign) > 3)
+        raise ModelError(f"{path}: holds what sdpipe does not export, so it is not run: {found}")
     use_cuda = device != "cpu" and cuda_works()
     if device == "cuda" and not use_cuda:
         raise DeviceError(
             "device cuda: no CUDA device here that onnxruntime can use; `sdpipe doctor` says more"
         )
-    session = _open_session(path, ["CUDAExecutionProvider"] * use_cuda + ["CPUExecutionProvider"], threads)
-    metadata = Metadata.from_properties(session.get_modelmeta().custom_metadata_map, str(path))
+    providers = ["CUDAExecutionProvider"] * use_cuda + ["CPUExecutionProvider"]
+    session = _open_session(raw, providers, str(path), threads)
     _check_graph(session, metadata, path)
     return Artifact(path=path, metadata=metadata, session=session)
 
@@ -96,17 +104,22 @@ def _check_graph(session: Any, metadata: Metadata, path: Path) -> None:
         raise ModelError(f"{path}: its graph has {found}, its metadata say {expected}")
 
 
-def _open_session(model: Path | bytes, providers: list[str], threads: int | None = None) -> Any:
+def _open_session(model: bytes, providers: list[str], name: str, threads: int | None = None) -> Any:
     if "CUDAExecutionProvider" in providers:
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
             onnxruntime.preload_dlls()  # CUDA and cuDNN from NVIDIA's Python packages, where those are
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 4
+    # Else bytes that also look like its own format would be read as that, unjudged.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        return onnxruntime.InferenceSession(model, options, providers=providers)
+        # Its fallback prints to standard output and takes another device; a config in the model is not ours.
+        return onnxruntime.InferenceSession(
+            model, options, providers=providers, enable_fallback=0, read_config_from_model=0
+        )
     except _failures() as error:
-        named = model if isinstance(model, Path) else "model"
-        raise ModelError(f"{named}: not a working ONNX file: {_one_line(error)}") from error
+        raise ModelError(f"{name}: not a working ONNX file: {_one_line(error)}") from error
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -116,7 +129,8 @@ def _failures() -> tuple[type[Exception], ...]:
         "EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "ModelLoaded", "NoModel",
         "NoSuchFile", "NotImplemented", "RuntimeException",
     )  # fmt: skip
-    return (RuntimeError, *(getattr(state, name) for name in names))
+    # UnicodeDecodeError: its message quotes a damaged file.
+    return (RuntimeError, UnicodeDecodeError, *(getattr(state, name) for name in names))
 
 
 def _one_line(error: Exception) -> str:
@@ -131,7 +145,10 @@ _TINY_MODEL = base64.b64decode(
 
 def provider_works(name: str) -> bool:
     """Run one operator on a provider: onnxruntime lists CUDA on every machine, and falls back in silence."""
-    session = _open_session(_TINY_MODEL, [name])
+    try:
+        session = _open_session(_TINY_MODEL, [name], name)
+    except ModelError:
+        return False
     return bool(
         session.get_providers()[0] == name and session.run(None, {"x": np.full(1, -1, np.float32)})[0] == 0
     )
@@ -154,51 +171,9 @@ def num_cuda_devices() -> int:
     return count.value
 
 
-# Field numbers of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
-_MODEL_GRAPH, _GRAPH_NODE, _NODE_OP_TYPE = 7, 1, 4
-
-
 def count_operators(path: Path) -> dict[str, int]:
     """How often each operator stands in an ONNX file, by name; read from the file, without onnx.
 
     Raises ModelError if the file is damaged.
     """
-    counts: Counter[str] = Counter()
-    try:
-        for graph in _fields(memoryview(path.read_bytes()), _MODEL_GRAPH):
-            for node in _fields(graph, _GRAPH_NODE):
-                counts.update(str(op, "utf-8") for op in _fields(node, _NODE_OP_TYPE))
-    except (IndexError, ValueError) as error:
-        raise ModelError(f"{path}: damaged ONNX file") from error
-    return dict(sorted(counts.items()))
-
-
-def _fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    """The length-delimited fields `wanted` of a protobuf message (https://protobuf.dev/programming-guides/encoding)."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        number, wire_type = key >> 3, key & 7
-        if wire_type == 0:
-            _, at = _varint(message, at)
-        elif wire_type in (1, 5):
-            at += 8 if wire_type == 1 else 4
-        elif wire_type == 2:
-            length, at = _varint(message, at)
-            if at + length > len(message):
-                raise ValueError("truncated")
-            if number == wanted:
-                yield message[at : at + length]
-            at += length
-        else:
-            raise ValueError(f"wire type {wire_type}")
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if not byte & 0x80:
-            return value, at
+    return onnx_file.parse(onnx_file.read_model_file(path), str(path)).operators

@@ -3,9 +3,15 @@
 H, W: height and width; C: channels, 1 (grey) or 3 (RGB).
 """
 
+import ctypes
 import io
+import logging
+import os
+import stat
 import struct
+import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +22,13 @@ from sdpipe.errors import ImageError
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before their pixels are decoded (192 MB as RGB)."""
 
+_MAX_PIXELS_OF = {"JPEG2000": 32_000_000, "WEBP": 48_000_000}  # 24 and 16 bytes a pixel while decoding
+
 MAX_BYTES = 256 * 1024 * 1024
 """Larger files are refused before they are read."""
+
+_STRIP_PIXELS = 2**20
+_LARGE_PIXELS, _LARGE_BYTES = 2**22, 2**23
 
 FORMATS = (
     "PNG", "JPEG", "GIF", "BMP", "DIB", "PPM",  # Pillow knows these without loading all of its plugins
@@ -46,6 +57,7 @@ _DAMAGED = (
 # Pictures between Pillow's two thresholds warn; they are refused here by MAX_PIXELS. Damaged EXIF warns, too.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of them would go to standard error
 
 
 def image_suffixes() -> frozenset[str]:
@@ -66,22 +78,54 @@ def decode(
     With `size_HW` the box of `centre_box` is cut out and resized; a picture that is this box and size already
     is left as it is. Raises ImageError with a code and a reason.
     """
-    image = open_picture(source, channels)
-    if size_HW is None:
-        return _pixels(image)
-    return cut(image, centre_box((image.height, image.width), size_HW, crop_fraction), size_HW)
+    with Turn() as turn:
+        image = open_picture(source, channels, turn)
+        if size_HW is None:
+            return _pixels(image)
+        return cut(image, centre_box((image.height, image.width), size_HW, crop_fraction), size_HW)
 
 
-def open_picture(source: Path | bytes, channels: int) -> Image.Image:
+class Turn:
+    """Held while a picture is decoded and cut: of several threads, one at a time has a large one."""
+
+    _lock = threading.Lock()
+
+    def __enter__(self) -> "Turn":
+        self._is_held = False
+        return self
+
+    def take(self) -> None:
+        """Wait until no other thread has a large picture."""
+        if not self._is_held:
+            self._is_held = self._lock.acquire()
+
+    def __exit__(self, *_error: object) -> None:
+        if self._is_held:
+            self._lock.release()
+
+
+def give_memory_back() -> None:
+    """Let glibc return what a large picture took as soon as it is gone, where several threads decode.
+
+    It would keep up to hundreds of megabytes for each thread. Not for a training, whose tensors come and go.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries lack it
+    if set_option is not None:
+        set_option(-3, 2**20)  # M_MMAP_THRESHOLD of malloc.h, in bytes; else it rises by itself
+
+
+def open_picture(source: Path | bytes, channels: int, turn: Turn | None = None) -> Image.Image:
     """Read one picture whole, of mode L (1 channel) or RGB.
+
+    turn: taken before a large picture.
 
     The EXIF orientation is applied, transparency is laid over white, 16-bit grey keeps its upper 8 bits'
     range, an animation gives its first frame. Raises ImageError with a code and a reason.
     """
-    raw = source if isinstance(source, bytes) else _read(source)
+    raw = source if isinstance(source, bytes) else _read(source, turn)
     if not raw:
         raise ImageError("empty", "the file is empty")
-    return _to_mode(_open(raw), "L" if channels == 1 else "RGB")
+    return _to_mode(_open(raw, turn), "L" if channels == 1 else "RGB")
 
 
 def centre_box(picture_HW: tuple[int, int], size_HW: tuple[int, int], crop_fraction: float) -> Box:
@@ -110,31 +154,46 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, len(image.getbands()))
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, turn: Turn | None) -> bytes:
     try:
         if path.is_dir():
             raise ImageError("is_a_folder", "is a folder, expected a picture")
         if path.exists() and not path.is_file():
             raise ImageError("not_a_file", "is no regular file, expected a picture")
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
+        # Not blocking: a file may have become a pipe since, and some of /proc wait for what comes.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as stream:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError("not_a_file", "is no regular file, expected a picture")
+            check_size(status.st_size)
+            if turn is not None and status.st_size > _LARGE_BYTES:
+                turn.take()
+            raw = stream.read(status.st_size)  # of a file that grows, what there was
     except FileNotFoundError as error:
         raise ImageError("not_found", "no such file") from error
     except PermissionError as error:
         raise ImageError("no_permission", "no permission to read it") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise ImageError("unreadable", f"cannot be read: {error}") from error
-    if len(raw) > MAX_BYTES:
+    return raw or b""
+
+
+def check_size(num_bytes: int) -> None:
+    """Raise ImageError for more than MAX_BYTES."""
+    if num_bytes > MAX_BYTES:
         raise ImageError("too_large", f"is over {MAX_BYTES // 2**20} MiB")
-    return raw
 
 
-def _open(raw: bytes) -> Image.Image:
+def _open(raw: bytes, turn: Turn | None) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(raw), formats=FORMATS)
         width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ImageError("too_large", f"{width} x {height} pixels, at most {MAX_PIXELS:,} are decoded")
+        limit = min(MAX_PIXELS, _MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS))
+        if width * height > limit:
+            raise ImageError("too_large", f"{width} x {height} pixels, at most {limit:,} are decoded")
+        if turn is not None and width * height > _LARGE_PIXELS:
+            turn.take()
         image.load()
         return ImageOps.exif_transpose(image)
     except ImageError:
@@ -151,7 +210,7 @@ def _open(raw: bytes) -> Image.Image:
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Bring any Pillow mode to `L` or `RGB` without losing range or showing what is transparent."""
     if image.mode.startswith("I;16") or image.mode == "I":
-        image = _sixteen_bit_to_eight(image)
+        image = _in_strips(image, "L", _sixteen_bit_to_eight)
     elif image.mode == "F":
         raise ImageError(
             "unsupported_mode", "floating-point pixels have no agreed range; convert it to 8 bits"
@@ -160,13 +219,27 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
         return image
     try:
         if image.has_transparency_data:
-            overlay = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", overlay.size, "white"), overlay)
+            return _in_strips(image, mode, lambda strip: _over_white(strip).convert(mode))
         return image.convert(mode)
     except _DAMAGED as error:
         raise ImageError(
             "unsupported_mode", f"pixels of mode {image.mode} cannot be converted: {error}"
         ) from error
+
+
+def _in_strips(image: Image.Image, mode: str, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Change a picture a strip of rows at a time, so that what stands between takes no memory to speak of."""
+    changed = Image.new(mode, image.size)
+    num_rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, num_rows):
+        strip = image.crop((0, top, image.width, min(top + num_rows, image.height)))
+        changed.paste(change(strip), (0, top))
+    return changed
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    overlay = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", overlay.size, "white"), overlay)
 
 
 def _sixteen_bit_to_eight(image: Image.Image) -> Image.Image:

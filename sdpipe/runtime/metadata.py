@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import Field, asdict, dataclass, fields
+from typing import Any, get_args, get_origin
 
 from sdpipe.errors import ModelError
 
@@ -11,6 +11,9 @@ SCHEMA_VERSION = 3
 """Raised when a reader of the old form would misread the new one."""
 
 PREFIX = "sdpipe."
+
+MAX_SIDE = 1024
+"""Pixels. Larger inputs are refused: a batch of them would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class Metadata:
         for entry in ("schema_version", *(column.name for column in fields(cls))):
             try:
                 values[entry] = json.loads(properties[PREFIX + entry])
-            except (KeyError, ValueError) as error:
+            except (KeyError, ValueError, RecursionError) as error:
                 raise ModelError(
                     f"{name}: its metadata entry {PREFIX}{entry} is missing or damaged"
                 ) from error
@@ -61,14 +64,53 @@ class Metadata:
                     f"{name}: schema {values[entry]}, this sdpipe reads schema {SCHEMA_VERSION}; "
                     "export it again or install the sdpipe that made it"
                 )
+        for column in fields(cls):
+            if not _is(values[column.name], column.type):
+                raise ModelError(
+                    f"{name}: its metadata entry {PREFIX}{column.name} is {_short(values[column.name])}, "
+                    f"expected {_type_name(column)}"
+                )
         metadata = cls(**values)
-        names, size = metadata.class_names, metadata.image_size
-        if not (_is_list_of(names, str) and names and _is_list_of(size, int) and len(size) == 2):
-            raise ModelError(f"{name}: its metadata hold no class names or no image size")
-        if not _is_list_of(metadata.survival_probs, float):
-            raise ModelError(f"{name}: its metadata hold no survival probabilities")
+        for entry, holds, expected in metadata._ranges():
+            if not holds:
+                found = _short(values[entry])
+                raise ModelError(
+                    f"{name}: its metadata entry {PREFIX}{entry} is {found}, expected {expected}"
+                )
         return metadata
 
+    def _ranges(self) -> list[tuple[str, bool, str]]:
+        """What prediction relies on: entry, whether it holds, what was expected."""
+        size, names = self.image_size, self.class_names
+        return [
+            ("class_names", bool(names), "at least one name"),
+            (
+                "image_size",
+                len(size) == 2 and all(0 < side <= MAX_SIDE for side in size),
+                f"a height and a width of 1 to {MAX_SIDE}",
+            ),
+            ("channels", self.channels in (1, 3), "1 or 3"),
+            (
+                "survival_probs",
+                bool(self.survival_probs) and all(0 < prob <= 1 for prob in self.survival_probs),
+                "probabilities over 0",
+            ),
+            ("crop_fraction", 0 < self.crop_fraction <= 1, "more than 0, at most 1"),
+        ]
 
-def _is_list_of(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+def _is(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is(item, *get_args(kind)) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _type_name(column: Field[Any]) -> str:
+    return column.type.__name__ if isinstance(column.type, type) else str(column.type)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

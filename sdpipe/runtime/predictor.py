@@ -1,23 +1,28 @@
 """Pictures in, labels and probabilities out, batch after batch at a steady memory footprint."""
 
-import glob
 import os
-import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from sdpipe.errors import ImageError
 from sdpipe.runtime.artifact import Artifact
-from sdpipe.runtime.image import MAX_BYTES, decode, image_suffixes
+from sdpipe.runtime.image import Turn, centre_box, cut, give_memory_back, open_picture
+from sdpipe.runtime.sources import STDIN, Failure, read_source
 
 if TYPE_CHECKING:  # most predictions do not load it
     from sdpipe.runtime.uncertainty import Ensemble, Uncertainty
 
-STDIN = "-"
+THUMBNAIL_SIDE = 160
+"""Pixels of the longer side."""
+
+_MAX_THREADS = 8
+_CHUNKS_AHEAD = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,59 +32,16 @@ class Prediction:
     file: str
     top: list[tuple[str, float]]
     uncertainty: "Uncertainty | None" = None  # of the first label, where an ensemble was asked
+    thumbnail: Image.Image | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A picture that could not be predicted, and why."""
+class _Picture:
+    """One decoded: uint8 (H, W, C)."""
 
     file: str
-    code: str
-    message: str
-
-
-def expand(arguments: Iterable[str]) -> Iterator[str | Failure]:
-    """File names for arguments that are files, folders (searched through, sorted), globs or `-`."""
-    for argument in arguments:
-        if argument == STDIN:
-            yield argument
-        elif not _exists(argument) and glob.has_magic(argument):
-            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  Path.glob refuses absolute ones
-            for match in matches:
-                yield from _in_folder(match) if Path(match).is_dir() else [match]
-            if not matches:
-                yield Failure(file=argument, code="not_found", message="no file matches")
-        elif not argument:
-            yield Failure(file=argument, code="not_found", message="an empty file name")
-        else:
-            # What is neither folder nor file is the decoder's to explain.
-            yield from _in_folder(argument) if _exists(argument) and Path(argument).is_dir() else [argument]
-
-
-def _exists(name: str) -> bool:
-    try:
-        return bool(name) and os.path.lexists(name)
-    except ValueError:  # a NUL byte in the name
-        return False
-
-
-def _in_folder(folder: str) -> Iterator[str | Failure]:
-    """Pictures of a folder and those below it, sorted; hidden ones are left out."""
-    endings = image_suffixes()
-    unreadable: list[OSError] = []
-    found = 0
-    for parent, folders, files in os.walk(folder, onerror=unreadable.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in endings:
-                found += 1
-                yield str(Path(parent) / name)
-    for error in unreadable:
-        yield Failure(
-            file=str(error.filename), code="no_permission", message=f"cannot be listed: {error.strerror}"
-        )
-    if not found and not unreadable:
-        yield Failure(file=folder, code="no_pictures", message="the folder holds no pictures")
+    pixels_HWC: np.ndarray
+    thumbnail: Image.Image | None
 
 
 def predict(
@@ -88,53 +50,93 @@ def predict(
     *,
     top_k: int,
     batch_size: int,
+    num_thumbnails: int = 0,
     ensemble: "Ensemble | None" = None,
 ) -> Iterator[Prediction | Failure]:
-    """Predict in input order; one result for each file. Memory holds one batch.
+    """Predict in input order; one result for each file. Memory holds three batches.
 
-    ensemble: adds to each prediction how its sub-networks see the label.
+    The next pictures are decoded while the network computes. num_thumbnails: the first so many files'
+    predictions carry a small copy of the picture. ensemble: adds to each prediction how its sub-networks see
+    the label.
     """
-    waiting: list[Failure | str] = []
-    images: list[np.ndarray] = []
-    for file in files:
-        decoded = file if isinstance(file, Failure) else _decode(artifact, file)
-        if isinstance(decoded, Failure):
-            waiting.append(decoded)
-        else:
-            images.append(decoded)
-            waiting.append(str(file))
+    waiting: list[_Picture | Failure] = []
+    num_images = 0
+    for decoded in _decode_ahead(artifact, files, 2 * batch_size, num_thumbnails):
+        waiting.append(decoded)
+        num_images += isinstance(decoded, _Picture)
         # A single bad file is reported when its batch is; a thousand of them do not pile up.
-        if len(images) == batch_size or len(waiting) >= 2 * batch_size:
-            yield from _predict_batch(artifact, waiting, images, top_k, ensemble)
-            waiting, images = [], []
-    yield from _predict_batch(artifact, waiting, images, top_k, ensemble)
+        if num_images == batch_size or len(waiting) >= 2 * batch_size:
+            yield from _predict_batch(artifact, waiting, top_k, ensemble)
+            waiting, num_images = [], 0
+    yield from _predict_batch(artifact, waiting, top_k, ensemble)
 
 
-def _decode(artifact: Artifact, file: str) -> np.ndarray | Failure:
+def _decode_ahead(
+    artifact: Artifact, files: Iterable[str | Failure], ahead: int, num_thumbnails: int
+) -> Iterator[_Picture | Failure]:
+    numbered = enumerate(files)
+    first = list(islice(numbered, 2))
+    if len(first) < 2:  # one picture needs no threads, nor what they import
+        yield from (_decode(artifact, file, number < num_thumbnails) for number, file in first)
+        return
+    from concurrent.futures import Future, ThreadPoolExecutor
+    from itertools import chain
+
+    def submit(chunk: list[tuple[int, str | Failure]]) -> Future[list[_Picture | Failure]]:
+        def work() -> list[_Picture | Failure]:
+            return [_decode(artifact, file, number < num_thumbnails) for number, file in chunk]
+
+        if all(file != STDIN for _, file in chunk):
+            return pool.submit(work)
+        # A thread that waits for standard input could not be interrupted.
+        done: Future[list[_Picture | Failure]] = Future()
+        done.set_result(work())
+        return done
+
+    give_memory_back()
+    pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS))
+    # Several to a thread: handing over one costs as much as decoding a small one.
+    size = max(1, ahead // _CHUNKS_AHEAD)
+    rest = chain(first, numbered)
+    decoding: deque[Future[list[_Picture | Failure]]] = deque()
+    try:
+        while chunk := list(islice(rest, size)):
+            decoding.append(submit(chunk))
+            if len(decoding) > _CHUNKS_AHEAD:
+                yield from decoding.popleft().result()
+        while decoding:
+            yield from decoding.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _decode(artifact: Artifact, file: str | Failure, with_thumbnail: bool) -> _Picture | Failure:
+    if isinstance(file, Failure):
+        return file
     metadata = artifact.metadata
     height, width = metadata.image_size
     try:
-        source = _read_stdin() if file == STDIN else Path(file)
-        if isinstance(source, bytes) and len(source) > MAX_BYTES:
-            raise ImageError("too_large", f"is over {MAX_BYTES // 2**20} MiB")
-        return decode(source, metadata.channels, (height, width), metadata.crop_fraction)
+        with Turn() as turn:
+            picture = open_picture(read_source(file), metadata.channels, turn)
+            box = centre_box((picture.height, picture.width), (height, width), metadata.crop_fraction)
+            return _Picture(
+                file=file,
+                pixels_HWC=cut(picture, box, (height, width)),
+                thumbnail=_thumbnail(picture) if with_thumbnail else None,
+            )
     except ImageError as error:
         return Failure(file=file, code=error.code, message=str(error))
 
 
-def _read_stdin() -> bytes:
-    if sys.stdin is None:
-        raise ImageError("unreadable", "standard input is closed")
-    return sys.stdin.buffer.read(MAX_BYTES + 1)
+def _thumbnail(picture: Image.Image) -> Image.Image:
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))  # in place; the pixels were cut out before
+    return picture
 
 
 def _predict_batch(
-    artifact: Artifact,
-    waiting: list[Failure | str],
-    images: list[np.ndarray],
-    top_k: int,
-    ensemble: "Ensemble | None",
+    artifact: Artifact, waiting: list[_Picture | Failure], top_k: int, ensemble: "Ensemble | None"
 ) -> Iterator[Prediction | Failure]:
+    images = [entry.pixels_HWC for entry in waiting if isinstance(entry, _Picture)]
     judged: list[Uncertainty | None] = [None] * len(images)
     probabilities_NK: np.ndarray = np.empty((0, 0))
     if images:
@@ -148,8 +150,12 @@ def _predict_batch(
             yield entry
         else:
             probabilities_K, uncertainty = next(rows)
-            top = _top(artifact, probabilities_K, top_k)
-            yield Prediction(file=entry, top=top, uncertainty=uncertainty)
+            yield Prediction(
+                file=entry.file,
+                top=_top(artifact, probabilities_K, top_k),
+                thumbnail=entry.thumbnail,
+                uncertainty=uncertainty,
+            )
 
 
 def _top(artifact: Artifact, probabilities_K: np.ndarray, top_k: int) -> list[tuple[str, float]]:

@@ -66,16 +66,19 @@ class Ensemble:
         ]
 
 
-def open_ensemble(model: Artifact, num_members: int, device: str = "auto") -> Ensemble:
+def open_ensemble(
+    model: Artifact, num_members: int, device: str = "auto", *, verify: bool = False
+) -> Ensemble:
     """The ensemble that stands beside a model's file, as ensemble.onnx or variants/ensemble.onnx.
 
-    num_members: M, at least 2, else there is no spread. Raises ModelError if the model's training has no
-    sub-networks, or if the file is missing, no ensemble, or of another training.
+    num_members: M, at least 2, else there is no spread. verify: against the SHA256SUMS beside it. Raises
+    ModelError if the model's training has no sub-networks, or if the file is missing, no ensemble, or of
+    another training.
     """
     if all(prob == 1 for prob in model.metadata.survival_probs):
         raise ModelError(f"{model.path}: constant depth has no sub-networks; expected p_L below 1, got 1")
     path = _beside(model.path)
-    artifact = open_artifact(path, device)
+    artifact = open_artifact(path, device, verify=verify)
     if artifact.metadata.variant != ENSEMBLE:
         raise ModelError(f"{path}: expected the variant {ENSEMBLE}, got {artifact.metadata.variant}")
     expected, found = model.metadata.fingerprint, artifact.metadata.fingerprint

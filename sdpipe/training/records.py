@@ -133,7 +133,7 @@ def _variant_metrics(metrics: Mapping[str, Any], latency: Mapping[str, Any]) -> 
         f"{variant}.{name}": figures[name]
         for variant, figures in metrics.get("variants", {}).items()
         for name in _VARIANT
-        if figures[name] is not None
+        if figures.get(name) is not None
     }
     for batch, contenders in latency.items():
         found |= {f"{name}.{batch}_ms": times["median_ms"] for name, times in contenders.items()}

@@ -1,0 +1,149 @@
+"""Where pictures come from: files, folders, globs, standard input and, if allowed, the web."""
+
+import glob
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdpipe.errors import ImageError
+from sdpipe.runtime.image import MAX_BYTES, check_size, image_suffixes
+
+STDIN = "-"
+
+TIMEOUT_S = 10.0
+"""For a URL, from the first look-up to the last byte."""
+
+_CHUNK_BYTES = 2**16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A picture that could not be predicted, and why."""
+
+    file: str
+    code: str
+    message: str
+
+
+def expand(arguments: Iterable[str], *, allow_url: bool = False) -> Iterator[str | Failure]:
+    """Names for arguments that are files, folders (searched through, sorted), globs, URLs or `-`."""
+    for argument in arguments:
+        if argument == STDIN:
+            yield argument
+        elif is_url(argument):
+            yield argument if allow_url else _url_not_allowed(argument)
+        elif not _exists(argument) and glob.has_magic(argument):
+            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  Path.glob refuses absolute ones
+            for match in matches:
+                yield from _in_folder(match) if Path(match).is_dir() else [match]
+            if not matches:
+                yield Failure(file=argument, code="not_found", message="no file matches")
+        elif not argument:
+            yield Failure(file=argument, code="not_found", message="an empty file name")
+        else:
+            # What is neither folder nor file is the decoder's to explain.
+            yield from _in_folder(argument) if _exists(argument) and Path(argument).is_dir() else [argument]
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is a URL of any scheme."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
+
+
+def _url_not_allowed(url: str) -> Failure:
+    message = "is a URL, and nothing is fetched without --allow-url"
+    return Failure(file=url, code="url_not_allowed", message=message)
+
+
+def _exists(name: str) -> bool:
+    try:
+        return bool(name) and os.path.lexists(name)
+    except ValueError:  # a NUL byte in the name
+        return False
+
+
+def _in_folder(folder: str) -> Iterator[str | Failure]:
+    """Pictures of a folder and those below it, sorted; hidden ones are left out."""
+    endings = image_suffixes()
+    unreadable: list[OSError] = []
+    found = 0
+    for parent, folders, files in os.walk(folder, onerror=unreadable.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in endings:
+                found += 1
+                yield str(Path(parent) / name)
+    for error in unreadable:
+        yield Failure(
+            file=str(error.filename), code="no_permission", message=f"cannot be listed: {error.strerror}"
+        )
+    if not found and not unreadable:
+        yield Failure(file=folder, code="no_pictures", message="the folder holds no pictures")
+
+
+def read_source(name: str) -> Path | bytes:
+    """What the decoder reads: a path, or the bytes of standard input or a URL. Raises ImageError."""
+    if name == STDIN:
+        return _read_stdin()
+    return read_url(name) if is_url(name) else Path(name)
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin is None:
+        raise ImageError("unreadable", "standard input is closed")
+    raw = sys.stdin.buffer.read(MAX_BYTES + 1)
+    check_size(len(raw))
+    return raw
+
+
+def read_url(url: str) -> bytes:
+    """Fetch over http or https, redirects among these included, within TIMEOUT_S in all.
+
+    Raises ImageError for other schemes, what is too large, too slow or not there.
+    """
+    if not re.match(r"https?://", url, re.IGNORECASE):
+        raise ImageError("not_fetched", "only http:// and https:// are fetched")
+    answers: list[bytes | ImageError] = []
+    # A socket's own timeout starts again with every byte, and looking up a name has none.
+    fetching = threading.Thread(target=lambda: answers.append(_fetch(url)), daemon=True)
+    fetching.start()
+    fetching.join(TIMEOUT_S)
+    answer = answers[0] if answers else ImageError("not_fetched", f"no whole answer in {TIMEOUT_S:g} s")
+    if isinstance(answer, ImageError):
+        raise answer
+    return answer
+
+
+def _fetch(url: str) -> bytes | ImageError:
+    from http.client import HTTPException  # these take longer to import than a picture to predict
+    from urllib import request
+    from urllib.error import HTTPError
+
+    opener = request.OpenerDirector()  # not build_opener, which also reads ftp:, file: and data:
+    for handler in (
+        request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler, request.HTTPRedirectHandler,
+        request.HTTPDefaultErrorHandler, request.HTTPErrorProcessor, request.UnknownHandler,
+    ):  # fmt: skip
+        opener.add_handler(handler())
+    opener.addheaders = [("User-Agent", "sdpipe")]
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        with opener.open(url, timeout=TIMEOUT_S) as answer:
+            announced = answer.headers.get("Content-Length") or "0"
+            check_size(int(announced) if announced.isdigit() else 0)
+            parts, num_bytes = [], 0
+            while (part := answer.read1(_CHUNK_BYTES)) and time.monotonic() < deadline:
+                parts.append(part)
+                check_size(num_bytes := num_bytes + len(part))
+            return b"".join(parts)
+    except ImageError as error:
+        return error
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: no URL that can be asked
+        # An HTTPError's text is "HTTP Error 404: Not Found", a URLError's only wraps its reason.
+        reason = str(error) if isinstance(error, HTTPError) else str(getattr(error, "reason", error))
+        return ImageError("not_fetched", f"cannot be fetched: {' '.join(reason.split())[:200]}")
