@@ -109,7 +109,7 @@ def _curves(setting: Setting) -> Drawing:
             "The training loss with stochastic depth is that of the blocks drawn in each step.",
             lacks,
             "Thin: each run; bold: their mean; dots: the lowest validation error of each run, "
-            "whose weights are kept; dotted: the learning rate changes.",
+            "whose weights are kept; dotted: the learning rate of all changes.",
             _left_out(setting),
         ),
         mark=size_mark(run for arm in arms for run in arm.runs),
@@ -145,7 +145,7 @@ def _gradient(setting: Setting) -> Drawing:
         caption=caption(
             "As the paper's figure 7: mean absolute gradient of the first convolution of block 1, over the "
             "steps in which that block was active. Thin: each run; bold: their mean; dotted: the learning "
-            "rate changes.",
+            "rate of all changes.",
             _left_out(setting),
         ),
         mark=size_mark(run for arm in arms for run in arm.runs),
