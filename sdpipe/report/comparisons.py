@@ -1,6 +1,6 @@
 """Figures that compare settings or trainings: depths, p_L, plain nets, ensembles."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from sdpipe.report.plan import Drawing, caption, line_of
 from sdpipe.report.plots import (
@@ -152,15 +152,22 @@ def _heatmap(group: Sequence[Setting], cells: dict[tuple[float, int], Arm], rule
 
 
 def degradation_groups(settings: Iterable[Setting]) -> list[tuple[list[Setting], list[Setting]]]:
-    """Plain and residual settings at constant depth that share all but skip and depth; two depths of each."""
+    """Plain and residual settings at constant depth that share all but the skip, of the depths of both."""
     found = []
     for group in group_by_all_but((one for one in settings if one.constant), "skip", "depth"):
         by_skip: dict[str, list[Setting]] = {}
         for setting in sorted(group, key=lambda setting: int(setting.get("depth"))):
             by_skip.setdefault(setting.get("skip"), []).append(setting)
         plain = by_skip.pop("plain", [])
-        found += [(plain, residual) for residual in by_skip.values() if min(len(plain), len(residual)) > 1]
+        for residual in by_skip.values():
+            depths = {one.get("depth") for one in plain} & {one.get("depth") for one in residual}
+            if len(depths) > 1:
+                found.append((_of_depths(plain, depths), _of_depths(residual, depths)))
     return found
+
+
+def _of_depths(settings: Iterable[Setting], depths: Collection[int]) -> list[Setting]:
+    return [setting for setting in settings if setting.get("depth") in depths]
 
 
 def degradation_figures(settings: Iterable[Setting]) -> list[Drawing]:
@@ -188,7 +195,7 @@ def _degradation(plain: Sequence[Setting], residual: Sequence[Setting]) -> Drawi
         name=f"degradation-{slug(f'{common_label(residual)} skip {skip}')}",
         title=f"Plain against residual nets, constant depth: {common_label(residual)}",
         caption="As figures 1 and 4 of the ResNet paper, with the training loss in place of the training "
-        "error. Thin: each run; bold: their mean; dotted: the learning rate changes.",
+        "error. Thin: each run; bold: their mean; dotted: the learning rate of all changes.",
         mark=size_mark(_runs(one.constant for one in (*plain, *residual) if one.constant)),
         draw=lambda sheet: draw_degradation(sheet, columns),
     )
