@@ -13,9 +13,20 @@ from sdpipe.report.plots import (
     draw_p_L,
 )
 from sdpipe.report.runs import Run
-from sdpipe.report.settings import Arm, Setting, Spread, arm_name, key_of, size_mark, slug, spread
+from sdpipe.report.settings import (
+    PAPERS_KIND,
+    Arm,
+    Kind,
+    Setting,
+    Spread,
+    arm_name,
+    how_drawn,
+    key_of,
+    size_mark,
+    slug,
+    spread,
+)
 
-Kind = tuple[float, str, str]  # p_L, rule, draw
 _PAIR_OF_FIGURE_5 = {"cifar10", "cifar10-1202"}  # whose schedules differ
 
 
@@ -33,7 +44,7 @@ def depth_figures(settings: Sequence[Setting]) -> list[Drawing]:
     groups.append([one for one in settings if {run.recipe for run in one.runs} & _PAIR_OF_FIGURE_5])
     drawings: list[Drawing] = []
     for group in groups:
-        kinds = {arm.kind for setting in group if setting.constant for arm in setting.stochastic}
+        kinds = {arm.kind for setting in group if setting.constant for arm in setting.compared}
         for kind in sorted(kinds):
             found = [setting for setting in group if setting.constant and _arm(setting, kind)]
             if len({setting.get("depth") for setting in found}) > 1 and not _drawn(drawings, found, kind):
@@ -97,7 +108,7 @@ def p_L_figures(settings: Iterable[Setting]) -> list[Drawing]:
     for setting in settings:
         lines: dict[str, dict[float, Spread]] = {}
         for arm in setting.stochastic:
-            name = arm.rule.replace("_", " ") + (", drawn for each image" if arm.draw == "sample" else "")
+            name = arm.rule.replace("_", " ") + how_drawn(arm.draw, arm.dropout)
             lines.setdefault(name, {})[arm.p_L] = arm.spread_of(_test_error)
         if len({arm.p_L for arm in setting.stochastic}) > 1:
             drawings.append(_p_L(setting, lines))
@@ -120,27 +131,27 @@ def _p_L(setting: Setting, lines: dict[str, dict[float, Spread]]) -> Drawing:
 
 
 def heatmap_figures(settings: Iterable[Setting]) -> list[Drawing]:
-    """Figure 8 right: for each rule and draw with two depths and two values of p_L."""
+    """Figure 8 right: for each rule, draw and dropout with two depths and two values of p_L."""
     drawings = []
     for group in group_by_all_but(settings, "depth"):
         kinds = {arm.kind[1:] for setting in group for arm in setting.stochastic}
-        for rule, draw in sorted(kinds):
+        for rule, draw, dropout in sorted(kinds):
             cells = {
                 (arm.p_L, int(setting.get("depth"))): arm
                 for setting in group
                 for arm in setting.arms
-                if arm.p_L == 1 or (arm.rule, arm.draw) == (rule, draw)
+                if arm.dropout == dropout and (arm.p_L == 1 or (arm.rule, arm.draw) == (rule, draw))
             }
             if min(len({cell[0] for cell in cells}), len({cell[1] for cell in cells})) > 1:
-                drawings.append(_heatmap(group, cells, rule, draw))
+                how = rule.replace("_", " ") + how_drawn(draw, dropout)
+                drawings.append(_heatmap(group, cells, how))
     return drawings
 
 
-def _heatmap(group: Sequence[Setting], cells: dict[tuple[float, int], Arm], rule: str, draw: str) -> Drawing:
+def _heatmap(group: Sequence[Setting], cells: dict[tuple[float, int], Arm], how: str) -> Drawing:
     p_Ls = sorted({p_L for p_L, _ in cells}, reverse=True)
     depths = sorted({depth for _, depth in cells})
     errors = {cell: arm.spread_of(_test_error) for cell, arm in cells.items()}
-    how = rule.replace("_", " ") + (", drawn for each image" if draw == "sample" else "")
     return Drawing(
         number="Figure 8 right",
         name=f"p_L-depth-{slug(f'{common_label(group)} {how}')}",
@@ -234,7 +245,7 @@ def _ensemble_line(arm: Arm, colour: str) -> EnsembleLine:
         return {count: spread(row[column] for row in rows if row["members"] == count) for count in members}
 
     return EnsembleLine(
-        name=f"p_L {arm.p_L:g}" if arm.rule == "linear_decay" and arm.draw == "batch" else arm.name,
+        name=f"p_L {arm.p_L:g}" if arm.kind[1:] == PAPERS_KIND[1:] else arm.name,
         colour=colour,
         errors=by_members("ensemble_error"),
         test_network_error=spread(row["test_network_error"] for row in rows).mean,

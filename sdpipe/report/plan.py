@@ -38,7 +38,7 @@ def caption(*sentences: str) -> str:
 
 def arm_line(at: int, setting: Setting, arm: Arm) -> Line:
     """The curves of one training; constant depth always has the first colour. at: among those shown."""
-    colour = COLOURS[at if setting.constant else at + 1]
+    colour = COLOURS[(at if setting.constant else at + 1) % len(COLOURS)]
     return line_of(arm, arm.name, colour)
 
 

@@ -46,7 +46,9 @@ class Line:
 
 
 @contextmanager
-def _drawing(sheet: Sheet, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Iterator[Any]:
+def _drawing(
+    sheet: Sheet, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> Iterator[tuple[Figure, Any]]:
     """Yield the figure and its axes in a grid; then write it with title and mark."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
