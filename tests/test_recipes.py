@@ -254,17 +254,36 @@ def fake_data(dataset: str, num: int, folder: Path) -> DataSet:
     )
 
 
+def one_run_of_each_kind(name: str) -> list[str]:
+    """The first run of each network, rule, and of constant and stochastic depth."""
+    kinds: dict[tuple[object, ...], str] = {}
+    for run in load_recipes()[name].runs:
+        config = config_of(name, run)
+        network = (config.family, config.depth, config.skip, config.dropout)
+        kinds.setdefault((*network, config.rule, config.p_L == 1), run)
+    return list(kinds.values())
+
+
+def test_every_kind_of_network_is_tried() -> None:
+    assert set(one_run_of_each_kind("imagenet-he")) == set(load_recipes()["imagenet-he"].runs)
+    assert set(one_run_of_each_kind("degradation")) == set(load_recipes()["degradation"].runs)
+    assert one_run_of_each_kind("figure8-left") == ["p50-linear", "p50-uniform", "p100-linear"]
+    assert len(one_run_of_each_kind("figure8-right")) == 6 * 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "pictures-20-56"])
 def test_three_steps_at_full_architecture(name: str, tmp_path: Path) -> None:
-    """Every run of a recipe's first kinds loads, builds, and takes three steps.
+    """Every kind of network in a recipe loads, builds, and takes three steps, at both kinds of depth.
 
-    At batch 8 with 1202 layers, at batch 4 in two parts with ImageNet's 224 x 224 pixels.
+    At batch 8 with 1202 layers, at batch 4 in two parts with ImageNet's 224 x 224 pixels, at 32 in the grids.
     """
     recipe = load_recipes()[name]
-    for run in list(recipe.runs)[:3]:
+    for run in one_run_of_each_kind(name):
         config = config_of(name, run)
         changes: dict[str, Any] = {"batch_size": 8} if config.depth == 1202 else {}
+        if len(recipe.runs) > 5:
+            changes = {"batch_size": 32}
         if config.dataset == "imagenet":
             changes = {"batch_size": 4, "micro_batches": 2}
         if isinstance(config.validation, dict):
