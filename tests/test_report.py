@@ -426,7 +426,11 @@ def test_each_figure_is_drawn_once_the_runs_suffice(tmp_path: Path) -> None:
     write_run(tmp_path / "imagenet", family="imagenet", depth=18, widths=[4, 4, 8, 8])
     assert drawn(tmp_path) == expected | {"Figure 3", "Figure 4", "Figure 6"}
     write_report([tmp_path], tmp_path / "out")
-    assert "Not drawn" not in (tmp_path / "out" / "index.html").read_text()
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Not drawn" not in page
+    assert page.count("the paper's figures show the test error".replace("'", "&#x27;")) == page.count(
+        "curves-"
+    )
     depths = [row["depth"] for row in rows_of(tmp_path / "out" / "degradation.csv")]
     assert sorted(depths) == ["20", "20", "26", "26"]
 

@@ -105,7 +105,7 @@ def _curves(setting: Setting) -> Drawing:
         title=f"Validation error and training loss: {setting.label}",
         caption=caption(
             f"{alike}.",
-            "The error is that on held-out validation images; the paper's figure 3 shows the test error.",
+            "The error is that on held-out validation images; the paper's figures show the test error.",
             "The training loss with stochastic depth is that of the blocks drawn in each step.",
             lacks,
             "Thin: each run; bold: their mean; dots: the lowest validation error of each run, "
