@@ -28,8 +28,18 @@ def save_png(figure: Figure, path: Path) -> None:
         figure.savefig(beside, format="png", bbox_inches="tight", metadata={"Software": ""})
 
 
-def mark_drops(axes: Any, history: Sequence[Mapping[str, float]]) -> None:
-    """Dotted lines at the first row of a history with another learning rate."""
-    for before, after in pairwise(history):
-        if after["learning_rate"] != before["learning_rate"]:
-            axes.axvline(after["epoch"], color="grey", lw=0.8, ls=":")
+def mark_drops(axes: Any, *histories: Sequence[Mapping[str, float]]) -> None:
+    """Dotted lines where the learning rate changes in all histories (on plateaus each has its own).
+
+    A row's epoch is the end of what it tells of, so the change is at the last row of the old rate.
+    """
+    changes = [
+        {
+            before["epoch"]
+            for before, after in pairwise(history)
+            if after["learning_rate"] != before["learning_rate"]
+        }
+        for history in histories
+    ]
+    for epoch in sorted(set.intersection(*changes)):
+        axes.axvline(epoch, color="grey", lw=0.8, ls=":")

@@ -4,11 +4,12 @@ recipes.yaml beside this file holds them. A recipe gives the sections `train`, `
 `deploy`; all else in params.yaml, such as where data come from, stays as the user has it.
 """
 
+import difflib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from sdpipe.params import check_params
 
 SMALL = "-small"
 BACKUP = "params.yaml.bak"
-# These say how a run is computed, or which of a recipe's twins it is; not which recipe.
-_NOT_OF_THE_RECIPE = {
-    "seed", "p_L", "rule", "draw", "micro_batches", "device", "precision", "compile", "recompute",
-}  # fmt: skip
+# How a training is computed is the user's: a recipe does not write over it.
+_USERS = {"device", "precision", "compile", "recompute"}
+# Which of a recipe's runs it is, and into how many parts a batch is cut: not which recipe, either.
+_NOT_OF_THE_RECIPE = _USERS | {"seed", "p_L", "rule", "draw", "micro_batches"}
 _WORDS = {"linear_decay": "linear", "A": "residual"}  # in the names of runs
 
 
@@ -33,6 +34,7 @@ class PaperResult:
     """The paper's numbers of one recipe. Errors are fractions, times seconds."""
 
     constant_error: float
+    constant_error_in_text: float | None  # where the text has another than table 1
     stochastic_error: float
     constant_train_s: float | None
     stochastic_train_s: float | None
@@ -40,19 +42,20 @@ class PaperResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One way to fill params.yaml. train: every key of that section; runs: name -> what differs."""
+    """One way to fill params.yaml. train: every key of that section; runs: name -> what differs.
+
+    num_train, image_px: training images and their side in the papers; None for a recipe of ours.
+    results: what the paper reports after so many epochs; more than those of `train` where it went on.
+    """
 
     name: str
     title: str
     train: dict[str, Any]
     runs: dict[str, dict[str, Any]]
     max_test_error: float
-    paper: PaperResult | None
-
-    @property
-    def is_small(self) -> bool:
-        """Whether it is the twin for two cores and minutes."""
-        return self.name.endswith(SMALL)
+    num_train: int | None
+    image_px: int | None
+    results: dict[int, PaperResult]
 
 
 @cache
@@ -70,7 +73,9 @@ def _twins(name: str, values: Mapping[str, Any]) -> Iterator[Recipe]:
         train=train,
         runs=_runs(values),
         max_test_error=values["max_test_error"],
-        paper=_paper(values["paper"]) if "paper" in values else None,
+        num_train=values["images"]["train"] if "images" in values else None,
+        image_px=values["images"]["px"] if "images" in values else None,
+        results=_results(train["epochs"], values),
     )
     if small is not None:
         yield Recipe(
@@ -79,8 +84,17 @@ def _twins(name: str, values: Mapping[str, Any]) -> Iterator[Recipe]:
             train={**train, **small["train"]},
             runs=_runs({**values, **small}),
             max_test_error=small["max_test_error"],
-            paper=None,
+            num_train=None,
+            image_px=None,
+            results={},
         )
+
+
+def _results(epochs: int, values: Mapping[str, Any]) -> dict[int, PaperResult]:
+    found = {epochs: values["paper"]} if "paper" in values else {}
+    if "longer" in values:
+        found[values["longer"]["epochs"]] = values["longer"]["paper"]
+    return {after: _paper(numbers) for after, numbers in found.items()}
 
 
 def _paper(values: Mapping[str, Any]) -> PaperResult:
@@ -92,6 +106,7 @@ def _paper(values: Mapping[str, Any]) -> PaperResult:
 
     return PaperResult(
         constant_error=values["constant"],
+        constant_error_in_text=values.get("constant_in_text"),
         stochastic_error=values["stochastic"],
         constant_train_s=seconds("constant_time"),
         stochastic_train_s=seconds("stochastic_time"),
@@ -130,18 +145,21 @@ def with_seeds(runs: Mapping[str, dict[str, Any]], num_seeds: int) -> dict[str, 
 
 
 def find_recipe(name: str) -> Recipe:
-    """Raises ConfigError naming the recipes that there are."""
+    """Raises ConfigError naming the recipes whose names are close."""
     recipes = load_recipes()
     if name not in recipes:
-        raise ConfigError(f"{name}: no such recipe; there are {', '.join(recipes)}")
+        close = " or ".join(difflib.get_close_matches(name, recipes))
+        hint = f"did you mean {close}? " if close else ""
+        raise ConfigError(f"{name}: no such recipe; {hint}`sdpipe recipe list` shows all")
     return recipes[name]
 
 
 def apply_recipe(name: str, params: Path, num_seeds: int = 1) -> str:
     """The text of a params.yaml that has this recipe in place of its `train`, `runs` and `deploy`.
 
-    Comments and the other sections stay. Raises ConfigError if there is no such recipe, or `params` cannot be
-    read, lacks a section, or is wrong in another one.
+    Comments and the other sections stay, and in `train` what says how it is computed, such as device.
+    Raises ConfigError if there is no such recipe, or `params` cannot be read, lacks a section, or is wrong in
+    another one.
     """
     recipe = find_recipe(name)
     yaml = _round_trip()
@@ -158,7 +176,7 @@ def apply_recipe(name: str, params: Path, num_seeds: int = 1) -> str:
     for key in set(values["train"]) - set(recipe.train) - _NOT_OF_THE_RECIPE:
         del values["train"][key]  # of another version; the rest is checked below
     for key, value in recipe.train.items():
-        if values["train"].get(key) != value:
+        if values["train"].get(key) != value and not (key in _USERS and key in values["train"]):
             values["train"][key] = _flow(yaml, value)
     if values.get("runs") != runs:
         values["runs"] = yaml.map(**{run: _flow(yaml, overrides) for run, overrides in runs.items()})
@@ -170,7 +188,7 @@ def apply_recipe(name: str, params: Path, num_seeds: int = 1) -> str:
 
 
 def use_recipe(name: str, params: Path, num_seeds: int = 1) -> Path | None:
-    """Write the recipe into `params`, whole or not at all.
+    """Write the recipe into `params`, or the file that this is a link to, whole or not at all.
 
     Returns where the params.yaml before stands now; None if nothing had to be changed.
     """
@@ -178,31 +196,36 @@ def use_recipe(name: str, params: Path, num_seeds: int = 1) -> Path | None:
     before = params.read_text()
     if text == before:
         return None
-    backup = params.with_name(BACKUP)
-    for path, content in ((backup, before), (params, text)):
+    backup = _backup(params, before)
+    for path, content in ((backup, before), (params.resolve(), text)):
         with replacing(path) as beside:
             beside.write_text(content)
     return backup
 
 
-def full_size_recipe(train_params: Mapping[str, Any]) -> str | None:
+def _backup(params: Path, content: str) -> Path:
+    """The first of params.yaml.bak, params.yaml.bak2, ... that is free or holds this content."""
+    names = (params.with_name(f"{BACKUP}{number if number > 1 else ''}") for number in count(1))
+    return next(path for path in names if not path.exists() or path.read_bytes() == content.encode())
+
+
+def full_size_recipe(
+    train_params: Mapping[str, Any], num_train: int, image_size: Sequence[int] | None
+) -> str | None:
     """The recipe of full size that a run is of, whatever its seed and p_L; None for every other run.
 
     train_params: the run's section `train`, with its overrides.
+    num_train, image_size: how many images it was trained on, and their height and width; None if unknown.
     """
     wanted = _of_the_recipe(train_params)
     for recipe in load_recipes().values():
-        if recipe.is_small or recipe.train["dataset"] in ("digits", "imagefolder", "digit-pictures"):
+        if (recipe.num_train, [recipe.image_px] * 2) != (num_train, list(image_size or ())):
             continue
-        if any(_of_the_recipe({**recipe.train, **run}) == wanted for run in recipe.runs.values()):
-            return recipe.name
+        longer = ({**recipe.train, "epochs": epochs} for epochs in recipe.results)
+        for train, run in product((recipe.train, *longer), recipe.runs.values()):
+            if _of_the_recipe({**train, **run}) == wanted:
+                return recipe.name
     return None
-
-
-def paper_result(recipe: str) -> PaperResult | None:
-    """What the paper reports of a recipe; None where it reports no pair of numbers."""
-    recipes = load_recipes()
-    return recipes[recipe].paper if recipe in recipes else None
 
 
 def _of_the_recipe(train: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sdpipe.training.progress import EpochRecord, EpochTiming, Progress, TrainRe
 from sdpipe.training.run_files import write_training
 
 FULL = {"dataset": "cifar10", "depth": 110, "widths": [16, 32, 64], "epochs": 500, "milestones": [250, 375]}
-FULL |= {"shift_px": 4, "batch_size": 128, "validation": 0.1}
+FULL |= {"shift_px": 4, "batch_size": 128, "validation": 0.1, "num_train": 45_000, "image_size": (32, 32)}
 _WEIGHTS = make_weights(depth=8, widths=(2, 2, 2))
 
 
@@ -26,6 +26,7 @@ def write_run(
     digest: str = "d" * 64,
     class_names: Sequence[str] = ("cat", "dog", "eel"),
     image_size: tuple[int, int] = (9, 9),
+    num_train: int = 9000,
     **overrides: Any,
 ) -> str:
     """Write models/<run>/; returns the fingerprint. The second validation has the lowest error.
@@ -53,7 +54,7 @@ def write_run(
         normalisation=_WEIGHTS.normalisation,
         progress=Progress(history=history, timing=timing),
         test_error=test_error,
-        num_train=9000,
+        num_train=num_train,
         num_validation=1000,
     )
     info = replace(

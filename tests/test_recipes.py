@@ -139,12 +139,68 @@ def test_seeds() -> None:
 def test_full_size_is_told_from_small() -> None:
     recipes = load_recipes()
     as_run = config_of("cifar10", "stochastic").model_dump()
-    assert full_size_recipe(as_run) == "cifar10"
-    assert full_size_recipe({**as_run, "seed": 7, "p_L": 0.2}) == "cifar10"
-    assert full_size_recipe({**as_run, "epochs": 499}) is None
-    assert full_size_recipe({**as_run, "depth": 38}) == "figure8-right"
-    assert full_size_recipe(recipes["cifar10-small"].train) is None
-    assert full_size_recipe(recipes["digits"].train) is None
+    cifar: tuple[int, tuple[int, int]] = (45_000, (32, 32))
+    assert full_size_recipe(as_run, *cifar) == "cifar10"
+    assert full_size_recipe({**as_run, "seed": 7, "p_L": 0.2}, *cifar) == "cifar10"
+    assert full_size_recipe({**as_run, "epochs": 499}, *cifar) is None
+    assert full_size_recipe({**as_run, "depth": 38}, *cifar) == "figure8-right"
+    assert full_size_recipe(as_run, 9000, (32, 32)) is None
+    assert full_size_recipe(as_run, 45_000, (9, 9)) is None
+    assert full_size_recipe(as_run, 45_000, None) is None
+    for name in ("cifar10-small", "digits", "pictures-20-56"):
+        assert full_size_recipe(recipes[name].train, *cifar) is None, name
+    imagenet = recipes["imagenet"].train
+    for epochs, name in ((89, None), (90, "imagenet"), (120, "imagenet")):
+        assert full_size_recipe({**imagenet, "epochs": epochs}, 1_271_167, (224, 224)) == name
+
+
+# Training images and their side: SVHN's 73,257 and 531,131 less 6,000, ImageNet's 1,281,167 less
+# 10 of each of 1,000 classes, CIFAR's 50,000 less 5,000.
+SIZES_OF_THE_PAPERS = {
+    **dict.fromkeys(("cifar10", "cifar100", "cifar10-plain-data", "cifar100-plain-data"), (45_000, 32)),
+    **dict.fromkeys(
+        ("cifar10-1202", "figure8-left", "figure8-right", "degradation", "dropout"), (45_000, 32)
+    ),
+    "svhn": (598_388, 32),
+    **dict.fromkeys(("imagenet", "imagenet-he"), (1_271_167, 224)),
+}
+
+
+def test_every_recipe_of_the_papers_has_their_size_and_no_other() -> None:
+    sizes = {recipe.name: (recipe.num_train, recipe.image_px) for recipe in load_recipes().values()}
+    assert {name: size for name, size in sizes.items() if size != (None, None)} == SIZES_OF_THE_PAPERS
+
+
+# SD's table 1, the text's error where it is another, and table 2 in hours and minutes; by epochs.
+RESULTS_OF_THE_PAPER = {
+    ("cifar10", 500): (0.0641, None, 0.0525, (20, 42), (15, 7)),
+    ("cifar100", 500): (0.2776, 0.2722, 0.2498, (20, 51), (15, 20)),
+    ("cifar10-plain-data", 500): (0.1363, None, 0.1166, None, None),
+    ("cifar100-plain-data", 500): (0.4474, None, 0.378, None, None),
+    ("svhn", 50): (0.0180, None, 0.0175, (33, 43), (25, 33)),
+    ("cifar10-1202", 300): (0.0667, None, 0.0491, None, None),
+    ("imagenet", 90): (0.2306, None, 0.2338, None, None),
+    ("imagenet", 120): (0.2178, None, 0.2198, None, None),
+}
+
+
+def test_the_papers_results_are_the_papers() -> None:
+    """Every one that a recipe has, and no other."""
+    found = {
+        (recipe.name, epochs): (
+            paper.constant_error,
+            paper.constant_error_in_text,
+            paper.stochastic_error,
+            paper.constant_train_s,
+            paper.stochastic_train_s,
+        )
+        for recipe in load_recipes().values()
+        for epochs, paper in recipe.results.items()
+    }
+    assert found == {
+        key: (*errors, *(time and 3600 * time[0] + 60 * time[1] for time in (constant, stochastic)))
+        for key, (*errors, constant, stochastic) in RESULTS_OF_THE_PAPER.items()
+    }
 
 
 def fake_pictures(dataset: str, num: int, folder: Path) -> DataSet:
@@ -198,17 +254,36 @@ def fake_data(dataset: str, num: int, folder: Path) -> DataSet:
     )
 
 
+def one_run_of_each_kind(name: str) -> list[str]:
+    """The first run of each network, rule, and of constant and stochastic depth."""
+    kinds: dict[tuple[object, ...], str] = {}
+    for run in load_recipes()[name].runs:
+        config = config_of(name, run)
+        network = (config.family, config.depth, config.skip, config.dropout)
+        kinds.setdefault((*network, config.rule, config.p_L == 1), run)
+    return list(kinds.values())
+
+
+def test_every_kind_of_network_is_tried() -> None:
+    assert set(one_run_of_each_kind("imagenet-he")) == set(load_recipes()["imagenet-he"].runs)
+    assert set(one_run_of_each_kind("degradation")) == set(load_recipes()["degradation"].runs)
+    assert one_run_of_each_kind("figure8-left") == ["p50-linear", "p50-uniform", "p100-linear"]
+    assert len(one_run_of_each_kind("figure8-right")) == 6 * 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "pictures-20-56"])
 def test_three_steps_at_full_architecture(name: str, tmp_path: Path) -> None:
-    """Every run of a recipe's first kinds loads, builds, and takes three steps.
+    """Every kind of network in a recipe loads, builds, and takes three steps, at both kinds of depth.
 
-    At batch 8 with 1202 layers, at batch 4 in two parts with ImageNet's 224 x 224 pixels.
+    At batch 8 with 1202 layers, at batch 4 in two parts with ImageNet's 224 x 224 pixels, at 32 in the grids.
     """
     recipe = load_recipes()[name]
-    for run in list(recipe.runs)[:3]:
+    for run in one_run_of_each_kind(name):
         config = config_of(name, run)
         changes: dict[str, Any] = {"batch_size": 8} if config.depth == 1202 else {}
+        if len(recipe.runs) > 5:
+            changes = {"batch_size": 32}
         if config.dataset == "imagenet":
             changes = {"batch_size": 4, "micro_batches": 2}
         if isinstance(config.validation, dict):
@@ -238,9 +313,60 @@ def test_use_keeps_the_file_before(params: Path) -> None:
     assert backup.read_text() == before
 
 
+def test_no_backup_is_ever_lost(params: Path) -> None:
+    """Not the user's own file under two recipes, and no file is kept twice."""
+    mine = params.read_text().replace("source: images ", "source: mine   ")
+    params.write_text(mine)
+    backups = [use_recipe(name, params) for name in ("svhn-small", "cifar10-small")]
+    assert [path and path.name for path in backups] == ["params.yaml.bak", "params.yaml.bak2"]
+    assert backups[0] is not None
+    assert backups[0].read_text() == mine
+    params.write_text(mine)
+    assert use_recipe("svhn-small", params) == backups[0]
+
+
+def test_use_keeps_how_a_training_is_computed(params: Path) -> None:
+    """device, precision, compile and recompute are the user's; the number of parts is the recipe's."""
+    text = params.read_text()
+    for was, mine in (
+        ("device: auto", "device: cuda"),
+        ("precision: auto", "precision: fp32"),
+        ("recompute: false", "recompute: true"),
+        ("compile: false", "compile: true"),
+    ):
+        assert was in text
+        text = text.replace(was, mine)
+    params.write_text(text)
+    use_recipe("imagenet", params)
+    train = YAML(typ="safe").load(params)["train"]
+    kept = [train[key] for key in ("device", "precision", "recompute", "compile", "micro_batches")]
+    assert kept == ["cuda", "fp32", True, True, 4]
+
+
+def test_use_writes_through_a_link(params: Path) -> None:
+    """params.yaml may be a link to a file elsewhere; the backup stands beside the link."""
+    elsewhere = params.rename(params.with_name("shared.yaml"))
+    params.symlink_to(elsewhere.name)
+    before = params.read_text()
+    backup = use_recipe("cifar10", params)
+    assert params.is_symlink()
+    assert "dataset: cifar10" in elsewhere.read_text()
+    assert backup == params.with_name("params.yaml.bak")
+    assert backup.read_text() == before
+
+
+def test_what_params_yaml_says_of_a_number_is_true_of_every_recipe(params: Path) -> None:
+    """The reason of the digits' weight decay once stood beside the papers' 1e-4."""
+    (line,) = [line for line in apply_recipe("cifar10", params).splitlines() if "weight_decay" in line]
+    assert line.split("#") == ["  weight_decay: 0.0001      ", " on every parameter"]
+
+
 def test_commands(params: Path) -> None:
     run = CliRunner().invoke
-    assert "cifar10-1202-small" in run(main, ["recipe", "list"]).output
+    listed = run(main, ["recipe", "list"]).output
+    assert "cifar10-1202-small" in listed
+    assert "after 500 epochs: 27.76% (text 27.22%) -> 24.98%" in listed
+    assert "after 120 epochs: 21.78% -> 21.98%" in listed
     shown = run(main, ["recipe", "show", "degradation"]).output
     assert shown != params.read_text()
     assert run(main, ["recipe", "use", "degradation"]).exit_code == 0
@@ -266,6 +392,14 @@ def test_bad_params_yaml_is_named_and_left(project: Path, text: str | None, says
     assert not (project / "params.yaml.bak").exists()
 
 
-def test_unknown_recipe_names_the_known(params: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cifar11: no such recipe; there are cifar10, "):
-        use_recipe("cifar11", params)
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("cifar11", "did you mean cifar10 or cifar100"),
+        ("figure8", "did you mean figure8-left or figure8-right"),
+        ("xyz", "no such recipe; `sdpipe recipe list` shows all"),
+    ],
+)
+def test_unknown_recipe_names_those_that_are_close(params: Path, name: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        use_recipe(name, params)

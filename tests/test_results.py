@@ -17,11 +17,16 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_the_committed_runs_give_the_committed_tables(tmp_path: Path) -> None:
+def test_the_committed_runs_give_the_committed_tables_and_pictures(tmp_path: Path) -> None:
+    """To the byte."""
     assert write_report((FOLDER,), tmp_path / "report") == []
     for name in ("runs", "history", "ensemble", "table1", "table2"):
         again, committed = tmp_path / "report" / f"{name}.csv", FOLDER / f"{name}.csv"
         assert again.read_text() == committed.read_text(), name
+    for name in ("curves-56", "gradient-20"):
+        figure, _, depth = name.partition("-")
+        again = tmp_path / "report" / f"{figure}-imagefolder-cifar10-classes-{depth}-layers.png"
+        assert again.read_bytes() == (FOLDER.parent / f"{name}.png").read_bytes(), name
 
 
 def test_errors_and_times_in_the_text_are_those_of_the_tables() -> None:
@@ -32,14 +37,14 @@ def test_errors_and_times_in_the_text_are_those_of_the_tables() -> None:
             row["depth"],
             value["constant_error_mean"],
             value["constant_error_sd"],
-            value["stochastic_error_mean"],
-            value["stochastic_error_sd"],
+            value["compared_error_mean"],
+            value["compared_error_sd"],
             value["difference"],
         )
         assert line in TEXT
     for row in rows(FOLDER / "table2.csv"):
         times = [
-            float(row[f"{kind}_s_{what}"]) for kind in ("constant", "stochastic") for what in ("mean", "sd")
+            float(row[f"{kind}_s_{what}"]) for kind in ("constant", "compared") for what in ("mean", "sd")
         ]
         line = "| {} | {:.1f} ± {:.1f} | {:.1f} ± {:.1f} | {:.1f} % |".format(
             row["depth"], *times, 100 * float(row["saving"])

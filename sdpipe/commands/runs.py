@@ -47,9 +47,13 @@ def recipe_list() -> None:
 
         for name, each in load_recipes().items():
             click.echo(f"{name:<26} {each.title}")
-            if each.paper is not None:
-                constant, stochastic = each.paper.constant_error, each.paper.stochastic_error
-                click.echo(f"{'':<26} the paper's test error: {constant:.2%} -> {stochastic:.2%}")
+            for epochs, paper in each.results.items():
+                text = paper.constant_error_in_text
+                constant = f"{paper.constant_error:.2%}" + (f" (text {text:.2%})" if text else "")
+                click.echo(
+                    f"{'':<26} the paper's test error after {epochs} epochs: "
+                    f"{constant} -> {paper.stochastic_error:.2%}"
+                )
 
 
 seeds_option = click.option(

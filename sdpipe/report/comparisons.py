@@ -1,6 +1,6 @@
 """Figures that compare settings or trainings: depths, p_L, plain nets, ensembles."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from sdpipe.report.plan import Drawing, caption, line_of
 from sdpipe.report.plots import (
@@ -13,9 +13,20 @@ from sdpipe.report.plots import (
     draw_p_L,
 )
 from sdpipe.report.runs import Run
-from sdpipe.report.settings import Arm, Setting, Spread, arm_name, key_of, size_mark, slug, spread
+from sdpipe.report.settings import (
+    PAPERS_KIND,
+    Arm,
+    Kind,
+    Setting,
+    Spread,
+    arm_name,
+    how_drawn,
+    key_of,
+    size_mark,
+    slug,
+    spread,
+)
 
-Kind = tuple[float, str, str]  # p_L, rule, draw
 _PAIR_OF_FIGURE_5 = {"cifar10", "cifar10-1202"}  # whose schedules differ
 
 
@@ -33,7 +44,7 @@ def depth_figures(settings: Sequence[Setting]) -> list[Drawing]:
     groups.append([one for one in settings if {run.recipe for run in one.runs} & _PAIR_OF_FIGURE_5])
     drawings: list[Drawing] = []
     for group in groups:
-        kinds = {arm.kind for setting in group if setting.constant for arm in setting.stochastic}
+        kinds = {arm.kind for setting in group if setting.constant for arm in setting.compared}
         for kind in sorted(kinds):
             found = [setting for setting in group if setting.constant and _arm(setting, kind)]
             if len({setting.get("depth") for setting in found}) > 1 and not _drawn(drawings, found, kind):
@@ -97,7 +108,7 @@ def p_L_figures(settings: Iterable[Setting]) -> list[Drawing]:
     for setting in settings:
         lines: dict[str, dict[float, Spread]] = {}
         for arm in setting.stochastic:
-            name = arm.rule.replace("_", " ") + (", drawn for each image" if arm.draw == "sample" else "")
+            name = arm.rule.replace("_", " ") + how_drawn(arm.draw, arm.dropout)
             lines.setdefault(name, {})[arm.p_L] = arm.spread_of(_test_error)
         if len({arm.p_L for arm in setting.stochastic}) > 1:
             drawings.append(_p_L(setting, lines))
@@ -120,27 +131,27 @@ def _p_L(setting: Setting, lines: dict[str, dict[float, Spread]]) -> Drawing:
 
 
 def heatmap_figures(settings: Iterable[Setting]) -> list[Drawing]:
-    """Figure 8 right: for each rule and draw with two depths and two values of p_L."""
+    """Figure 8 right: for each rule, draw and dropout with two depths and two values of p_L."""
     drawings = []
     for group in group_by_all_but(settings, "depth"):
         kinds = {arm.kind[1:] for setting in group for arm in setting.stochastic}
-        for rule, draw in sorted(kinds):
+        for rule, draw, dropout in sorted(kinds):
             cells = {
                 (arm.p_L, int(setting.get("depth"))): arm
                 for setting in group
                 for arm in setting.arms
-                if arm.p_L == 1 or (arm.rule, arm.draw) == (rule, draw)
+                if arm.dropout == dropout and (arm.p_L == 1 or (arm.rule, arm.draw) == (rule, draw))
             }
             if min(len({cell[0] for cell in cells}), len({cell[1] for cell in cells})) > 1:
-                drawings.append(_heatmap(group, cells, rule, draw))
+                how = rule.replace("_", " ") + how_drawn(draw, dropout)
+                drawings.append(_heatmap(group, cells, how))
     return drawings
 
 
-def _heatmap(group: Sequence[Setting], cells: dict[tuple[float, int], Arm], rule: str, draw: str) -> Drawing:
+def _heatmap(group: Sequence[Setting], cells: dict[tuple[float, int], Arm], how: str) -> Drawing:
     p_Ls = sorted({p_L for p_L, _ in cells}, reverse=True)
     depths = sorted({depth for _, depth in cells})
     errors = {cell: arm.spread_of(_test_error) for cell, arm in cells.items()}
-    how = rule.replace("_", " ") + (", drawn for each image" if draw == "sample" else "")
     return Drawing(
         number="Figure 8 right",
         name=f"p_L-depth-{slug(f'{common_label(group)} {how}')}",
@@ -152,15 +163,22 @@ def _heatmap(group: Sequence[Setting], cells: dict[tuple[float, int], Arm], rule
 
 
 def degradation_groups(settings: Iterable[Setting]) -> list[tuple[list[Setting], list[Setting]]]:
-    """Plain and residual settings at constant depth that share all but skip and depth; two depths of each."""
+    """Plain and residual settings at constant depth that share all but the skip, of the depths of both."""
     found = []
     for group in group_by_all_but((one for one in settings if one.constant), "skip", "depth"):
         by_skip: dict[str, list[Setting]] = {}
         for setting in sorted(group, key=lambda setting: int(setting.get("depth"))):
             by_skip.setdefault(setting.get("skip"), []).append(setting)
         plain = by_skip.pop("plain", [])
-        found += [(plain, residual) for residual in by_skip.values() if min(len(plain), len(residual)) > 1]
+        for residual in by_skip.values():
+            depths = {one.get("depth") for one in plain} & {one.get("depth") for one in residual}
+            if len(depths) > 1:
+                found.append((_of_depths(plain, depths), _of_depths(residual, depths)))
     return found
+
+
+def _of_depths(settings: Iterable[Setting], depths: Collection[int]) -> list[Setting]:
+    return [setting for setting in settings if setting.get("depth") in depths]
 
 
 def degradation_figures(settings: Iterable[Setting]) -> list[Drawing]:
@@ -188,7 +206,7 @@ def _degradation(plain: Sequence[Setting], residual: Sequence[Setting]) -> Drawi
         name=f"degradation-{slug(f'{common_label(residual)} skip {skip}')}",
         title=f"Plain against residual nets, constant depth: {common_label(residual)}",
         caption="As figures 1 and 4 of the ResNet paper, with the training loss in place of the training "
-        "error. Thin: each run; bold: their mean; dotted: the learning rate changes.",
+        "error. Thin: each run; bold: their mean; dotted: the learning rate of all changes.",
         mark=size_mark(_runs(one.constant for one in (*plain, *residual) if one.constant)),
         draw=lambda sheet: draw_degradation(sheet, columns),
     )
@@ -227,7 +245,7 @@ def _ensemble_line(arm: Arm, colour: str) -> EnsembleLine:
         return {count: spread(row[column] for row in rows if row["members"] == count) for count in members}
 
     return EnsembleLine(
-        name=f"p_L {arm.p_L:g}" if arm.rule == "linear_decay" and arm.draw == "batch" else arm.name,
+        name=f"p_L {arm.p_L:g}" if arm.kind[1:] == PAPERS_KIND[1:] else arm.name,
         colour=colour,
         errors=by_members("ensemble_error"),
         test_network_error=spread(row["test_network_error"] for row in rows).mean,

@@ -85,7 +85,7 @@ def _not_drawn(drawings: Iterable[Drawing]) -> list[NotDrawn]:
 
 
 def _shown(setting: Setting) -> list[Arm]:
-    """Constant depth, and of stochastic depth what is most like the paper's, drawn in either way."""
+    """Constant depth, dropout, and of stochastic depth what is most like the paper's, drawn in either way."""
     alike = {arm.kind[:2] for arm in setting.stochastic[:1]}
     return [arm for arm in setting.arms if arm.p_L == 1 or arm.kind[:2] in alike]
 
@@ -105,11 +105,11 @@ def _curves(setting: Setting) -> Drawing:
         title=f"Validation error and training loss: {setting.label}",
         caption=caption(
             f"{alike}.",
-            "The error is that on held-out validation images; the paper's figure 3 shows the test error.",
+            "The error is that on held-out validation images; the paper's figures show the test error.",
             "The training loss with stochastic depth is that of the blocks drawn in each step.",
             lacks,
             "Thin: each run; bold: their mean; dots: the lowest validation error of each run, "
-            "whose weights are kept; dotted: the learning rate changes.",
+            "whose weights are kept; dotted: the learning rate of all changes.",
             _left_out(setting),
         ),
         mark=size_mark(run for arm in arms for run in arm.runs),
@@ -145,7 +145,7 @@ def _gradient(setting: Setting) -> Drawing:
         caption=caption(
             "As the paper's figure 7: mean absolute gradient of the first convolution of block 1, over the "
             "steps in which that block was active. Thin: each run; bold: their mean; dotted: the learning "
-            "rate changes.",
+            "rate of all changes.",
             _left_out(setting),
         ),
         mark=size_mark(run for arm in arms for run in arm.runs),

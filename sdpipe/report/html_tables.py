@@ -1,6 +1,6 @@
 """The tables of the page: every cell escaped, in a box that scrolls where the screen is narrow."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -52,7 +52,7 @@ def runs_table(runs: Iterable[Run]) -> str:
                 run.run,
                 data_name(run),
                 ("plain net, " if run.params["skip"] == "plain" else "")
-                + arm_name(run.params["p_L"], run.params["rule"], run.params["draw"]),
+                + arm_name(*(run.params[key] for key in ("p_L", "rule", "draw", "dropout"))),
                 run.params["depth"],
                 run.params["seed"],
                 run.params["epochs"],
@@ -70,9 +70,9 @@ def runs_table(runs: Iterable[Run]) -> str:
 
 def table1_html(rows: Iterable[Mapping[str, Any]]) -> str:
     """Measured test errors beside the paper's."""
-    numbers = ("n", "constant, %", "stochastic, %", "difference")
+    numbers = ("n", "constant depth, %", "this training, %", "difference")
     return _table(
-        [("setting", _WIDE), ("stochastic training", _WIDE)]
+        [("setting", _WIDE), ("training", _WIDE)]
         + [(title, _NUMBER) for title in numbers]
         + [("", _TEXT), ("paper, constant → stochastic, %", _TEXT), ("size", _WIDE)],
         [
@@ -81,10 +81,10 @@ def table1_html(rows: Iterable[Mapping[str, Any]]) -> str:
                 _training(row),
                 _counts(row),
                 _percent(row, "constant_error"),
-                _percent(row, "stochastic_error"),
+                _percent(row, "compared_error"),
                 f"{100 * row['difference']:+.2f}" if "difference" in row else "",
                 _verdict(row),
-                _paper(row, *(f"{100 * row.get(f'paper_{kind}_error', 0):.2f}" for kind in _KINDS)),
+                _paper(row, "error", lambda error: f"{100 * error:.2f}"),
                 _size("full size", row["mark"]),
             )
             for row in rows
@@ -92,14 +92,11 @@ def table1_html(rows: Iterable[Mapping[str, Any]]) -> str:
     )
 
 
-_KINDS = ("constant", "stochastic")
-
-
 def table2_html(rows: Iterable[Mapping[str, Any]]) -> str:
     """Measured training times beside the paper's."""
-    numbers = ("n", "constant", "stochastic", "saving")
+    numbers = ("n", "constant depth", "this training", "saving")
     return _table(
-        [("setting", _WIDE), ("stochastic training", _WIDE)]
+        [("setting", _WIDE), ("training", _WIDE)]
         + [(title, _NUMBER) for title in numbers]
         + [("paper, constant → stochastic", _WIDE), ("hardware", _WIDE), ("size", _WIDE)],
         [
@@ -108,9 +105,9 @@ def table2_html(rows: Iterable[Mapping[str, Any]]) -> str:
                 _training(row),
                 _counts(row),
                 _time(row, "constant_s"),
-                _time(row, "stochastic_s"),
+                _time(row, "compared_s"),
                 f"{100 * row['saving']:.1f} %" if "saving" in row else "",
-                _paper(row, *(duration(row.get(f"paper_{kind}_s", 0)) for kind in _KINDS)),
+                _paper(row, "s", duration),
                 _machines(row),
                 _size("full size", row["mark"]),
             )
@@ -140,15 +137,13 @@ def degradation_html(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _training(row: Mapping[str, Any]) -> str:
-    return (
-        arm_name(row["p_L"], row["rule"], row["draw"]).removeprefix("stochastic, ")
-        if "p_L" in row
-        else "none"
-    )
+    if "p_L" not in row:
+        return "none"
+    return arm_name(*(row[key] for key in ("p_L", "rule", "draw", "dropout")))
 
 
 def _counts(row: Mapping[str, Any]) -> str:
-    constant, stochastic = row["n_constant"], row["n_stochastic"]
+    constant, stochastic = row["n_constant"], row["n_compared"]
     return str(constant) if constant == stochastic else f"{constant}, {stochastic}"
 
 
@@ -187,8 +182,15 @@ def _verdict(row: Mapping[str, Any]) -> Markup:
     return Markup(f"<strong>{'; '.join(notes)}</strong>" if worse else "; ".join(notes))
 
 
-def _paper(row: Mapping[str, Any], constant: str, stochastic: str) -> str:
-    return f"{constant} → {stochastic} ({row['paper_recipe']})" if "paper_recipe" in row else ""
+def _paper(row: Mapping[str, Any], unit: str, text: Callable[[float], str]) -> str:
+    """What the paper reports, and of what."""
+    if "paper_recipe" not in row:
+        return ""
+    constant, stochastic = (text(row[f"paper_{kind}_{unit}"]) for kind in ("constant", "stochastic"))
+    in_text = row.get(f"paper_constant_{unit}_in_text")
+    other = f" (text {text(in_text)})" if in_text else ""
+    context = f"; context: {row['paper_context']}" if "paper_context" in row else ""
+    return f"{constant}{other} → {stochastic} ({row['paper_recipe']}{context})"
 
 
 def _machines(row: Mapping[str, Any]) -> Markup:

@@ -79,12 +79,12 @@ def page_html(page: Page) -> str:
 
 _TABLE1_NOTE = (
     "<p>Percent, mean ± sample standard deviation over n seeds, at the epoch of lowest validation error. "
-    "Difference: stochastic minus constant, in points. The paper's numbers (p_L 0.5, linear decay) "
-    "stand beside a reduced run for context only.</p>"
+    "Difference: this training minus constant depth, in points. The paper's numbers (p_L 0.5, linear decay) "
+    "are for context only where they are not of this very training: then it is said of what they are.</p>"
 )
 _TABLE2_NOTE = (
-    "<p>Whole trainings with their validations, mean ± sample standard deviation. Saving: 1 - stochastic / "
-    "constant, of the means. The paper's times are of its own machine.</p>"
+    "<p>Whole trainings with their validations, mean ± sample standard deviation. Saving: 1 - this training "
+    "/ constant depth, of the means. The paper's times are of its own machine.</p>"
 )
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from matplotlib.figure import Figure
+
 from sdpipe.report.plots import COLOURS, Line, Sheet
 from sdpipe.report.settings import Arm, Setting
 
@@ -16,7 +18,7 @@ class Drawing:
     title: str
     caption: str
     mark: str  # of reduced size; "" for none
-    draw: Callable[[Sheet], None]
+    draw: Callable[[Sheet], Figure]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ def caption(*sentences: str) -> str:
 
 def arm_line(at: int, setting: Setting, arm: Arm) -> Line:
     """The curves of one training; constant depth always has the first colour. at: among those shown."""
-    colour = COLOURS[at if setting.constant else at + 1]
+    colour = COLOURS[(at if setting.constant else at + 1) % len(COLOURS)]
     return line_of(arm, arm.name, colour)
 
 

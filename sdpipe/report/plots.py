@@ -1,4 +1,7 @@
-"""Drawing: numbers in, one PNG out. What belongs into which figure is decided in figures.py."""
+"""Drawing: numbers in, one PNG out. What belongs into which figure is decided in figures.py.
+
+Each function returns the figure that it wrote.
+"""
 
 import math
 import textwrap
@@ -43,7 +46,9 @@ class Line:
 
 
 @contextmanager
-def _drawing(sheet: Sheet, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Iterator[Any]:
+def _drawing(
+    sheet: Sheet, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> Iterator[tuple[Figure, Any]]:
     """Yield the figure and its axes in a grid; then write it with title and mark."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
@@ -83,7 +88,7 @@ def _legend(figure: Figure, axes: Any, columns: int = 2) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
-def draw_curves(sheet: Sheet, lines: Sequence[Line]) -> None:
+def draw_curves(sheet: Sheet, lines: Sequence[Line]) -> Figure:
     """Validation error and training loss against epoch (paper, figures 3, 4 and 6)."""
     with _drawing(sheet, 5.6, rows=2, sharex=True, height_ratios=(3, 2)) as (figure, grid):
         errors, losses = grid[:, 0]
@@ -110,12 +115,13 @@ def draw_curves(sheet: Sheet, lines: Sequence[Line]) -> None:
         losses.set(xlabel="epoch", ylabel="training loss")
         _log_scale(losses)
         for axes in (errors, losses):
-            mark_drops(axes, lines[0].histories[0])
+            _mark_drops(axes, lines)
         losses.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         _legend(figure, errors)
+    return figure
 
 
-def draw_gradient(sheet: Sheet, lines: Sequence[Line]) -> None:
+def draw_gradient(sheet: Sheet, lines: Sequence[Line]) -> Figure:
     """Mean absolute gradient of block 1's first convolution against epoch (paper, figure 7)."""
     with _drawing(sheet, 3.8) as (figure, grid):
         axes = grid[0, 0]
@@ -124,8 +130,13 @@ def draw_gradient(sheet: Sheet, lines: Sequence[Line]) -> None:
         axes.set(xlabel="epoch", ylabel="mean absolute gradient")
         _log_scale(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        mark_drops(axes, lines[0].histories[0])
+        _mark_drops(axes, lines)
         _legend(figure, axes)
+    return figure
+
+
+def _mark_drops(axes: Any, lines: Sequence[Line]) -> None:
+    mark_drops(axes, *(history for line in lines for history in line.histories))
 
 
 def _draw_line(axes: Any, line: Line, column: str, scale: float) -> None:
@@ -141,7 +152,7 @@ def _draw_line(axes: Any, line: Line, column: str, scale: float) -> None:
         axes.plot(shared, means, color=line.colour, lw=1.9, label=label)
 
 
-def draw_bars(sheet: Sheet, depths: Sequence[int], bars: Mapping[str, Sequence[Spread | None]]) -> None:
+def draw_bars(sheet: Sheet, depths: Sequence[int], bars: Mapping[str, Sequence[Spread | None]]) -> Figure:
     """Test error of each training at each depth (paper, figure 5). bars: name -> one for each depth."""
     with _drawing(sheet, 3.8) as (figure, grid):
         axes = grid[0, 0]
@@ -163,9 +174,10 @@ def draw_bars(sheet: Sheet, depths: Sequence[int], bars: Mapping[str, Sequence[S
         axes.set(ylabel="test error (%)")
         axes.margins(y=0.1)
         _legend(figure, axes)
+    return figure
 
 
-def draw_p_L(sheet: Sheet, lines: Mapping[str, Mapping[float, Spread]], constant: Spread | None) -> None:
+def draw_p_L(sheet: Sheet, lines: Mapping[str, Mapping[float, Spread]], constant: Spread | None) -> Figure:
     """Test error against p_L, a line for each rule, with the constant-depth line (paper, figure 8 left)."""
     with _drawing(sheet, 3.8) as (figure, grid):
         axes = grid[0, 0]
@@ -178,6 +190,7 @@ def draw_p_L(sheet: Sheet, lines: Mapping[str, Mapping[float, Spread]], constant
         axes.set(xlabel="p_L, survival probability of the last block", ylabel="test error (%)")
         axes.set_xticks(sorted({p_L for points in lines.values() for p_L in points}))
         _legend(figure, axes)
+    return figure
 
 
 def _errorbar(axes: Any, points: Mapping[float, Spread], name: str, colour: str, scale: float) -> None:
@@ -195,7 +208,7 @@ def _errorbar(axes: Any, points: Mapping[float, Spread], name: str, colour: str,
 
 def draw_heatmap(
     sheet: Sheet, p_Ls: Sequence[float], depths: Sequence[int], errors: Mapping[tuple[float, int], Spread]
-) -> None:
+) -> Figure:
     """Test error over p_L and depth, values written in (paper, figure 8 right)."""
     values = np.full((len(p_Ls), len(depths)), np.nan)
     for (p_L, depth), found in errors.items():
@@ -215,9 +228,10 @@ def draw_heatmap(
         axes.set_yticks(range(len(p_Ls)), [f"{p_L:g}{' (constant)' if p_L == 1 else ''}" for p_L in p_Ls])
         axes.set(xlabel="layers", ylabel="p_L")
         figure.colorbar(image, ax=axes, label="test error (%)")
+    return figure
 
 
-def draw_degradation(sheet: Sheet, columns: Mapping[str, Sequence[Line]]) -> None:
+def draw_degradation(sheet: Sheet, columns: Mapping[str, Sequence[Line]]) -> Figure:
     """Plain nets left, residual ones right: training loss and validation error (ResNet, figures 1 and 4)."""
     with _drawing(sheet, 5.6, rows=2, columns=len(columns), sharex=True, sharey="row") as (figure, grid):
         for at, (name, lines) in enumerate(columns.items()):
@@ -228,12 +242,13 @@ def draw_degradation(sheet: Sheet, columns: Mapping[str, Sequence[Line]]) -> Non
             grid[1, at].set(xlabel="epoch")
             grid[1, at].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
             for axes in grid[:, at]:
-                mark_drops(axes, lines[0].histories[0])
+                _mark_drops(axes, lines)
         grid[0, 0].set(ylabel="training loss")
         grid[1, 0].set(ylabel="validation error (%)")
         grid[0, 0].set_ylim(bottom=0)
         grid[1, 0].set_ylim(bottom=0)
         _legend(figure, grid[0, 0], columns=3)
+    return figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +263,7 @@ class EnsembleLine:
     test_network_nll: float
 
 
-def draw_ensemble(sheet: Sheet, lines: Sequence[EnsembleLine]) -> None:
+def draw_ensemble(sheet: Sheet, lines: Sequence[EnsembleLine]) -> Figure:
     """Averages of sampled sub-networks against the test network: error, negative log-likelihood."""
     with _drawing(sheet, 3.6, columns=2) as (figure, grid):
         errors, nlls = grid[0]
@@ -266,3 +281,4 @@ def draw_ensemble(sheet: Sheet, lines: Sequence[EnsembleLine]) -> None:
         errors.set(ylabel="test error (%)")
         nlls.set(ylabel="negative log-likelihood")
         _legend(figure, errors)
+    return figure

@@ -71,6 +71,7 @@ def _read_run(folder: Path) -> list[Run]:
             fingerprint=info.fingerprint,
             dataset_digest=info.dataset_digest,
             pictures=_pictures(info),
+            image_size=info.image_size,
             **{name: train[name] for name in ("test_error", "validation_error", "best_epoch")},
             **{name: train[name] for name in ("num_train", "num_validation", "num_parameters")},
             expected_depth=train["expected_depth"],

@@ -12,7 +12,19 @@ from sdpipe.recipes import full_size_recipe
 Numbers = dict[str, float]
 """A row of history.csv, timing.csv or ensemble.csv."""
 
-NEEDED_PARAMS = ("dataset", "seed", "depth", "skip", "p_L", "rule", "draw", "epochs", "shift_px", "flip")
+NEEDED_PARAMS = (
+    "dataset",
+    "seed",
+    "depth",
+    "skip",
+    "p_L",
+    "rule",
+    "draw",
+    "dropout",
+    "epochs",
+    "shift_px",
+    "flip",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +35,7 @@ class Run:
     fingerprint: str
     dataset_digest: str
     pictures: str  # the data set, or the one whose classes and image size a folder of images has
+    image_size: Sequence[int] | None  # height and width
     test_error: float  # at best_epoch
     validation_error: float  # the lowest
     best_epoch: float
@@ -43,11 +56,11 @@ class Run:
     @cached_property
     def recipe(self) -> str | None:
         """The recipe whose size the run has, None for a reduced or another one."""
-        return full_size_recipe(self.params)
+        return full_size_recipe(self.params, self.num_train, self.image_size)
 
 
 _APART = ("run", "params", "history", "ensemble")
-_MAY_BE_UNKNOWN = ("git_commit", "git_dirty")
+_MAY_BE_UNKNOWN = ("image_size", "git_commit", "git_dirty")
 FACTS = tuple(field.name for field in fields(Run) if field.name not in _APART)
 
 
@@ -88,6 +101,18 @@ def to_row(run: Run) -> dict[str, Any]:
     return {"run": run.run, **known, **recipe, "full_size": run.recipe is not None, **flatten(run.params)}
 
 
+# Keys that came after the first reports, with the value that says what a training did before.
+_AS_BEFORE: dict[str, Any] = {
+    "p_L_warmup_epochs": 0,
+    "validate_steps": 0,
+    "plateau_epochs": 0,
+    "normalisation": "pixel",
+    "crop": None,
+    "colour_jitter": 0.0,
+    "lighting": 0.0,
+    "recompute": False,
+}
+
 FIRST_COLUMNS = ("run", *FACTS, "recipe", "full_size")
 
 
@@ -104,6 +129,7 @@ def from_row(
     if unknown:
         raise DataError(f"{where}: {', '.join(unknown)} missing")
     params = unflatten({key: value for key, value in row.items() if key not in FIRST_COLUMNS})
+    params = {**{key: value for key, value in _AS_BEFORE.items() if key not in params}, **params}
     check_params(params, where)
     return checked(Run(params=params, history=history, ensemble=ensemble, **facts), where)
 

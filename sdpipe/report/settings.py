@@ -10,9 +10,15 @@ from typing import Any
 from sdpipe.report.runs import Run, flatten
 
 # What is compared within a setting, and keys that say how a training is computed, not what.
-_COMPARED = frozenset({"seed", "p_L", "rule", "draw"})
+_COMPARED = frozenset({"seed", "p_L", "rule", "draw", "dropout"})
 _HOW = frozenset({"device", "precision", "compile", "recompute", "micro_batches"})
 _PAPERS_P_L = 0.5  # of the paper's tables
+
+Kind = tuple[float, str, str, float]
+"""p_L, rule, draw, dropout."""
+
+PAPERS_KIND: Kind = (_PAPERS_P_L, "linear_decay", "batch", 0.0)
+"""Of the stochastic trainings in the paper's tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +47,13 @@ class Arm:
     p_L: float
     rule: str  # "" at constant depth, where it changes nothing
     draw: str  # the same
+    dropout: float
     runs: tuple[Run, ...]
 
     @property
-    def kind(self) -> tuple[float, str, str]:
+    def kind(self) -> Kind:
         """What tells it from the other arms of its setting."""
-        return (self.p_L, self.rule, self.draw)
+        return (self.p_L, self.rule, self.draw, self.dropout)
 
     @property
     def name(self) -> str:
@@ -58,26 +65,41 @@ class Arm:
         return spread(map(value, self.runs))
 
 
-def arm_name(p_L: float, rule: str, draw: str) -> str:
+def arm_name(p_L: float, rule: str, draw: str, dropout: float) -> str:
     """`constant depth`, or `stochastic, p_L 0.5` with what is unlike the paper's main setting."""
     if p_L == 1:
-        return "constant depth"
+        return f"constant depth{_with_dropout(dropout)}"
     uniform = ", uniform" if rule == "uniform" else ""
-    return f"stochastic, p_L {p_L:g}{uniform}{', drawn for each image' if draw == 'sample' else ''}"
+    return f"stochastic, p_L {p_L:g}{uniform}{how_drawn(draw, dropout)}"
+
+
+def how_drawn(draw: str, dropout: float) -> str:
+    """What is unlike the paper's main setting, behind a comma."""
+    return f"{', drawn for each image' if draw == 'sample' else ''}{_with_dropout(dropout)}"
+
+
+def _with_dropout(dropout: float) -> str:
+    return f", dropout {dropout:g}" if dropout else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Runs that share all that the comparison of constant and stochastic depth must share."""
+    """Runs that share all that the comparison of constant depth with the others must share."""
 
     label: str  # unlike every other setting's
-    constant: Arm | None
+    constant: Arm | None  # with the least dropout of the setting, mostly none
     stochastic: tuple[Arm, ...]  # the most like the paper's first
+    dropout: tuple[Arm, ...]  # constant depth with more dropout
+
+    @property
+    def compared(self) -> tuple[Arm, ...]:
+        """What stands against constant depth."""
+        return (*self.stochastic, *self.dropout)
 
     @property
     def arms(self) -> tuple[Arm, ...]:
         """Constant depth first."""
-        return (*((self.constant,) if self.constant else ()), *self.stochastic)
+        return (*((self.constant,) if self.constant else ()), *self.compared)
 
     @property
     def runs(self) -> list[Run]:
@@ -128,26 +150,38 @@ def group(runs: Sequence[Run]) -> list[Setting]:
 
 
 def _setting(label: str, runs: Iterable[Run]) -> Setting:
-    by_kind: dict[tuple[float, str, str], list[Run]] = {}
+    by_kind: dict[Kind, list[Run]] = {}
     for run in runs:
-        params = run.params
-        kind = (1.0, "", "") if params["p_L"] == 1 else (params["p_L"], params["rule"], params["draw"])
-        by_kind.setdefault(kind, []).append(run)
+        by_kind.setdefault(_kind(run), []).append(run)
     arms = [
-        Arm(p_L=p_L, rule=rule, draw=draw, runs=tuple(sorted(found, key=_by_seed)))
-        for (p_L, rule, draw), found in by_kind.items()
+        Arm(p_L=p_L, rule=rule, draw=draw, dropout=dropout, runs=tuple(sorted(found, key=_by_seed)))
+        for (p_L, rule, draw, dropout), found in by_kind.items()
     ]
-    constant = next((arm for arm in arms if arm.p_L == 1), None)
-    stochastic = sorted((arm for arm in arms if arm.p_L != 1), key=_unlike_the_papers)
-    return Setting(label=label, constant=constant, stochastic=tuple(stochastic))
+    least = min(arm.dropout for arm in arms)
+    return Setting(
+        label=label,
+        constant=next((arm for arm in arms if arm.p_L == 1 and arm.dropout == least), None),
+        stochastic=tuple(sorted((arm for arm in arms if arm.p_L != 1), key=_unlike_the_papers)),
+        dropout=tuple(
+            sorted((arm for arm in arms if arm.p_L == 1 and arm.dropout > least), key=lambda arm: arm.dropout)
+        ),
+    )
+
+
+def _kind(run: Run) -> Kind:
+    params = run.params
+    if params["p_L"] == 1:
+        return (1.0, "", "", params["dropout"])
+    return (params["p_L"], params["rule"], params["draw"], params["dropout"])
 
 
 def _by_seed(run: Run) -> tuple[int, str]:
     return (run.params["seed"], run.run)
 
 
-def _unlike_the_papers(arm: Arm) -> tuple[bool, bool, float, float]:
-    return (arm.rule != "linear_decay", arm.draw != "batch", abs(arm.p_L - _PAPERS_P_L), arm.p_L)
+def _unlike_the_papers(arm: Arm) -> tuple[float, bool, bool, float, float]:
+    unlike = abs(arm.p_L - _PAPERS_P_L)
+    return (arm.dropout, arm.rule != "linear_decay", arm.draw != "batch", unlike, arm.p_L)
 
 
 def _labels(by_key: dict[frozenset[tuple[str, Any]], list[Run]]) -> dict[frozenset[tuple[str, Any]], str]:
@@ -190,11 +224,16 @@ def size_mark(runs: Iterable[Run]) -> str:
     parts = [
         f"{_either(run.params['depth'] for run in reduced)} layers",
         _either(map(data_name, reduced)),
-        f"{_either(run.num_train for run in reduced)} images",
+        f"{_either(run.num_train for run in reduced)} images{_pixels(reduced)}",
         f"{_either(run.params['epochs'] for run in reduced)} epochs",
     ]
     partly = "partly " if len(reduced) < len(found) else ""
     return f"{partly}reduced size: {', '.join(parts)}"
+
+
+def _pixels(runs: Iterable[Run]) -> str:
+    sizes = {" x ".join(map(str, run.image_size)) for run in runs if run.image_size}
+    return f" of {_either(sizes)} pixels" if sizes else ""
 
 
 def _either(values: Iterable[Any]) -> str:

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sdpipe.recipes import PaperResult, paper_result
+from sdpipe.recipes import PaperResult, load_recipes
 from sdpipe.report.runs import Run
-from sdpipe.report.settings import Arm, Setting, Spread, size_mark
+from sdpipe.report.settings import PAPERS_KIND, Arm, Setting, Spread, size_mark
 
 TableRow = dict[str, Any]
 
-# Where runs are of no recipe of their own: the recipe on the same data, for context. True: with augmentation.
+# Where the paper reports nothing of a training itself: the recipe on the same data. True: with augmentation.
 _CONTEXT = {
     ("cifar10", True): "cifar10",
     ("cifar10", False): "cifar10-plain-data",
@@ -20,12 +20,12 @@ _CONTEXT = {
 
 
 def table1(settings: Iterable[Setting]) -> list[TableRow]:
-    """Test errors as fractions: a row for each setting and stochastic training in it."""
+    """Test errors as fractions: a row for each setting and training compared in it."""
     return [_row1(setting, arm) for setting, arm in _pairs(settings)]
 
 
 def table2(settings: Iterable[Setting]) -> list[TableRow]:
-    """Training times in seconds, and the share that stochastic depth saves."""
+    """Training times in seconds, and the share that is saved."""
     return [_row2(setting, arm) for setting, arm in _pairs(settings)]
 
 
@@ -37,26 +37,30 @@ def degradation_table(groups: Iterable[Sequence[Setting]]) -> list[TableRow]:
 
 def _pairs(settings: Iterable[Setting]) -> Iterable[tuple[Setting, Arm | None]]:
     for setting in settings:
-        for arm in setting.stochastic or (None,):
+        for arm in setting.compared or (None,):
             yield setting, arm
 
 
 def _row1(setting: Setting, arm: Arm | None) -> TableRow:
     constant = setting.constant.spread_of(_test_error) if setting.constant else None
-    stochastic = arm.spread_of(_test_error) if arm else None
-    both = {"difference": stochastic.mean - constant.mean} if constant and stochastic else {}
-    recipe, result = _paper(setting, arm)
+    compared = arm.spread_of(_test_error) if arm else None
+    both: TableRow = {}
+    if constant and compared and arm:
+        both["difference"] = compared.mean - constant.mean
+        both["verdict"] = verdict(constant, compared, "stochastic" if arm.p_L < 1 else "dropout")
+    recipe, result, context = _paper(setting, arm)
     paper = _known(
-        paper_recipe=recipe if result else None,
+        paper_recipe=recipe,
+        paper_context=context,
         paper_constant_error=result and result.constant_error,
+        paper_constant_error_in_text=result and result.constant_error_in_text,
         paper_stochastic_error=result and result.stochastic_error,
     )
     return {
         **_head(setting, arm),
         **_columns("constant_error", constant),
-        **_columns("stochastic_error", stochastic),
+        **_columns("compared_error", compared),
         **both,
-        **({"verdict": verdict(constant, stochastic)} if constant and stochastic else {}),
         **paper,
         **_notes(setting, arm),
     }
@@ -64,12 +68,13 @@ def _row1(setting: Setting, arm: Arm | None) -> TableRow:
 
 def _row2(setting: Setting, arm: Arm | None) -> TableRow:
     constant = setting.constant.spread_of(_train_s) if setting.constant else None
-    stochastic = arm.spread_of(_train_s) if arm else None
-    both = {"saving": 1 - stochastic.mean / constant.mean} if constant and stochastic else {}
-    recipe, result = _paper(setting, arm)
+    compared = arm.spread_of(_train_s) if arm else None
+    both = {"saving": 1 - compared.mean / constant.mean} if constant and compared else {}
+    recipe, result, context = _paper(setting, arm)
     timed = bool(result and result.constant_train_s)
     paper = _known(
         paper_recipe=recipe if timed else None,
+        paper_context=context if timed else None,
         paper_constant_s=result and result.constant_train_s,
         paper_stochastic_s=result and result.stochastic_train_s,
     )
@@ -79,7 +84,7 @@ def _row2(setting: Setting, arm: Arm | None) -> TableRow:
     return {
         **_head(setting, arm),
         **_columns("constant_s", constant),
-        **_columns("stochastic_s", stochastic),
+        **_columns("compared_s", compared),
         **both,
         **paper,
         "hardware": " | ".join(machines),
@@ -103,27 +108,27 @@ def _row_degradation(setting: Setting) -> TableRow:
     return {**row, "full_size": not mark, "mark": mark}
 
 
-def verdict(constant: Spread, stochastic: Spread) -> str:
-    """What the two errors say, in a plain word."""
-    difference = stochastic.mean - constant.mean
+def verdict(constant: Spread, compared: Spread, name: str) -> str:
+    """What the two errors say, in a plain word. name: of what is compared with constant depth."""
+    difference = compared.mean - constant.mean
     if difference == 0:
         return "equal"
-    word = "stochastic is worse" if difference > 0 else "stochastic is better"
-    spreads = [found.sd for found in (constant, stochastic) if found.sd is not None]
+    word = f"{name} is {'worse' if difference > 0 else 'better'}"
+    spreads = [found.sd for found in (constant, compared) if found.sd is not None]
     if len(spreads) < 2:
         return f"{word}; one run tells no spread"
     return f"{word}, by less than the spread" if abs(difference) < max(spreads) else word
 
 
 def _head(setting: Setting, arm: Arm | None) -> TableRow:
-    kind = {"p_L": arm.p_L, "rule": arm.rule, "draw": arm.draw} if arm else {}
+    kind = dict(zip(("p_L", "rule", "draw", "dropout"), arm.kind, strict=True)) if arm else {}
     return {
         "setting": setting.label,
         "dataset": setting.get("dataset"),
         "depth": setting.get("depth"),
         **kind,
         "n_constant": len(setting.constant.runs) if setting.constant else 0,
-        "n_stochastic": len(arm.runs) if arm else 0,
+        "n_compared": len(arm.runs) if arm else 0,
     }
 
 
@@ -148,16 +153,20 @@ def _runs(setting: Setting, arm: Arm | None) -> list[Run]:
     return [run for found in (setting.constant, arm) if found for run in found.runs]
 
 
-def _paper(setting: Setting, arm: Arm | None) -> tuple[str | None, PaperResult | None]:
-    """The recipe of the runs, or the one on the same data, and what the paper reports of it."""
+def _paper(setting: Setting, arm: Arm | None) -> tuple[str | None, PaperResult | None, str | None]:
+    """A recipe, what the paper reports of it, and of what that is, where it is not of this very training."""
     recipes = {run.recipe for run in _runs(setting, arm)}
-    context = _CONTEXT.get((setting.pictures, bool(setting.get("shift_px") or setting.get("flip"))))
-    for recipe in (*recipes, context if setting.get("skip") != "plain" else None):
-        if recipe is not None and (len(recipes) == 1 or recipe == context):
-            result = paper_result(recipe)
-            if result is not None:
-                return recipe, result
-    return None, None
+    own = load_recipes().get(recipes.pop() or "") if len(recipes) == 1 else None
+    result = own.results.get(setting.get("epochs")) if own else None
+    if own and result and (arm is None or arm.kind == PAPERS_KIND):
+        return own.name, result, None
+    augmented = bool(setting.get("shift_px") or setting.get("flip"))
+    known = own.name if own and result else _CONTEXT.get((setting.pictures, augmented))
+    if known is None or setting.get("skip") == "plain":
+        return None, None, None
+    recipe = load_recipes()[known]
+    depth, epochs = recipe.train["depth"], recipe.train["epochs"]
+    return known, recipe.results[epochs], f"{depth} layers, {epochs} epochs, p_L {PAPERS_KIND[0]:g}"
 
 
 def _test_error(run: Run) -> float:
