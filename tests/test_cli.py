@@ -247,6 +247,7 @@ def test_predict_imports_nothing_of_the_training_stack(pictures: Path, model_pat
         "sdpipe.commands.model",
         "sdpipe.commands.output",
         "sdpipe.commands.printing",
+        "sdpipe.commands.pruning",
         "sdpipe.commands.runs",
         "sdpipe.commands.serve",
         "sdpipe.errors",

@@ -1,11 +1,13 @@
 """`python -m benchmarks.deployment`: the files of runs, and their table."""
 
+import ctypes
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 from conftest import export_to, make_dataset, make_weights
 
@@ -14,6 +16,8 @@ from benchmarks.deployment import main as measure
 from benchmarks.deployment_table import main as print_table
 from benchmarks.deployment_table import markdown
 from sdpipe.data.store import DataSet
+from sdpipe.deploy.contenders import openvino_contender
+from sdpipe.deploy.signal_stack import kept_signal_stack
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.training.weights import Weights, save_weights
 
@@ -124,3 +128,23 @@ def test_a_foreign_file_is_one_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(print_table, [str(tmp_path / "other.json")])
     assert done.exit_code == 1
     assert "expected a file of benchmarks.deployment" in done.stderr
+
+
+def test_openvino_leaves_the_signal_stack_alone(tmp_path: Path) -> None:
+    """Its compiler sets a stack that it frees; a signal behind it would be a segmentation fault."""
+    openvino = pytest.importorskip("openvino")
+    path = export_to(tmp_path / "model.onnx", make_weights())
+    before = signal_stack()
+    with kept_signal_stack():
+        openvino.Core().compile_model(str(path), "CPU", {})
+        assert signal_stack() != before, "OpenVINO has mended it; kept_signal_stack can go"
+    assert signal_stack() == before
+    assert openvino_contender(open_artifact(path), 1) is not None
+    assert signal_stack() == before
+
+
+def signal_stack() -> tuple[int | None, int]:
+    """Address and size of this thread's."""
+    found = (ctypes.c_size_t * 3)()  # stack_t: address, flags, size
+    assert ctypes.CDLL(None).sigaltstack(None, found) == 0
+    return found[0], found[2]

@@ -15,8 +15,9 @@ from torch import nn
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy import fold as fold_module
-from sdpipe.deploy.config import EvaluateConfig, Fp16Parity, Int8Parity
+from sdpipe.deploy.config import EvaluateConfig, ExportConfig, Fp16Parity, Int8Parity
 from sdpipe.deploy.evaluate import evaluate_run
+from sdpipe.deploy.export import export_ensemble
 from sdpipe.deploy.parity import Reference, check_parity, compare_logits, onnx_logits
 from sdpipe.deploy.release import judge
 from sdpipe.errors import GateError, ModelError, ParityError
@@ -101,6 +102,7 @@ def make_run(folder: Path, weights: Weights) -> Path:
     save_weights(folder / "weights.safetensors", weights)
     write_json(folder / "calibration.json", {"temperature": TEMPERATURE})
     export_to(folder / "model.onnx", weights, TEMPERATURE)
+    export_ensemble(weights, folder / "ensemble.onnx", ExportConfig(opset=20), temperature=TEMPERATURE)
     return folder
 
 

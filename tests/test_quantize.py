@@ -20,7 +20,7 @@ from test_evaluate import CONFIG, HISTORY, NUM_BINS, TEMPERATURE
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.config import ExportConfig, QuantizeConfig
 from sdpipe.deploy.evaluate import evaluate_run
-from sdpipe.deploy.export import export_network
+from sdpipe.deploy.export import export_ensemble, export_network
 from sdpipe.deploy.fold import fold_weights
 from sdpipe.deploy.held_out import open_held_out
 from sdpipe.deploy.integers import measure_layers, prove_integers, signal_to_noise_db
@@ -58,6 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: DataSet) -> Path:
     pruned = of_dataset(make_weights(removed=REMOVED), dataset)
     save_weights(folder / "weights.safetensors", weights)
     export_to(folder / "model.onnx", weights, TEMPERATURE)
+    export_ensemble(weights, folder / "ensemble.onnx", ExportConfig(opset=20), temperature=TEMPERATURE)
     save_weights(folder / "pruned" / "keep-7.safetensors", pruned)
     export_network(
         fold_weights(pruned),
@@ -143,9 +144,10 @@ def test_ranges_are_of_training_images_only(run: Path, dataset: DataSet) -> None
 def test_all_variants_are_proved_and_stand_side_by_side(run: Path, dataset: DataSet) -> None:
     evaluate_run(run, dataset, HISTORY, CONFIG, NUM_BINS)
     metrics = json.loads((run / "metrics.json").read_text())
-    assert list(metrics["variants"]) == ["fp16", "int8", "keep-7", "keep-7.int8"]
+    assert list(metrics["variants"]) == ["fp16", "int8", "keep-7", "keep-7.int8", "ensemble"]
     images, labels = dataset.test_images_NHWC, dataset.test_labels_N
     fp32_N = open_artifact(run / "model.onnx", "cpu").run(images)[0].argmax(axis=1)
+    assert metrics["variants"].pop("ensemble")["parity"] is True
     for figures in metrics["variants"].values():
         path = run / figures["file"]
         its_N = open_artifact(path, "cpu").run(images)[0].argmax(axis=1)
@@ -156,10 +158,12 @@ def test_all_variants_are_proved_and_stand_side_by_side(run: Path, dataset: Data
         assert figures["disagreements_with_fp32"] == np.sum(its_N != fp32_N)
     assert metrics["variants"]["int8"]["lowest_sqnr_db"] > CONFIG.int8.min_sqnr_db
     table = list(csv.DictReader((run / "variants.csv").read_text().splitlines()))
-    assert [row["variant"] for row in table] == ["fp32", *metrics["variants"]]
+    assert [row["variant"] for row in table] == ["fp32", *metrics["variants"], "ensemble"]
     latency = json.loads((run / "latency.json").read_text())["batch_1"]
     assert set(latency) == {"pytorch_eager", "onnxruntime", *metrics["variants"]}
-    assert {float(row["batch_1_ms"]) for row in table} < {times["median_ms"] for times in latency.values()}
+    assert {float(row["batch_1_ms"]) for row in table[:-1]} < {
+        times["median_ms"] for times in latency.values()
+    }
 
 
 @pytest.mark.parametrize("removed", [(), (5, 7)])  # 7: a transitional block
@@ -368,7 +372,7 @@ def test_a_float16_overflow_is_caught_and_located(run: Path, tmp_path: Path, dat
 
 def test_the_stage_fails_for_any_variant(run: Path, tmp_path: Path, dataset: DataSet) -> None:
     """A faulty int8 file next to sound ones: the error names it, and metrics.json says so."""
-    for name in ("weights.safetensors", "calibration.json", "model.onnx", "model.int8.onnx"):
+    for name in ("weights.safetensors", "calibration.json", "model.onnx", "ensemble.onnx", "model.int8.onnx"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
     model = onnx.load(tmp_path / "model.int8.onnx")
     change(f"{CONV}.weight_scale", lambda s: s * 1.05)(model)

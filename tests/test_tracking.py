@@ -19,7 +19,9 @@ from mlflow.entities import Run
 from test_evaluate import CONFIG
 
 from sdpipe.data.store import DataSet
+from sdpipe.deploy.config import ExportConfig
 from sdpipe.deploy.evaluate import evaluate_run
+from sdpipe.deploy.export import export_ensemble
 from sdpipe.deploy.fold import fold_file
 from sdpipe.deploy.quantize import halve
 from sdpipe.errors import TrackingError
@@ -72,7 +74,9 @@ def finished(project: Path, dataset: DataSet, mlflow_store: Path) -> Path:
     folder = project / "models" / "plain"
     train_run("plain", train_config(epochs=2, milestones=[]), machine(), dataset, "code", folder)
     fold_file(folder / "weights.safetensors", folder / "folded.safetensors")
-    export_to(folder / "model.onnx", load_weights(folder / "weights.safetensors"))
+    weights = load_weights(folder / "weights.safetensors")
+    export_to(folder / "model.onnx", weights)
+    export_ensemble(weights, folder / "ensemble.onnx", ExportConfig(opset=20))
     write_json(folder / "calibration.json", {"temperature": 1.0})
     halve(folder / "model.onnx", folder / "model.fp16.onnx")
     config = CONFIG.model_copy(update={"batch_sizes": (64,), "max_relative_logit_diff": 1e-5})

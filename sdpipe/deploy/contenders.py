@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sdpipe.deploy.signal_stack import kept_signal_stack
 from sdpipe.errors import ModelError
 from sdpipe.runtime.artifact import INPUT, Artifact, open_artifact
 from sdpipe.runtime.benchmark import Contender, onnx_contender
@@ -60,7 +61,8 @@ def openvino_contender(artifact: Artifact, threads: int) -> Contender | None:
         "INFERENCE_NUM_THREADS": threads,
     }
     try:
-        compiled = openvino.Core().compile_model(str(artifact.path), "CPU", options)
+        with kept_signal_stack():
+            compiled = openvino.Core().compile_model(str(artifact.path), "CPU", options)
     except RuntimeError as error:
         raise ModelError(f"{artifact.path}: OpenVINO: {' '.join(str(error).split())[:200]}") from error
     request = compiled.create_infer_request()
