@@ -291,7 +291,7 @@ def test_nothing_is_lost_when_workers_end(project: Path, mlflow_store: Path, num
     process = start(project, "pictures")
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert f"continuing after step {int(saved.name.partition('-')[2])}," in out
+    assert f"continuing after step {int(saved.name.split('-')[1])}," in out
     continued = (project / "out" / "weights.safetensors").read_bytes()
     config = train_config(**AUGMENTED, epochs=40, milestones=[])
     train_run("plain", config, machine(), open_dataset(Path("data")), "code", Path("out"))

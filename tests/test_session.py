@@ -52,7 +52,7 @@ def wait_for_checkpoint(project: Path, process: "subprocess.Popen[str]") -> None
 
 
 def steps_saved(project: Path) -> list[int]:
-    return sorted(int(path.name.partition("-")[2]) for path in project.glob(".sdpipe/runs/*/step-*"))
+    return sorted(int(path.name.split("-")[1]) for path in project.glob(".sdpipe/runs/*/step-*"))
 
 
 def the_run(store: Path) -> Run:

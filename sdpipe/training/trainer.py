@@ -227,6 +227,7 @@ class Trainer:
             )
         return Checkpoint(
             num_steps=self.num_steps,
+            is_unvalidated=self.lacks_validation_only,
             tensors=tensors,
             state={
                 **asdict(self.progress),
