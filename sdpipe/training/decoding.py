@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sdpipe.data.crops import random_scale_box, random_size_box
 from sdpipe.data.pictures import ChooseBox, PictureFiles
@@ -124,10 +124,21 @@ class _Decoder(Dataset[np.ndarray | _Unreadable]):
 
 
 def _stack(images: list[np.ndarray | _Unreadable]) -> Tensor | _Unreadable:
+    """A batch, in a worker already in the memory that it shares with the training.
+
+    Moved there by the thread that sends it, a batch that finds no room would never arrive, nor would a word.
+    """
     for image in images:
         if isinstance(image, _Unreadable):
             return image
-    return torch.from_numpy(np.stack(images))
+    try:
+        batch_NHWC = torch.from_numpy(np.stack(images))
+        return batch_NHWC if get_worker_info() is None else batch_NHWC.share_memory_()
+    except (MemoryError, RuntimeError) as error:
+        return _Unreadable(
+            f"no memory for a batch of {len(images)} pictures; they wait in /dev/shm, which a container may "
+            f"have too little of; fewer machine.workers need less ({str(error).splitlines()[0]})"
+        )
 
 
 def _take_signals(_worker: int) -> None:
