@@ -69,6 +69,12 @@ def test_both_ranks_have_the_same_weights_at_every_step(equal: Trained) -> None:
     assert first == second
 
 
+def test_each_process_computes_active_branches_alone(equal: Trained) -> None:
+    """Once in a step for each part of the mini-batch; twice where they are recomputed to save memory."""
+    variant, _, (measured, _) = equal
+    assert measured["forwards"] == (2 if variant == "recompute" else 1)
+
+
 def test_two_processes_follow_the_curve_of_one(equal: Trained, tmp_path: Path) -> None:
     """One process with the same batch in two parts; only the order of additions differs."""
     variant, folder, ranks = equal

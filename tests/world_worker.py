@@ -39,21 +39,36 @@ def write(folder: Path, world: World, value: object) -> None:
 
 
 def equal(world: World, variant: str, folder: Path) -> None:
-    """Every rank's state after each step, the history, and the final weights."""
+    """Every rank's state after each step, the history, the final weights, and how often branches ran."""
     config = config_of(variant)
     trainer = Trainer(config, dataset_of(variant, folder / f"data{world.rank}"), COMPUTE, world, workers=1)
-    digests = []
+    digests, num_forward, num_active = [], 0, 0.0
+
+    def count(*_call: object) -> None:
+        nonlocal num_forward
+        num_forward += 1
+
+    for block in trainer.network.blocks:
+        block.branch.conv1.register_forward_hook(count)
     for _ in range(config.epochs):
         for _ in trainer.steps():
             tensors = {**trainer.network.state_dict(), **trainer.step.momentum()}
             plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
             digests.append(hashlib.sha256(save(plain)).hexdigest())
+        num_active += trainer.sums.num_active * len(trainer.step.parts)
+        num_training = num_forward
         trainer.validate()
+        num_forward = num_training
+    forwards = num_forward / num_active
     result = trainer.finish()
     if world.leads:
         save_tensors(folder / "weights.safetensors", result.state, {})
     history = [record.__dict__ for record in trainer.progress.history]
-    write(folder, world, {"digests": digests, "history": history, "test_error": result.test_error})
+    write(
+        folder,
+        world,
+        {"digests": digests, "history": history, "test_error": result.test_error, "forwards": forwards},
+    )
 
 
 def bytes_sent() -> int:
