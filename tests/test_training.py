@@ -21,7 +21,7 @@ from sdpipe.training.loop import _Saver
 from sdpipe.training.progress import EpochRecord, Progress, TrainResult
 from sdpipe.training.step import PartDraws
 from sdpipe.training.trainer import Trainer
-from sdpipe.training.world import World
+from sdpipe.training.world import World, joined_world
 
 ALONE = World(0, 1, 0)
 
@@ -472,7 +472,7 @@ def test_a_checkpoint_is_due_by_step_and_by_time_and_never_costs_more_than_2_per
         def checkpoint(self) -> None:
             """Has no state."""
 
-    saver = _Saver(SlowFolder(), CheckpointConfig(every_s=10.0, every_steps=7))  # type: ignore[arg-type]
+    saver = _Saver(SlowFolder(), CheckpointConfig(every_s=10.0, every_steps=7), ALONE)  # type: ignore[arg-type]
     assert [step for step in range(1, 22) if saver.is_due(step)] == [7, 14, 21]
     now = 9.9
     assert not saver.is_due(1)
@@ -498,6 +498,18 @@ def test_cuda_and_precision_are_not_silently_replaced(monkeypatch: pytest.Monkey
     assert choose_compute("auto", "auto").precision == "fp32"
     monkeypatch.setattr("sdpipe.training.compute._cpu_has_bf16", lambda: True)
     assert choose_compute("auto", "auto").precision == "bf16"
+
+
+def test_more_processes_than_cuda_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is asked of the device that is not there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    torchrun = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "::1", "MASTER_PORT": "1"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    says = "process 1 of this machine has no CUDA device; there are 1"
+    with pytest.raises(DeviceError, match=says), joined_world("auto"):
+        pass
 
 
 def test_validations_within_an_epoch(dataset: DataSet, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from conftest import machine, make_dataset, train_config
+from picture_files import AUGMENTED
 from safetensors.torch import save
 from test_training import StopAfter
 from world_variants import config_of, dataset_of
@@ -20,6 +21,7 @@ from world_variants import config_of, dataset_of
 from sdpipe.data.store import DataSet, open_dataset
 from sdpipe.errors import errors_on_one_line
 from sdpipe.training import evaluation
+from sdpipe.training import world as world_module
 from sdpipe.training.checkpoint import CheckpointFolder
 from sdpipe.training.compute import choose_compute
 from sdpipe.training.interruption import Interruption
@@ -110,12 +112,14 @@ def stop(world: World, dataset: DataSet, folder: Path) -> None:
 
 
 def run(folder: Path) -> None:
-    """The stage, for many epochs; prints its process id first."""
+    """The stage, for many epochs; notes its process id first."""
     (folder / f"pid{os.environ.get('RANK', 'alone')}").write_text(str(os.getpid()))
+    world_module.TIMEOUT_S = int(os.environ.get("TIMEOUT_S", "25"))
     epochs = int(os.environ["EPOCHS"])
-    every = machine(every_steps=5)
-    config = train_config(epochs=epochs, milestones=[])
-    train_run("plain", config, every, open_dataset(folder / "data"), "code", folder / "out")
+    how = machine(every_steps=int(os.environ.get("EVERY", "5"))).model_copy(update={"workers": 1})
+    pictures = AUGMENTED if "PICTURES" in os.environ else {}
+    config = train_config(**pictures, epochs=epochs, milestones=[])
+    train_run("plain", config, how, open_dataset(folder / "data"), "code", folder / "out")
 
 
 def main(task: str, folder: Path) -> None:

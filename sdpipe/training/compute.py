@@ -47,12 +47,17 @@ def choose_compute(device: str, precision: str, local_rank: int = 0) -> Compute:
     return _choose_on_cpu(precision)
 
 
-def _choose_on_cuda(precision: str, local_rank: int) -> Compute:
+def cuda_device(local_rank: int) -> torch.device:
+    """The device of this process. Raises DeviceError where the machine has fewer."""
     if local_rank >= torch.cuda.device_count():
         raise DeviceError(
             f"process {local_rank} of this machine has no CUDA device; there are {torch.cuda.device_count()}"
         )
-    device = torch.device("cuda", local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _choose_on_cuda(precision: str, local_rank: int) -> Compute:
+    device = cuda_device(local_rank)
     torch.cuda.set_device(device)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
