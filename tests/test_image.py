@@ -1,10 +1,13 @@
 import io
 import os
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from sdpipe.errors import ImageError
@@ -129,3 +132,30 @@ def test_a_decompression_bomb_is_refused_before_its_pixels_are_read(monkeypatch:
     monkeypatch.setattr(image_module, "MAX_PIXELS", 99)
     with pytest.raises(ImageError, match="10 x 10 pixels"):
         decode(encoded(Image.new("L", (10, 10))), 1, (8, 8))
+
+
+LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from sdpipe.errors import ImageError
+from sdpipe.runtime.image import decode
+raw = Path(sys.argv[1]).read_bytes()
+in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + 60 * 2**20,) * 2)
+for picture in (raw, Path(sys.argv[1])):
+    try:
+        decode(picture, 3, None)
+    except ImageError as error:
+        print(error.code, error)
+"""
+
+
+def test_too_little_memory_is_not_a_damaged_picture(tmp_path: Path) -> None:
+    """7,000 x 7,000 pixels take 147 MB, and there are 60."""
+    Image.new("RGB", (7000, 7000)).save(tmp_path / "big.png", compress_level=1)
+    command = [sys.executable, "-c", LITTLE_MEMORY, str(tmp_path / "big.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)})
+    assert done.stdout.splitlines() == [
+        "no_memory not enough memory to decode its pixels",
+        "no_memory not enough memory to read it",
+    ]

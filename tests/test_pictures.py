@@ -1,5 +1,6 @@
 """Pictures that are decoded while training: crops, colours, worker processes and their end."""
 
+import errno
 import io
 import os
 import re
@@ -236,6 +237,20 @@ def test_a_damaged_picture_is_named_and_the_training_is_saved(tmp_path: Path, wo
     path.unlink()
     with pytest.raises(DataError, match=f"{path}: No such file"):
         files_of(dataset).read(number)
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN])
+def test_a_decoder_that_cannot_be_started_is_one_line(
+    pictures: DataSet, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As the kernel refuses it where memory or processes are short."""
+
+    def fork() -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(LoadingError, match="no process can be started to decode pictures"):
+        next(open_images(pictures, 1).batches([np.array([0])]))
 
 
 SMALL_SHM = """

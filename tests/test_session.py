@@ -1,5 +1,6 @@
 """A training as a process: stopped, killed, refused, extended, and short of disk or memory."""
 
+import errno
 import hashlib
 import json
 import os
@@ -20,12 +21,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from sdpipe.data.store import DataSet, open_dataset
-from sdpipe.errors import BusyError
+from sdpipe.errors import BusyError, TrainingError
 from sdpipe.training.checkpoint import CheckpointFolder
 from sdpipe.training.finished import Lineage
 from sdpipe.training.interruption import noticing_signals
 from sdpipe.training.progress import TrainResult
-from sdpipe.training.session import train_run
+from sdpipe.training.session import _memory_on_one_line, train_run
 from sdpipe.training.trainer import Trainer
 
 WORKER = str(ROOT / "tests" / "session_worker.py")
@@ -435,3 +436,25 @@ def test_too_little_memory_is_one_line(project: Path, mlflow_store: Path) -> Non
     assert "Traceback" not in errors
     assert "error: out of memory at train.batch_size 96 in 1 parts" in errors
     assert the_run(mlflow_store).info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+    ids=repr,
+)
+def test_every_kind_of_too_little_memory_is_known(error: Exception) -> None:
+    """As CUDA's driver, cuDNN, Python and the kernel say it."""
+    says = "^out of memory at train.batch_size 16 in 1 parts"
+    with pytest.raises(TrainingError, match=says), _memory_on_one_line(train_config()):
+        raise error
+
+
+def test_other_errors_are_not_called_a_lack_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="illegal memory access"), _memory_on_one_line(train_config()):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")

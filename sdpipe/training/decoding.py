@@ -4,6 +4,7 @@ PyTorch's DataLoader holds the processes and brings batches in order. What a cro
 (seed, epoch, sample), so any number of processes gives the same pixels.
 """
 
+import errno
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from sdpipe.training.compute import Compute
 from sdpipe.training.config import RandomScaleCrop, RandomSizeCrop
 from sdpipe.training.draws import Draws
 
+_SHORT = (errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EMFILE)
 Crop = RandomSizeCrop | RandomScaleCrop | None
 Key = tuple[int, int | None]
 """A picture's number, and the epoch of its random crop."""
@@ -108,6 +110,8 @@ class _Decoder(Dataset[np.ndarray | _Unreadable]):
             return self._files.read(number, None if epoch is None else self._choose_box(number, epoch))
         except DataError as error:
             return _Unreadable(error)
+        except MemoryError:
+            return _Unreadable(f"{self._files.path(number)}: not enough memory to cut it")
 
     def _choose_box(self, number: int, epoch: int) -> ChooseBox | None:
         generator, size_HW = self._draws.crop(epoch, number), self._files.size_HW
@@ -133,7 +137,9 @@ def _stack(images: list[np.ndarray | _Unreadable]) -> Tensor | _Unreadable:
             return image
     try:
         batch_NHWC = torch.from_numpy(np.stack(images))
-        return batch_NHWC if get_worker_info() is None else batch_NHWC.share_memory_()
+        if get_worker_info() is not None:
+            batch_NHWC.share_memory_()  # type: ignore[no-untyped-call]
+        return batch_NHWC
     except (MemoryError, RuntimeError) as error:
         return _Unreadable(
             f"no memory for a batch of {len(images)} pictures; they wait in /dev/shm, which a container may "
@@ -162,6 +168,13 @@ def _death_noticed_when_waiting() -> Iterator[None]:
 def _death_on_one_line() -> Iterator[None]:
     try:
         yield
+    except OSError as error:  # of fork(), or of the queues between the processes
+        if error.errno not in _SHORT:
+            raise
+        raise LoadingError(
+            f"no process can be started to decode pictures ({error.strerror}); memory, /dev/shm or the "
+            "number of processes is short; fewer machine.workers need less"
+        ) from error
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
