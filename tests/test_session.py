@@ -334,6 +334,31 @@ def test_a_signal_behind_the_last_step_is_heeded(
     run_to(project / "out", dataset, epochs=1, milestones=[])
 
 
+ENDING = """
+import atexit, sys, time
+from sdpipe.errors import errors_on_one_line
+from sdpipe.training.interruption import ending_at_once
+atexit.register(lambda: time.sleep(30))
+with ending_at_once(), errors_on_one_line():
+    print("saved")
+    raise {raised}
+"""
+
+
+@pytest.mark.parametrize(("raised", "code"), [("KeyboardInterrupt", 130), ("SystemExit(143)", 143)])
+def test_an_interrupted_process_does_not_take_its_time_to_end(raised: str, code: int) -> None:
+    """What waits to be done at the interpreter's end (30 s here) is not waited for; what was said is seen."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING.format(raised=raised)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == code
+    assert done.stdout == "saved\n"
+
+
 @pytest.mark.slow
 def test_a_reader_who_has_gone_does_not_stop_the_saving(project: Path, mlflow_store: Path) -> None:
     """SIGTERM with standard error closed at the other end."""

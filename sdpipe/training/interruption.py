@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C as a question that the loop asks between steps, with an end to patience."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -74,3 +75,23 @@ def noticing_signals(on_give_up: Callable[[], None]) -> Iterator[Interruption]:
         for number, handler in before.items():
             signal.signal(number, handler)
         interruption.forget()
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Where the block ends with the exit status of an interruption, end the process here.
+
+    All is saved and said by then, and to take down PyTorch and MLflow in good order costs seconds of the 10
+    that are promised.
+    """
+    try:
+        yield
+    except SystemExit as ended:
+        if ended.code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            raise
+        for child in multiprocessing.active_children():  # those that decode pictures
+            child.kill()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(int(ended.code))
