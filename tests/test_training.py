@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import CPU, train_alone, train_config
+from picture_files import AUGMENTED, make_pictures
 
 from sdpipe.data.store import DataSet
 from sdpipe.errors import ConfigError, DataError, DeviceError, TrainingError
@@ -510,6 +511,43 @@ def test_more_processes_than_cuda_devices_are_refused(monkeypatch: pytest.Monkey
     says = "process 1 of this machine has no CUDA device; there are 1"
     with pytest.raises(DeviceError, match=says), joined_world("auto"):
         pass
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU")
+@pytest.mark.parametrize("overrides", [{}, AUGMENTED], ids=["arrays", "pictures"])
+def test_no_step_waits_for_the_device(dataset: DataSet, tmp_path: Path, overrides: dict[str, object]) -> None:
+    """The first step warms up; PyTorch raises where one of the next three synchronises."""
+    data = make_pictures(tmp_path) if overrides else dataset
+    config = train_config(device="cuda", precision="auto", p_L=1.0, **overrides)
+    trainer = Trainer(config, data, choose_compute("cuda", "auto"), ALONE, workers=0)
+    steps = trainer.steps()
+    next(steps)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("one_shape", [True, False])
+def test_cudnn_searches_only_where_batches_have_one_shape(
+    monkeypatch: pytest.MonkeyPatch, one_shape: bool
+) -> None:
+    """Segments have many lengths, and it would search again for each."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not one_shape)
+    cuda = {
+        "is_available": True,
+        "device_count": 1,
+        "set_device": None,
+        "get_device_name": "a GPU",
+        "is_bf16_supported": True,
+    }
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_args, value=value, **_keys: value)
+    chosen = choose_compute("cuda", "auto", one_shape=one_shape)
+    assert torch.backends.cudnn.benchmark == one_shape
+    assert ("cuDNN's search" in chosen.reason) == one_shape
 
 
 def test_validations_within_an_epoch(dataset: DataSet, tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ def train_run(
     a checkpoint and an honest status.
     """
     with joined_world(config.device) as world, _memory_on_one_line(config):
-        compute = choose_compute(config.device, config.precision, world.local_rank)
+        compute = choose_compute(
+            config.device, config.precision, world.local_rank, one_shape=config.draw == "batch"
+        )
         session = _Session(run, config, machine, dataset, compute, code, committed_md5)
         if world.leads:
             session.lead(world, folder)
