@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from conftest import ROOT
 
 from benchmarks.cost import multiply_adds
+from benchmarks.settings import train_config
 from benchmarks.table import EPOCH_ROWS, EPOCH_TARGET, STEP_ROWS, STEP_TARGET, markdown
 from benchmarks.table import main as print_tables
 from benchmarks.timing import ratio
@@ -114,6 +115,17 @@ def test_the_command_measures_and_writes_both_tables(tmp_path: Path) -> None:
         assert word in tables
     again = CliRunner().invoke(print_tables, [str(out)], catch_exceptions=False)
     assert again.stdout == tables + "\n"
+
+
+def test_the_users_params_change_nothing() -> None:
+    """Another recipe in params.yaml, as for the pictures of ImageNet, leaves the benchmark as it is."""
+    config = train_config(depth=20, batch_size=128, p_L=0.5)
+    assert (config.dataset, config.crop, config.shift_px, config.flip) == ("cifar10", None, 4, True)
+
+
+def test_the_committed_measurement_is_printed_without_an_argument() -> None:
+    done = CliRunner().invoke(print_tables, [], catch_exceptions=False)
+    assert done.stdout == markdown(read_json(ROOT / "benchmarks" / "training.json")) + "\n"
 
 
 @pytest.mark.parametrize(

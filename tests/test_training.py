@@ -18,7 +18,7 @@ from sdpipe.training.config import CheckpointConfig, TrainConfig
 from sdpipe.training.finished import Lineage
 from sdpipe.training.guard import FP16_STREAK, Guard
 from sdpipe.training.interruption import Interruption
-from sdpipe.training.loop import _Saver
+from sdpipe.training.loop import Saver
 from sdpipe.training.progress import EpochRecord, Progress, TrainResult
 from sdpipe.training.step import PartDraws
 from sdpipe.training.trainer import Trainer
@@ -473,7 +473,7 @@ def test_a_checkpoint_is_due_by_step_and_by_time_and_never_costs_more_than_2_per
         def checkpoint(self) -> None:
             """Has no state."""
 
-    saver = _Saver(SlowFolder(), CheckpointConfig(every_s=10.0, every_steps=7), ALONE)  # type: ignore[arg-type]
+    saver = Saver(SlowFolder(), CheckpointConfig(every_s=10.0, every_steps=7), ALONE)  # type: ignore[arg-type]
     assert [step for step in range(1, 22) if saver.is_due(step)] == [7, 14, 21]
     now = 9.9
     assert not saver.is_due(1)

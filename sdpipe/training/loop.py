@@ -25,7 +25,7 @@ _BAR_S = 0.5  # between two looks at the loss
 OnEpoch = Callable[[Progress], None]
 
 
-class _Saver:
+class Saver:
     """Writes checkpoints when they are due."""
 
     def __init__(self, folder: CheckpointFolder | None, config: CheckpointConfig, world: World) -> None:
@@ -79,7 +79,7 @@ def train(
     trainer.restore(start)
     if trainer.num_steps:
         on_epoch(trainer.progress)
-    saver = _Saver(checkpoints, machine.checkpoint, world)
+    saver = Saver(checkpoints, machine.checkpoint, world)
     total = config.epochs * trainer.steps_per_epoch
 
     silent = None if world.leads else True
@@ -88,7 +88,7 @@ def train(
             with _saved_without_images(saver, trainer, interruption):
                 for _ in trainer.steps():
                     bar.update()
-                    _show_loss(bar, trainer)
+                    show_loss(bar, trainer)
                     asked, is_due = world.any(interruption.requested, saver.is_due(trainer.num_steps))
                     if asked:
                         _save_and_end(saver, trainer, interruption)
@@ -107,7 +107,7 @@ def train(
 
 
 @contextmanager
-def _saved_without_images(saver: _Saver, trainer: Trainer, interruption: Interruption) -> Iterator[None]:
+def _saved_without_images(saver: Saver, trainer: Trainer, interruption: Interruption) -> Iterator[None]:
     """Save when the next images cannot be had: all steps so far are whole.
 
     If this process was asked to end, so were those that decode the images.
@@ -121,12 +121,12 @@ def _saved_without_images(saver: _Saver, trainer: Trainer, interruption: Interru
         raise
 
 
-def _save_and_end(saver: _Saver, trainer: Trainer, interruption: Interruption) -> None:
+def _save_and_end(saver: Saver, trainer: Trainer, interruption: Interruption) -> None:
     saver.save(trainer)
     interruption.end()
 
 
-def _show_loss(bar: "tqdm[Any]", trainer: Trainer) -> None:
+def show_loss(bar: "tqdm[Any]", trainer: Trainer) -> None:
     """The loss so far, where looking at it makes no device wait."""
     if bar.disable or trainer.compute.device.type != "cpu":
         return
