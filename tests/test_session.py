@@ -334,6 +334,16 @@ def test_a_signal_behind_the_last_step_is_heeded(
     run_to(project / "out", dataset, epochs=1, milestones=[])
 
 
+def test_a_second_sigterm_does_not_cut_the_saving_short() -> None:
+    """A scheduler sends one to every process, and torchrun sends it on; a second Ctrl-C is a person's."""
+    with noticing_signals(lambda: None) as interruption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.requested
+        with pytest.raises(SystemExit, match="143"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 ENDING = """
 import atexit, sys, time
 from sdpipe.errors import errors_on_one_line

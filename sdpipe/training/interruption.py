@@ -32,14 +32,19 @@ class Interruption:
         raise SystemExit(128 + signal.SIGTERM)
 
     def notice(self, number: int, _frame: FrameType | None) -> None:
-        """The signal handler. A second signal ends the process at once."""
+        """The signal handler. A second Ctrl-C ends the process at once.
+
+        A second SIGTERM does not: a scheduler sends one to each process, and torchrun sends it on.
+        """
         if self.number is not None:
-            self.end()
+            if number == signal.SIGINT:
+                self.end()
+            return
         self.number = number
         self._watchdog = threading.Timer(GRACE_S, self._give_up)
         self._watchdog.daemon = True
         self._watchdog.start()
-        _say("stopping after this step; once more to stop at once")
+        _say("stopping after this step; Ctrl-C to stop at once")
 
     def forget(self) -> None:
         """End the patience's clock: the block has ended."""
