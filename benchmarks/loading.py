@@ -66,7 +66,8 @@ def measure(num_steps: int, batch_size: int, workers: int | None, load: float) -
         trainer = Trainer(config, dataset, choose_compute("auto", "auto"), ALONE, workers)
 
         def rest(seconds: float) -> tuple[float, float]:
-            batches = trainer.batches.epoch(0, range(num_steps + 1), trainer.step.parts)
+            wanted = [trainer.batches.indices(0, step) for step in range(num_steps + 1)]
+            batches = trainer.images.batches(wanted, 0)  # without what the device does to them
             return waits(batches, lambda _batch: time.sleep(seconds), num_steps)
 
         steps = trainer.steps()
