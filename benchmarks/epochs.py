@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks.bare import ALONE, BareStep
 from benchmarks.plain import PlainScript
@@ -25,8 +27,8 @@ from sdpipe.files import work_folder
 from sdpipe.runtime.turns import Turn
 from sdpipe.training.checkpoint import CheckpointFolder
 from sdpipe.training.compute import Compute
-from sdpipe.training.config import TrainConfig
-from sdpipe.training.loop import MAX_COST
+from sdpipe.training.config import CheckpointConfig, TrainConfig
+from sdpipe.training.loop import MAX_COST, Saver, show_loss
 from sdpipe.training.trainer import Trainer
 
 KINDS = ("stochastic", "constant")
@@ -48,7 +50,11 @@ def make_dataset(folder: Path, num_train: int) -> DataSet:
 
 
 class Loop:
-    """sdpipe's loop in turns of some steps, with checkpoints when they are due by its own turns' time."""
+    """sdpipe's loop in turns of some steps, with checkpoints when they are due by its own turns' time.
+
+    Of `train()` it does all that happens between two validations: the steps, the progress bar with its loss,
+    the questions behind each step. What is sent to MLflow comes behind a validation, from another thread.
+    """
 
     def __init__(
         self, config: TrainConfig, dataset: DataSet, compute: Compute, folder: Path, every_s: float
@@ -60,6 +66,8 @@ class Loop:
         self._since_s = 0.0
         self._cost_s = 0.0
         self._steps = self.trainer.steps()
+        self._bar = tqdm(unit="step", file=StringIO(), mininterval=0.1)  # drawn as on a terminal
+        self._saver = Saver(self._checkpoints, CheckpointConfig(every_s=every_s, every_steps=0), ALONE)
 
     def turn(self, num_steps: int) -> float:
         """Take so many steps and save if that is due; seconds of the steps alone."""
@@ -77,6 +85,9 @@ class Loop:
         def work() -> None:
             for _ in range(num_steps):
                 next(self._steps)
+                self._bar.update()
+                show_loss(self._bar, self.trainer)
+                ALONE.any(False, self._saver.is_due(self.trainer.num_steps))
 
         return seconds(work, self.trainer.compute.device)
 

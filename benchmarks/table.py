@@ -1,4 +1,4 @@
-"""`python -m benchmarks.table FILE.json`: a measurement's Markdown tables, as they stand in the README."""
+"""`python -m benchmarks.table [FILE.json]`: a measurement's Markdown tables, as they stand in the README."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +9,7 @@ import click
 from sdpipe.errors import DataError, errors_on_one_line
 from sdpipe.files import read_json
 
+MEASURED_PATH = Path(__file__).resolve().parent / "training.json"
 STEP_TARGET = 1.03  # time over the share of what is active, in time
 EPOCH_TARGET = 1.05  # an epoch over its bare steps
 
@@ -113,9 +114,12 @@ def _epoch_words(settings: Mapping[str, Any], epochs: Mapping[str, Any]) -> str:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("path", metavar="FILE.json", type=click.Path(path_type=Path))
+@click.argument("path", metavar="[FILE.json]", default=MEASURED_PATH, type=click.Path(path_type=Path))
 def main(path: Path) -> None:
-    """Print the Markdown tables of a measurement that `python -m benchmarks.training` wrote."""
+    """Print the Markdown tables of a measurement that `python -m benchmarks.training` wrote.
+
+    Without FILE.json it is the committed one, benchmarks/training.json.
+    """
     with errors_on_one_line():
         results = read_json(path)
         try:

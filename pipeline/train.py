@@ -10,6 +10,7 @@ from sdpipe.data.store import open_dataset
 from sdpipe.errors import ConfigError, errors_on_one_line
 from sdpipe.provenance import code_digest
 from sdpipe.training.config import MachineConfig, parse_run
+from sdpipe.training.interruption import ending_at_once
 from sdpipe.training.session import train_run
 
 LAUNCHED = "SDPIPE_LAUNCHED"  # set for the processes that a launcher starts
@@ -48,5 +49,5 @@ def committed_md5(run: str) -> str | None:
 
 
 if __name__ == "__main__":
-    with errors_on_one_line():
+    with ending_at_once(), errors_on_one_line():
         main(*sys.argv[1:])

@@ -33,7 +33,7 @@ def main(epochs: int, every_steps: int, fault: str) -> None:
     elif fault == "pictures":
         config = train_config(**AUGMENTED, epochs=epochs, milestones=[])
     how = machine(every_steps=every_steps).model_copy(update={"workers": 2})
-    with errors_on_one_line():
+    with interruption.ending_at_once(), errors_on_one_line():
         print("ready", flush=True)
         data = open_dataset(Path("data"))
         train_run("plain", config, how, data, "code", Path("out"))

@@ -9,6 +9,8 @@ from click.testing import CliRunner
 from conftest import ROOT
 
 from benchmarks.cost import multiply_adds
+from benchmarks.loading import main as measure_loading
+from benchmarks.settings import train_config
 from benchmarks.table import EPOCH_ROWS, EPOCH_TARGET, STEP_ROWS, STEP_TARGET, markdown
 from benchmarks.table import main as print_tables
 from benchmarks.timing import ratio
@@ -114,6 +116,31 @@ def test_the_command_measures_and_writes_both_tables(tmp_path: Path) -> None:
         assert word in tables
     again = CliRunner().invoke(print_tables, [str(out)], catch_exceptions=False)
     assert again.stdout == tables + "\n"
+
+
+def test_the_users_params_change_nothing() -> None:
+    """Another recipe in params.yaml, as for the pictures of ImageNet, leaves the benchmark as it is."""
+    config = train_config(depth=20, batch_size=128, p_L=0.5)
+    assert (config.dataset, config.crop, config.shift_px, config.flip) == ("cifar10", None, 4, True)
+
+
+def test_the_committed_measurement_is_printed_without_an_argument() -> None:
+    done = CliRunner().invoke(print_tables, [], catch_exceptions=False)
+    assert done.stdout == markdown(read_json(ROOT / "benchmarks" / "training.json")) + "\n"
+
+
+@pytest.mark.slow
+def test_the_share_of_waiting_for_pictures_is_measured() -> None:
+    """Four numbers, of which the shares are at most 1, and no file is left."""
+    options = ["--steps", "2", "--batch-size", "4", "--workers", "1"]
+    done = CliRunner().invoke(measure_loading, options, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    found = {
+        name: float(value) for name, value in (line.split(": ") for line in done.stdout.splitlines()[-4:])
+    }
+    assert all(0 < value <= 1 for name, value in found.items() if name.startswith("share_waiting"))
+    assert len(found) == 4
+    assert not list(Path(".sdpipe").glob("benchmark-*"))
 
 
 @pytest.mark.parametrize(

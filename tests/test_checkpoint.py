@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,22 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     found, _ = checkpoints.load_newest()
     assert found is not None
     assert found.num_steps == 12
+
+
+def test_the_state_behind_a_validation_is_not_that_before_it(tmp_path: Path) -> None:
+    """Both are of the same step; the one behind it is newer, and the one before stays until then."""
+    checkpoints = saved(tmp_path, 1)
+    checkpoints.save(replace(checkpoint(2), is_unvalidated=True, state={"history": ["before"]}))
+    found, _ = checkpoints.load_newest()
+    assert found is not None
+    assert (found.num_steps, found.is_unvalidated, found.state) == (2, True, {"history": ["before"]})
+    checkpoints.save(checkpoint(2))
+    found, damaged = checkpoints.load_newest()
+    assert found is not None
+    assert (found.is_unvalidated, found.state, damaged) == (False, {"history": []}, [])
+    assert [path.name for path in checkpoints.paths()] == ["step-0000000002", "step-0000000002-unvalidated"]
+    checkpoints.save(checkpoint(3))
+    assert [path.name for path in checkpoints.paths()] == ["step-0000000003", "step-0000000002"]
 
 
 def test_sha256sum_can_check_them(tmp_path: Path) -> None:

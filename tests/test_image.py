@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from sdpipe.errors import ImageError
@@ -316,3 +317,30 @@ def test_the_largest_pictures_stay_within_a_gibibyte(tmp_path: Path) -> None:
     for path in sorted(tmp_path.iterdir()):
         done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=True)
         assert int(done.stdout) < 900 * 1024, path.name  # onnxruntime and a model take 60 MiB beside it
+
+
+LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from sdpipe.errors import ImageError
+from sdpipe.runtime.image import decode
+raw = Path(sys.argv[1]).read_bytes()
+in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + 60 * 2**20,) * 2)
+for picture in (raw, Path(sys.argv[1])):
+    try:
+        decode(picture, 3, None)
+    except ImageError as error:
+        print(error.code, error)
+"""
+
+
+def test_too_little_memory_is_not_a_damaged_picture(tmp_path: Path) -> None:
+    """7,000 x 7,000 pixels take 147 MB, and there are 60."""
+    Image.new("RGB", (7000, 7000)).save(tmp_path / "big.png", compress_level=1)
+    command = [sys.executable, "-c", LITTLE_MEMORY, str(tmp_path / "big.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)})
+    assert done.stdout.splitlines() == [
+        "no_memory not enough memory to decode its pixels",
+        "no_memory not enough memory to read it",
+    ]

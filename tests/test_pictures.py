@@ -1,11 +1,14 @@
 """Pictures that are decoded while training: crops, colours, worker processes and their end."""
 
+import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import torch
 from conftest import CLASS_NAMES, CPU, ROOT, export_to, machine, make_weights, train_alone, train_config
 from picture_files import AUGMENTED, CROP, RESIZE, SIZE, fetch_pictures, make_pictures, write_pictures
 from PIL import Image
+from test_session import in_mounts
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
@@ -26,6 +30,7 @@ from sdpipe.data.store import DataSet, open_dataset
 from sdpipe.errors import ConfigError, DataError, LoadingError
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.image import decode
+from sdpipe.training import inputs
 from sdpipe.training.config import RandomScaleCrop, RandomSizeCrop
 from sdpipe.training.decoding import Crop, FileImages
 from sdpipe.training.session import train_run
@@ -234,6 +239,62 @@ def test_a_damaged_picture_is_named_and_the_training_is_saved(tmp_path: Path, wo
         files_of(dataset).read(number)
 
 
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN])
+def test_a_decoder_that_cannot_be_started_is_one_line(
+    pictures: DataSet, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As the kernel refuses it where memory or processes are short."""
+
+    def fork() -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(LoadingError, match="no process can be started to decode pictures"):
+        next(open_images(pictures, 1).batches([np.array([0])]))
+
+
+SMALL_SHM = """
+mount -t tmpfs -o size=64k none /dev/shm
+status=0; timeout 40 $TRAIN 3 2 pictures || status=$?
+echo "exit $status"
+"""
+
+
+@pytest.mark.slow
+def test_a_full_dev_shm_is_one_line(project: Path, mlflow_store: Path) -> None:
+    """As in a container with too little of it, where the training would wait for ever."""
+    make_pictures(project)
+    out = in_mounts(SMALL_SHM, project)
+    assert "exit 1\n" in out
+    assert out.count("error:") == 1
+    assert re.search("error: no memory for a batch of [0-9]+ pictures; they wait in /dev/shm", out)
+
+
+def shared_mappings() -> int:
+    """Blocks of /dev/shm that this process holds for tensors."""
+    return Path("/proc/self/maps").read_text().count("/torch_")
+
+
+def test_statistics_do_not_hold_all_batches_in_dev_shm(
+    pictures: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """72 pictures one by one, of which few wait; 5,000 would take hundreds of megabytes there."""
+    monkeypatch.setattr(inputs, "_STATISTICS_BATCH", 1)
+    most = 0
+    images = open_images(pictures, 1)
+    batches = images.batches
+
+    def counted(wanted: list[np.ndarray]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        nonlocal most
+        for batch in batches(wanted):
+            most = max(most, shared_mappings())
+            yield batch
+
+    monkeypatch.setattr(images, "batches", counted)
+    inputs.fit_to(train_config(**AUGMENTED), pictures, np.arange(72), images)
+    assert 1 <= most <= 8
+
+
 def start(project: Path, fault: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "session_worker.py"), "40", "0", fault],
@@ -291,7 +352,7 @@ def test_nothing_is_lost_when_workers_end(project: Path, mlflow_store: Path, num
     process = start(project, "pictures")
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert f"continuing after step {int(saved.name.partition('-')[2])}," in out
+    assert f"continuing after step {int(saved.name.split('-')[1])}," in out
     continued = (project / "out" / "weights.safetensors").read_bytes()
     config = train_config(**AUGMENTED, epochs=40, milestones=[])
     train_run("plain", config, machine(), open_dataset(Path("data")), "code", Path("out"))

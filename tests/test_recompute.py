@@ -12,7 +12,7 @@ from conftest import ROOT, make_dataset, train_alone, train_config
 from sdpipe.data.store import DataSet
 from sdpipe.network import NetworkConfig, ResNet, initialise
 from sdpipe.training.compute import choose_compute
-from sdpipe.training.recompute import recompute_blocks
+from sdpipe.training.recompute import recompute_branches
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def bytes_kept_for_backward(recompute: bool) -> int:
     network = ResNet(config).train()
     initialise(network, 0)
     if recompute:
-        recompute_blocks(network)
+        recompute_branches(network)
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -117,7 +117,7 @@ def test_evaluation_is_not_recomputed() -> None:
     network = ResNet(config).eval()
     images = torch.rand(2, 1, 8, 8)
     expected = network(images)
-    recompute_blocks(network)
+    recompute_branches(network)
     assert torch.equal(network(images), expected)
 
 

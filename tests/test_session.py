@@ -1,5 +1,6 @@
 """A training as a process: stopped, killed, refused, extended, and short of disk or memory."""
 
+import errno
 import hashlib
 import json
 import os
@@ -20,12 +21,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from sdpipe.data.store import DataSet, open_dataset
-from sdpipe.errors import BusyError
+from sdpipe.errors import BusyError, TrainingError
 from sdpipe.training.checkpoint import CheckpointFolder
 from sdpipe.training.finished import Lineage
 from sdpipe.training.interruption import noticing_signals
 from sdpipe.training.progress import TrainResult
-from sdpipe.training.session import train_run
+from sdpipe.training.session import _memory_on_one_line, train_run
 from sdpipe.training.trainer import Trainer
 
 WORKER = str(ROOT / "tests" / "session_worker.py")
@@ -52,7 +53,7 @@ def wait_for_checkpoint(project: Path, process: "subprocess.Popen[str]") -> None
 
 
 def steps_saved(project: Path) -> list[int]:
-    return sorted(int(path.name.partition("-")[2]) for path in project.glob(".sdpipe/runs/*/step-*"))
+    return sorted(int(path.name.split("-")[1]) for path in project.glob(".sdpipe/runs/*/step-*"))
 
 
 def the_run(store: Path) -> Run:
@@ -333,6 +334,41 @@ def test_a_signal_behind_the_last_step_is_heeded(
     run_to(project / "out", dataset, epochs=1, milestones=[])
 
 
+def test_a_second_sigterm_does_not_cut_the_saving_short() -> None:
+    """A scheduler sends one to every process, and torchrun sends it on; a second Ctrl-C is a person's."""
+    with noticing_signals(lambda: None) as interruption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.requested
+        with pytest.raises(SystemExit, match="143"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+ENDING = """
+import atexit, sys, time
+from sdpipe.errors import errors_on_one_line
+from sdpipe.training.interruption import ending_at_once
+atexit.register(lambda: time.sleep(30))
+with ending_at_once(), errors_on_one_line():
+    print("saved")
+    raise {raised}
+"""
+
+
+@pytest.mark.parametrize(("raised", "code"), [("KeyboardInterrupt", 130), ("SystemExit(143)", 143)])
+def test_an_interrupted_process_does_not_take_its_time_to_end(raised: str, code: int) -> None:
+    """What waits to be done at the interpreter's end (30 s here) is not waited for; what was said is seen."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING.format(raised=raised)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == code
+    assert done.stdout == "saved\n"
+
+
 @pytest.mark.slow
 def test_a_reader_who_has_gone_does_not_stop_the_saving(project: Path, mlflow_store: Path) -> None:
     """SIGTERM with standard error closed at the other end."""
@@ -435,3 +471,25 @@ def test_too_little_memory_is_one_line(project: Path, mlflow_store: Path) -> Non
     assert "Traceback" not in errors
     assert "error: out of memory at train.batch_size 96 in 1 parts" in errors
     assert the_run(mlflow_store).info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+    ids=repr,
+)
+def test_every_kind_of_too_little_memory_is_known(error: Exception) -> None:
+    """As CUDA's driver, cuDNN, Python and the kernel say it."""
+    says = "^out of memory at train.batch_size 16 in 1 parts"
+    with pytest.raises(TrainingError, match=says), _memory_on_one_line(train_config()):
+        raise error
+
+
+def test_other_errors_are_not_called_a_lack_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="illegal memory access"), _memory_on_one_line(train_config()):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")

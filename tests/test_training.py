@@ -8,19 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import CPU, train_alone, train_config
+from picture_files import AUGMENTED, make_pictures
 
 from sdpipe.data.store import DataSet
 from sdpipe.errors import ConfigError, DataError, DeviceError, TrainingError
 from sdpipe.training.checkpoint import CheckpointFolder
 from sdpipe.training.compute import Compute, choose_compute
-from sdpipe.training.config import CheckpointConfig
+from sdpipe.training.config import CheckpointConfig, TrainConfig
+from sdpipe.training.finished import Lineage
 from sdpipe.training.guard import FP16_STREAK, Guard
 from sdpipe.training.interruption import Interruption
-from sdpipe.training.loop import _Saver
-from sdpipe.training.progress import EpochRecord, Progress
+from sdpipe.training.loop import Saver
+from sdpipe.training.progress import EpochRecord, Progress, TrainResult
 from sdpipe.training.step import PartDraws
 from sdpipe.training.trainer import Trainer
-from sdpipe.training.world import World
+from sdpipe.training.world import World, joined_world
 
 ALONE = World(0, 1, 0)
 
@@ -88,6 +90,65 @@ def test_a_run_stopped_at_any_step_continues_and_ends_the_same(
     assert same(whole.state, continued.state)
     assert whole.progress.history == continued.progress.history
     assert whole.test_error == continued.test_error
+
+
+def keep_and_extend(config: TrainConfig, dataset: DataSet, folder: Path) -> tuple[TrainResult, list[str]]:
+    """Finish what is in `folder`, keep its end as a session does, and go on from there with `config`."""
+    train_alone(train_config(milestones=[]), dataset, folder / "run")
+    weights_path = folder / "weights.safetensors"
+    weights_path.touch()
+    lineage = Lineage(folder / "finished" / "lineage")
+    lineage.keep(CheckpointFolder(folder / "run", "0123456789abcdef"), weights_path)
+    start, told = lineage.find_start("another", config, None)
+    if start is not None:
+        CheckpointFolder(folder / "longer", "0123456789abcdef").save(start)
+    return train_alone(config, dataset, folder / "longer"), told
+
+
+# Every one of the 18 steps and 3 validations; the fast ones are about the ends of epochs.
+@pytest.mark.parametrize(
+    "asked",
+    [pytest.param(at, marks=() if at in (7, 20, 21) else pytest.mark.slow) for at in range(1, 22)],
+)
+def test_a_run_that_was_stopped_anywhere_can_be_extended(
+    dataset: DataSet, tmp_path: Path, asked: int
+) -> None:
+    """With a milestone in the new epochs: weights and history are those of a training without a stop."""
+    config = train_config(epochs=5, milestones=[3, 4])
+    whole = train_alone(config, dataset, tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        train_alone(train_config(milestones=[]), dataset, tmp_path / "run", interruption=StopAfter(asked))
+    extended, (told,) = keep_and_extend(config, dataset, tmp_path)
+    assert told == "extending the finished training 0123456789abcdef of 3 epochs"
+    assert extended.progress.history == whole.progress.history
+    assert same(extended.state, whole.state)
+
+
+def test_a_run_that_was_stopped_in_its_last_validation_is_refused_another_rate(
+    dataset: DataSet, tmp_path: Path
+) -> None:
+    """Its epoch 3 was trained at 0.1; a milestone behind epoch 2 asks for 0.01 there."""
+    with pytest.raises(SystemExit):
+        train_alone(train_config(milestones=[]), dataset, tmp_path / "run", interruption=StopAfter(21))
+    config = train_config(epochs=5, milestones=[2])
+    extended, (told,) = keep_and_extend(config, dataset, tmp_path)
+    assert "cannot be extended: its learning rate in epoch 3 was 0.1, params.yaml asks for 0.01" in told
+    whole = train_alone(config, dataset, tmp_path / "whole")
+    assert extended.progress.history == whole.progress.history
+    assert same(extended.state, whole.state)
+
+
+def test_a_state_within_an_epoch_is_no_end_to_extend(dataset: DataSet, tmp_path: Path) -> None:
+    """The rate of its last steps is not known. Such a state is never kept; here it is put there."""
+    run = CheckpointFolder(tmp_path / "run", "0123456789abcdef")
+    with pytest.raises(SystemExit):
+        train_alone(train_config(milestones=[]), dataset, run.folder, interruption=StopAfter(16))
+    (tmp_path / "weights").touch()
+    lineage = Lineage(tmp_path / "finished" / "lineage")
+    lineage.keep(run, tmp_path / "weights")
+    start, (told,) = lineage.find_start("another", train_config(epochs=5, milestones=[]), None)
+    assert start is None
+    assert "cannot be extended: it ends within epoch 3" in told
 
 
 def test_where_checkpoints_are_written_changes_nothing(dataset: DataSet, tmp_path: Path) -> None:
@@ -412,7 +473,7 @@ def test_a_checkpoint_is_due_by_step_and_by_time_and_never_costs_more_than_2_per
         def checkpoint(self) -> None:
             """Has no state."""
 
-    saver = _Saver(SlowFolder(), CheckpointConfig(every_s=10.0, every_steps=7))  # type: ignore[arg-type]
+    saver = Saver(SlowFolder(), CheckpointConfig(every_s=10.0, every_steps=7), ALONE)  # type: ignore[arg-type]
     assert [step for step in range(1, 22) if saver.is_due(step)] == [7, 14, 21]
     now = 9.9
     assert not saver.is_due(1)
@@ -438,6 +499,55 @@ def test_cuda_and_precision_are_not_silently_replaced(monkeypatch: pytest.Monkey
     assert choose_compute("auto", "auto").precision == "fp32"
     monkeypatch.setattr("sdpipe.training.compute._cpu_has_bf16", lambda: True)
     assert choose_compute("auto", "auto").precision == "bf16"
+
+
+def test_more_processes_than_cuda_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is asked of the device that is not there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    torchrun = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "::1", "MASTER_PORT": "1"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    says = "process 1 of this machine has no CUDA device; there are 1"
+    with pytest.raises(DeviceError, match=says), joined_world("auto"):
+        pass
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU")
+@pytest.mark.parametrize("overrides", [{}, AUGMENTED], ids=["arrays", "pictures"])
+def test_no_step_waits_for_the_device(dataset: DataSet, tmp_path: Path, overrides: dict[str, object]) -> None:
+    """The first step warms up; PyTorch raises where one of the next three synchronises."""
+    data = make_pictures(tmp_path) if overrides else dataset
+    config = train_config(device="cuda", precision="auto", p_L=1.0, **overrides)
+    trainer = Trainer(config, data, choose_compute("cuda", "auto"), ALONE, workers=0)
+    steps = trainer.steps()
+    next(steps)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("one_shape", [True, False])
+def test_cudnn_searches_only_where_batches_have_one_shape(
+    monkeypatch: pytest.MonkeyPatch, one_shape: bool
+) -> None:
+    """Segments have many lengths, and it would search again for each."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not one_shape)
+    cuda = {
+        "is_available": True,
+        "device_count": 1,
+        "set_device": None,
+        "get_device_name": "a GPU",
+        "is_bf16_supported": True,
+    }
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_args, value=value, **_keys: value)
+    chosen = choose_compute("cuda", "auto", one_shape=one_shape)
+    assert torch.backends.cudnn.benchmark == one_shape
+    assert ("cuDNN's search" in chosen.reason) == one_shape
 
 
 def test_validations_within_an_epoch(dataset: DataSet, tmp_path: Path) -> None:

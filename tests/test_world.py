@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU, ROOT, make_dataset, train_alone
+from picture_files import make_pictures
 from world_variants import VARIANTS, config_of, dataset_of
 
 from sdpipe.training.evaluation import error_and_loss
@@ -67,6 +68,12 @@ def test_both_ranks_have_the_same_weights_at_every_step(equal: Trained) -> None:
     assert len(first["digests"]) == num_steps
     assert len(set(first["digests"])) == num_steps
     assert first == second
+
+
+def test_each_process_computes_active_branches_alone(equal: Trained) -> None:
+    """Once in a step for each part of the mini-batch; twice where they are recomputed to save memory."""
+    variant, _, (measured, _) = equal
+    assert measured["forwards"] == (2 if variant == "recompute" else 1)
 
 
 def test_two_processes_follow_the_curve_of_one(equal: Trained, tmp_path: Path) -> None:
@@ -152,11 +159,83 @@ def test_a_killed_rank_takes_the_others_down_and_a_new_start_continues(
         assert process.returncode != 0
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / "pid0").read_text()), 0)
-    assert "another process of this training has ended or is missing" in out or "stopped; `dvc repro`" in out
+    assert (
+        "another process of this training has ended or does not answer" in out
+        or "stopped; `dvc repro`" in out
+    )
     process = start("run", tmp_path, processes=3, EPOCHS="100000")
     with all_ended(process, tmp_path):
         assert process.stdout is not None
         assert any("continuing after step" in line for line in process.stdout)
+
+
+def is_running(process: int) -> bool:
+    """Not so if it is a zombie, which only its parent can take away."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def pid(folder: Path, rank: int) -> int:
+    return int((folder / f"pid{rank}").read_text())
+
+
+def test_what_a_killed_launcher_started_ends_and_a_new_start_continues(
+    tmp_path: Path, mlflow_store: Path
+) -> None:
+    """It would train on, and hold the run's lock against every new start."""
+    make_dataset(tmp_path / "data")
+    process = start("run", tmp_path, EPOCHS="100000")
+    with all_ended(process, tmp_path):
+        wait_for_checkpoint(process)
+        process.kill()
+        deadline = time.monotonic() + 60
+        while any(is_running(pid(tmp_path, rank)) for rank in (0, 1)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    process = start("run", tmp_path, EPOCHS="100000")
+    with all_ended(process, tmp_path):
+        assert process.stdout is not None
+        assert any("continuing after step" in line for line in process.stdout)
+
+
+def test_when_one_process_lacks_its_images_the_last_step_is_saved(tmp_path: Path, mlflow_store: Path) -> None:
+    """The decoder of rank 1 is killed; rank 0, which saves, would wait for rank 1 within a step."""
+    make_pictures(tmp_path)
+    process = start("run", tmp_path, EPOCHS="2000", EVERY="0", PICTURES="1")  # a line every 100
+    with all_ended(process, tmp_path):
+        assert process.stdout is not None
+        assert any(line.startswith("epoch") for line in process.stdout)
+        parent = pid(tmp_path, 1)
+        (decoder, *_) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        assert not list(Path().glob(".sdpipe/runs/*/step-*"))
+        os.kill(int(decoder), signal.SIGKILL)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: a process that decodes pictures has died" in out
+    assert "error: another process of this training lacks its next images" in out
+    assert list(Path().glob(".sdpipe/runs/*/step-*")), out
+
+
+def test_a_process_that_does_not_answer_is_one_line(tmp_path: Path, mlflow_store: Path) -> None:
+    """After 3 s here, 25 s for users; torchrun then gives it 30 s more to end."""
+    make_dataset(tmp_path / "data")
+    process = start("run", tmp_path, EPOCHS="100000", TIMEOUT_S="3")
+    with all_ended(process, tmp_path):
+        wait_for_checkpoint(process)
+        os.kill(pid(tmp_path, 1), signal.SIGSTOP)
+        stopped, lines = time.monotonic(), []
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("error:"):
+                break
+        assert time.monotonic() - stopped < 20
+        os.kill(pid(tmp_path, 1), signal.SIGCONT)
+        process.communicate(timeout=60)
+    assert "process 0 of 2: another process of this training has ended or does not answer" in lines[-1]
+    assert "Traceback" not in "".join(lines)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from conftest import machine, make_dataset, train_config
+from picture_files import AUGMENTED
 from safetensors.torch import save
 from test_training import StopAfter
 from world_variants import config_of, dataset_of
@@ -20,6 +21,7 @@ from world_variants import config_of, dataset_of
 from sdpipe.data.store import DataSet, open_dataset
 from sdpipe.errors import errors_on_one_line
 from sdpipe.training import evaluation
+from sdpipe.training import world as world_module
 from sdpipe.training.checkpoint import CheckpointFolder
 from sdpipe.training.compute import choose_compute
 from sdpipe.training.interruption import Interruption
@@ -39,21 +41,36 @@ def write(folder: Path, world: World, value: object) -> None:
 
 
 def equal(world: World, variant: str, folder: Path) -> None:
-    """Every rank's state after each step, the history, and the final weights."""
+    """Every rank's state after each step, the history, the final weights, and how often branches ran."""
     config = config_of(variant)
     trainer = Trainer(config, dataset_of(variant, folder / f"data{world.rank}"), COMPUTE, world, workers=1)
-    digests = []
+    digests, num_forward, num_active = [], 0, 0.0
+
+    def count(*_call: object) -> None:
+        nonlocal num_forward
+        num_forward += 1
+
+    for block in trainer.network.blocks:
+        block.branch.conv1.register_forward_hook(count)
     for _ in range(config.epochs):
         for _ in trainer.steps():
             tensors = {**trainer.network.state_dict(), **trainer.step.momentum()}
             plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
             digests.append(hashlib.sha256(save(plain)).hexdigest())
+        num_active += trainer.sums.num_active * len(trainer.step.parts)
+        num_training = num_forward
         trainer.validate()
+        num_forward = num_training
+    forwards = num_forward / num_active
     result = trainer.finish()
     if world.leads:
         save_tensors(folder / "weights.safetensors", result.state, {})
     history = [record.__dict__ for record in trainer.progress.history]
-    write(folder, world, {"digests": digests, "history": history, "test_error": result.test_error})
+    write(
+        folder,
+        world,
+        {"digests": digests, "history": history, "test_error": result.test_error, "forwards": forwards},
+    )
 
 
 def bytes_sent() -> int:
@@ -95,12 +112,14 @@ def stop(world: World, dataset: DataSet, folder: Path) -> None:
 
 
 def run(folder: Path) -> None:
-    """The stage, for many epochs; prints its process id first."""
+    """The stage, for many epochs; notes its process id first."""
     (folder / f"pid{os.environ.get('RANK', 'alone')}").write_text(str(os.getpid()))
+    world_module.TIMEOUT_S = int(os.environ.get("TIMEOUT_S", "25"))
     epochs = int(os.environ["EPOCHS"])
-    every = machine(every_steps=5)
-    config = train_config(epochs=epochs, milestones=[])
-    train_run("plain", config, every, open_dataset(folder / "data"), "code", folder / "out")
+    how = machine(every_steps=int(os.environ.get("EVERY", "5"))).model_copy(update={"workers": 1})
+    pictures = AUGMENTED if "PICTURES" in os.environ else {}
+    config = train_config(**pictures, epochs=epochs, milestones=[])
+    train_run("plain", config, how, open_dataset(folder / "data"), "code", folder / "out")
 
 
 def main(task: str, folder: Path) -> None:

@@ -5,6 +5,7 @@ N: images, H, W, C: height, width, channels.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -95,6 +96,12 @@ def shift_and_flip(images_NHWC: Tensor, shifts_N2: Tensor, flips_N: Tensor, max_
     return padded[samples[:, None, None], rows_NH[:, :, None], columns_NW[:, None, :]]
 
 
+@cache
+def _constant(values: tuple[object, ...], device: torch.device) -> Tensor:
+    """Copied to a device once: the copy waits for all that the device has to do."""
+    return torch.tensor(values, device=device)
+
+
 def jitter_colours(images_NHWC: Tensor, order_N3: Tensor, weights_N3: Tensor) -> Tensor:
     """Change brightness (0), contrast (1) and saturation (2) of each image, in its own order.
 
@@ -103,7 +110,7 @@ def jitter_colours(images_NHWC: Tensor, order_N3: Tensor, weights_N3: Tensor) ->
     places, about 1; the rest is black, its mean grey, or its grey picture.
     Source: fb.resnet.torch, datasets/transforms.lua.
     """
-    luma = torch.tensor(_LUMA, device=images_NHWC.device)
+    luma = _constant(_LUMA, images_NHWC.device)
     for order_N, weight_N in zip(order_N3.unbind(1), weights_N3.unbind(1), strict=True):
         kind, weight = order_N[:, None, None, None], weight_N[:, None, None, None]
         grey = (images_NHWC * luma).sum(dim=3, keepdim=True)
@@ -119,6 +126,6 @@ def light(images_NHWC: Tensor, alphas_N3: Tensor) -> Tensor:
     Source: fb.resnet.torch, datasets/transforms.lua; Krizhevsky et al. 2012, section 4.1.
     """
     device = images_NHWC.device
-    values = torch.tensor(_COLOUR_EIGENVALUES, device=device) * _MAX_PIXEL
-    colours_N3 = (alphas_N3 * values) @ torch.tensor(_COLOUR_EIGENVECTORS, device=device).T
+    values = _constant(_COLOUR_EIGENVALUES, device) * _MAX_PIXEL
+    colours_N3 = (alphas_N3 * values) @ _constant(_COLOUR_EIGENVECTORS, device).T
     return images_NHWC + colours_N3[:, None, None, :]

@@ -50,7 +50,6 @@ _DAMAGED = (
     AttributeError,
     NotImplementedError,
     struct.error,
-    MemoryError,
     RuntimeError,
 )
 
@@ -174,6 +173,8 @@ def _read(path: Path, turn: Turn | None) -> bytes:
         raise ImageError("not_found", "no such file") from error
     except PermissionError as error:
         raise ImageError("no_permission", "no permission to read it") from error
+    except MemoryError as error:
+        raise ImageError("no_memory", "not enough memory to read it") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise ImageError("unreadable", f"cannot be read: {error}") from error
     return raw or b""
@@ -202,6 +203,8 @@ def _open(raw: bytes, turn: Turn | None) -> Image.Image:
         raise ImageError("too_large", f"over {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         raise ImageError("not_an_image", "not a picture in a format that is read") from error
+    except MemoryError as error:
+        raise ImageError("no_memory", "not enough memory to decode its pixels") from error
     except _DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError("damaged", f"damaged or unsupported picture: {reason}") from error
@@ -221,6 +224,8 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
         if image.has_transparency_data:
             return _in_strips(image, mode, lambda strip: _over_white(strip).convert(mode))
         return image.convert(mode)
+    except MemoryError as error:
+        raise ImageError("no_memory", "not enough memory to convert its pixels") from error
     except _DAMAGED as error:
         raise ImageError(
             "unsupported_mode", f"pixels of mode {image.mode} cannot be converted: {error}"

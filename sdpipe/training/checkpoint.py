@@ -2,7 +2,8 @@
 
 `.sdpipe/runs/<fingerprint>/step-0000001234/` holds `tensors.safetensors`, `state.json` and `SHA256SUMS` (as
 sha256sum writes and checks it). The folder is written beside, synced and renamed, so it is there as a whole
-or not at all. Randomness has no state (`draws.py`), so none is kept.
+or not at all. Randomness has no state (`draws.py`), so none is kept. A training that is stopped in a
+validation leaves `step-0000001234-unvalidated/`: behind the validation the same step has another state.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from sdpipe.errors import ModelError
 from sdpipe.files import replacing_folder, sync_folder, write_synced
 
 _TENSORS, _STATE, _SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
-_NAME = re.compile(r"step-\d{10}")
+_NAME = re.compile(r"step-(\d{10})(-unvalidated)?")
 _KEPT = 2  # the newest, and one to fall back on
 
 
@@ -29,10 +30,12 @@ _KEPT = 2  # the newest, and one to fall back on
 class Checkpoint:
     """The state after `num_steps` optimizer steps.
 
+    is_unvalidated: whether the validation that is due behind this step is still lacking.
     tensors: by prefixed name; state: everything else, JSON-able.
     """
 
     num_steps: int
+    is_unvalidated: bool = False
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
@@ -53,12 +56,13 @@ class CheckpointFolder:
         if not self.folder.exists():
             self.folder.mkdir(parents=True)
             sync_folder(self.folder.parent)
-        path = self.folder / f"step-{checkpoint.num_steps:010d}"
-        if path.exists():  # the same step of the same training is the same state
+        path = self.folder / _name(checkpoint.num_steps, checkpoint.is_unvalidated)
+        if path.exists():  # the same place in the same training is the same state
             return
         state = {
             "fingerprint": self.fingerprint,
             "num_steps": checkpoint.num_steps,
+            "is_unvalidated": checkpoint.is_unvalidated,
             "state": checkpoint.state,
         }
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
@@ -98,7 +102,9 @@ class CheckpointFolder:
     def paths(self) -> list[Path]:
         """The folders of the checkpoints, the newest first."""
         found = self.folder.iterdir() if self.folder.exists() else []
-        return sorted((path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), reverse=True)
+        return sorted((path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), key=_place)[
+            ::-1
+        ]
 
     def _read(self, path: Path) -> Checkpoint:
         """Raises ModelError or OSError unless every byte is as it was written."""
@@ -106,15 +112,31 @@ class CheckpointFolder:
         if (path / _SUMS).read_bytes() != _sums(contents).encode():
             raise ModelError(f"its files are not those that {_SUMS} names")
         state = json.loads(contents[_STATE])
-        if f"step-{state['num_steps']:010d}" != path.name:
-            raise ModelError(f"it holds step {state['num_steps']}")
+        if (held := _name(state["num_steps"], state["is_unvalidated"])) != path.name:
+            raise ModelError(f"it holds {held}")
         if state["fingerprint"] != self.fingerprint:
             raise ModelError(f"it is of training {state['fingerprint']}, not {self.fingerprint}")
         try:
             tensors = load(contents[_TENSORS])
         except SafetensorError as error:
             raise ModelError(str(error)) from error
-        return Checkpoint(num_steps=state["num_steps"], tensors=tensors, state=state["state"])
+        return Checkpoint(
+            num_steps=state["num_steps"],
+            is_unvalidated=state["is_unvalidated"],
+            tensors=tensors,
+            state=state["state"],
+        )
+
+
+def _name(num_steps: int, is_unvalidated: bool) -> str:
+    return f"step-{num_steps:010d}{'-unvalidated' if is_unvalidated else ''}"
+
+
+def _place(path: Path) -> tuple[str, bool]:
+    """Sorts as the training goes: by step, and a validation comes behind its step."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return match[1], match[2] is None
 
 
 def _sums(contents: dict[str, bytes]) -> str:

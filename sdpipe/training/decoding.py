@@ -4,6 +4,7 @@ PyTorch's DataLoader holds the processes and brings batches in order. What a cro
 (seed, epoch, sample), so any number of processes gives the same pixels.
 """
 
+import errno
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sdpipe.data.crops import random_scale_box, random_size_box
 from sdpipe.data.pictures import ChooseBox, PictureFiles
@@ -22,6 +23,7 @@ from sdpipe.training.compute import Compute
 from sdpipe.training.config import RandomScaleCrop, RandomSizeCrop
 from sdpipe.training.draws import Draws
 
+_SHORT = (errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EMFILE)
 Crop = RandomSizeCrop | RandomScaleCrop | None
 Key = tuple[int, int | None]
 """A picture's number, and the epoch of its random crop."""
@@ -108,6 +110,8 @@ class _Decoder(Dataset[np.ndarray | _Unreadable]):
             return self._files.read(number, None if epoch is None else self._choose_box(number, epoch))
         except DataError as error:
             return _Unreadable(error)
+        except MemoryError:
+            return _Unreadable(f"{self._files.path(number)}: not enough memory to cut it")
 
     def _choose_box(self, number: int, epoch: int) -> ChooseBox | None:
         generator, size_HW = self._draws.crop(epoch, number), self._files.size_HW
@@ -124,10 +128,23 @@ class _Decoder(Dataset[np.ndarray | _Unreadable]):
 
 
 def _stack(images: list[np.ndarray | _Unreadable]) -> Tensor | _Unreadable:
+    """A batch, in a worker already in the memory that it shares with the training.
+
+    Moved there by the thread that sends it, a batch that finds no room would never arrive, nor would a word.
+    """
     for image in images:
         if isinstance(image, _Unreadable):
             return image
-    return torch.from_numpy(np.stack(images))
+    try:
+        batch_NHWC = torch.from_numpy(np.stack(images))
+        if get_worker_info() is not None:
+            batch_NHWC.share_memory_()  # type: ignore[no-untyped-call]
+        return batch_NHWC
+    except (MemoryError, RuntimeError) as error:
+        return _Unreadable(
+            f"no memory for a batch of {len(images)} pictures; they wait in /dev/shm, which a container may "
+            f"have too little of; fewer machine.workers need less ({str(error).splitlines()[0]})"
+        )
 
 
 def _take_signals(_worker: int) -> None:
@@ -151,6 +168,13 @@ def _death_noticed_when_waiting() -> Iterator[None]:
 def _death_on_one_line() -> Iterator[None]:
     try:
         yield
+    except OSError as error:  # of fork(), or of the queues between the processes
+        if error.errno not in _SHORT:
+            raise
+        raise LoadingError(
+            f"no process can be started to decode pictures ({error.strerror}); memory, /dev/shm or the "
+            "number of processes is short; fewer machine.workers need less"
+        ) from error
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise

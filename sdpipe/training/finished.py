@@ -78,7 +78,7 @@ class Lineage:
                 continue
             progress = Progress.from_json(checkpoint.state)
             what = f"the finished training {folder.name} of {progress.epochs_done} epochs"
-            reason = _reason_against(progress, config)
+            reason = _reason_against(progress, checkpoint.state["epoch"]["num_steps"], config)
             if reason is not None:
                 refused.append(f"{what} cannot be extended: {reason}; starting from the beginning")
             elif found is None or checkpoint.num_steps > found.num_steps:
@@ -90,7 +90,10 @@ class Lineage:
         return FileLock(self.folder.with_suffix(".lock"))
 
 
-def _reason_against(progress: Progress, config: TrainConfig) -> str | None:
+def _reason_against(progress: Progress, steps_begun: int, config: TrainConfig) -> str | None:
+    """steps_begun: of the epoch behind the last whole one, whose learning rate nothing tells."""
+    if steps_begun:
+        return f"it ends within epoch {progress.epochs_done + 1}"
     if progress.epochs_done > config.epochs:
         return f"params.yaml asks for {config.epochs}"
     for record in progress.history:

@@ -4,14 +4,17 @@ N: images of a batch, H, W, C: height, width, channels.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sdpipe.errors import LoadingError
 from sdpipe.training.compute import Compute
+from sdpipe.training.world import World
 
+Batch = TypeVar("Batch")
 _DEVICE_SHARE = 3  # the images take at most 1/3 of the device's free memory
 
 
@@ -62,3 +65,27 @@ class ArrayImages:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Images` says; an array's images are not cropped."""
         return map(self.take, wanted)
+
+
+def agreed(batches: Iterator[Batch], world: World) -> Iterator[Batch]:
+    """The batches, as long as every process has its next one; then LoadingError in all of them.
+
+    Else the others would wait in the middle of a step for the one that ends, and nothing could be saved.
+    """
+    while True:
+        failure = None
+        try:
+            batch = next(batches, None)
+        except LoadingError as error:
+            failure = error
+        agree_on(failure, world)
+        if batch is None:
+            return
+        yield batch
+
+
+def agree_on(failure: LoadingError | None, world: World) -> None:
+    """Raise LoadingError in all processes, if one of them has a failure."""
+    (is_lacking,) = world.any(failure is not None)
+    if is_lacking:
+        raise failure or LoadingError("another process of this training lacks its next images")

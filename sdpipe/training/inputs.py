@@ -56,5 +56,9 @@ def fit_to(config: TrainConfig, dataset: DataSet, train_indices: np.ndarray, ima
         return fit_normalisation(array_NHWC, train_indices, config.normalisation)
     sample = Draws(config.seed).statistics_sample(len(train_indices), STATISTICS_IMAGES)
     batches = np.array_split(train_indices[sample], -(-len(sample) // _STATISTICS_BATCH))
-    decoded_NHWC = np.concatenate([batch_NHWC.cpu().numpy() for batch_NHWC, _ in images.batches(batches)])
+    decoded_NHWC = np.empty((len(sample), *dataset.image_shape_HWC), dtype=np.uint8)
+    start = 0
+    for batch_NHWC, _ in images.batches(batches):  # copied, since each lies in /dev/shm while it is held
+        decoded_NHWC[start : start + len(batch_NHWC)] = batch_NHWC.cpu().numpy()
+        start += len(batch_NHWC)
     return fit_normalisation(decoded_NHWC, np.arange(len(decoded_NHWC)), config.normalisation)

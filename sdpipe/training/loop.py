@@ -25,30 +25,34 @@ _BAR_S = 0.5  # between two looks at the loss
 OnEpoch = Callable[[Progress], None]
 
 
-class _Saver:
+class Saver:
     """Writes checkpoints when they are due."""
 
-    def __init__(self, folder: CheckpointFolder | None, config: CheckpointConfig) -> None:
+    def __init__(self, folder: CheckpointFolder | None, config: CheckpointConfig, world: World) -> None:
         """folder: None in a process that does not lead."""
         self._folder = folder
+        self._world = world
         self._config = config
         self._cost_s = 0.0
         self._last = time.monotonic()
 
     def is_due(self, num_steps: int) -> bool:
-        """By step, or by time, but not so often that it would cost more than MAX_COST."""
+        """By step, or by time, but not so often that it would cost more than MAX_COST; the leader knows."""
+        if self._folder is None:
+            return False
         every_steps, every_s = self._config.every_steps, self._config.every_s
         if every_steps and num_steps % every_steps == 0:
             return True
         return time.monotonic() - self._last >= max(every_s, self._cost_s / MAX_COST)
 
     def save(self, trainer: Trainer) -> None:
-        """Write the trainer's state."""
+        """Write the trainer's state; called in all processes, who wait for the leader."""
         if self._folder is not None:
             started = time.monotonic()
             self._folder.save(trainer.checkpoint())
             self._last = time.monotonic()
             self._cost_s = self._last - started
+        self._world.wait()
 
 
 def train(
@@ -75,11 +79,8 @@ def train(
     trainer.restore(start)
     if trainer.num_steps:
         on_epoch(trainer.progress)
-    saver = _Saver(checkpoints, machine.checkpoint)
+    saver = Saver(checkpoints, machine.checkpoint, world)
     total = config.epochs * trainer.steps_per_epoch
-
-    def asked() -> bool:
-        return world.any(interruption.requested)
 
     silent = None if world.leads else True
     with tqdm(total=total, initial=trainer.num_steps, unit="step", disable=silent) as bar:
@@ -87,24 +88,26 @@ def train(
             with _saved_without_images(saver, trainer, interruption):
                 for _ in trainer.steps():
                     bar.update()
-                    _show_loss(bar, trainer)
-                    if asked():
+                    show_loss(bar, trainer)
+                    asked, is_due = world.any(interruption.requested, saver.is_due(trainer.num_steps))
+                    if asked:
                         _save_and_end(saver, trainer, interruption)
                     # Before a validation it is not saved, but behind it.
-                    if not trainer.lacks_validation_only and saver.is_due(trainer.num_steps):
+                    if is_due and not trainer.lacks_validation_only:
                         saver.save(trainer)
-                if not trainer.validate(asked if world.size == 1 else lambda: False):
+                if not trainer.validate(lambda: world.size == 1 and interruption.requested):
                     _save_and_end(saver, trainer, interruption)
             _show_epoch(bar, trainer)
             on_epoch(trainer.progress)
-            if saver.is_due(trainer.num_steps):
+            (is_due,) = world.any(saver.is_due(trainer.num_steps))
+            if is_due:
                 saver.save(trainer)
     saver.save(trainer)
     return trainer.finish()
 
 
 @contextmanager
-def _saved_without_images(saver: _Saver, trainer: Trainer, interruption: Interruption) -> Iterator[None]:
+def _saved_without_images(saver: Saver, trainer: Trainer, interruption: Interruption) -> Iterator[None]:
     """Save when the next images cannot be had: all steps so far are whole.
 
     If this process was asked to end, so were those that decode the images.
@@ -118,12 +121,12 @@ def _saved_without_images(saver: _Saver, trainer: Trainer, interruption: Interru
         raise
 
 
-def _save_and_end(saver: _Saver, trainer: Trainer, interruption: Interruption) -> None:
+def _save_and_end(saver: Saver, trainer: Trainer, interruption: Interruption) -> None:
     saver.save(trainer)
     interruption.end()
 
 
-def _show_loss(bar: "tqdm[Any]", trainer: Trainer) -> None:
+def show_loss(bar: "tqdm[Any]", trainer: Trainer) -> None:
     """The loss so far, where looking at it makes no device wait."""
     if bar.disable or trainer.compute.device.type != "cpu":
         return

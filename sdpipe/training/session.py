@@ -1,5 +1,6 @@
 """One training as a process: its name, its lock, its checkpoints, its MLflow run, its end."""
 
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,9 @@ def train_run(
     a checkpoint and an honest status.
     """
     with joined_world(config.device) as world, _memory_on_one_line(config):
-        compute = choose_compute(config.device, config.precision, world.local_rank)
+        compute = choose_compute(
+            config.device, config.precision, world.local_rank, one_shape=config.draw == "batch"
+        )
         session = _Session(run, config, machine, dataset, compute, code, committed_md5)
         if world.leads:
             session.lead(world, folder)
@@ -227,10 +230,11 @@ def _memory_on_one_line(config: TrainConfig) -> Iterator[None]:
     """Turn an allocation that fails, on the host or the device, into a TrainingError."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        # PyTorch has a class of its own for the device only.
-        phrases = ("can't allocate memory", "STATUS_ALLOC_FAILED")
+    except (MemoryError, RuntimeError, OSError) as error:
+        # PyTorch has a class of its own for its allocator on the device only.
+        phrases = ("can't allocate memory", "STATUS_ALLOC_FAILED", "out of memory", "bad_alloc")
         is_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        is_of_memory |= isinstance(error, OSError) and error.errno == errno.ENOMEM
         if not is_of_memory and not any(phrase in str(error) for phrase in phrases):
             raise
         raise TrainingError(

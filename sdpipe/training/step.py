@@ -18,7 +18,7 @@ from sdpipe.network import Active, Dropout, ResidualBlock, ResNet
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.guard import FP16_STREAK, Guard
-from sdpipe.training.recompute import recompute_blocks
+from sdpipe.training.recompute import recompute_branches
 from sdpipe.training.world import World, gradients_kept_here
 
 _NEVER = 2**31 - 1
@@ -75,9 +75,10 @@ class TrainingStep:
         if config.compile:
             for block in network.blocks:
                 assert isinstance(block, ResidualBlock)
-                block.branch.compile()
+                # Only this function, so that recomputation stays around it.
+                block.branch.forward = torch.compile(block.branch.forward)  # type: ignore[method-assign]
         if config.recompute:
-            recompute_blocks(network)
+            recompute_branches(network)
         self._view = world.replicate(network)
         self._norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
         self._momentum = self._norms[0].momentum or 0.0

@@ -23,7 +23,7 @@ from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.draws import Draws
 from sdpipe.training.evaluation import error_and_loss
-from sdpipe.training.images import ArrayImages
+from sdpipe.training.images import ArrayImages, agreed
 from sdpipe.training.inputs import check_fits, fit_to, open_images
 from sdpipe.training.progress import EpochRecord, EpochTiming, Progress, Sums, TrainResult
 from sdpipe.training.schedule import learning_rate_at, survival_probs_at
@@ -108,13 +108,16 @@ class Trainer:
     def steps(self) -> Iterator[None]:
         """Take the steps that are still lacking before the next validation; yields after each.
 
-        Raises TrainingError before the update, if a loss or a gradient is not finite.
+        Raises TrainingError before the update, if a loss or a gradient is not finite; LoadingError before the
+        step, in all processes, if one of them lacks its images.
         """
         epoch, sums = self.epoch, self.sums
         learning_rate = self.learning_rate
         sums.last_tick = time.perf_counter()
         steps = range(sums.num_steps, self._validation_step)
-        for parts in self.batches.epoch(epoch, steps, self.step.parts):
+        batches = self.batches.epoch(epoch, steps, self.step.parts)
+        is_sure = isinstance(self.images, ArrayImages)
+        for parts in batches if is_sure else agreed(batches, self.world):
             draw = cache(partial(self._draw, epoch, sums.num_steps))  # asked again for the history
             loss = self.step.run(self.num_steps, parts, draw, learning_rate)
             if loss is None:
@@ -168,7 +171,7 @@ class Trainer:
     def validate(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Validate, note it with what was added up since the last time, keep the best.
 
-        Returns False, with nothing changed, if `stop` says so in between.
+        Returns False, with nothing changed, if `stop` says so in between; raises as `error_and_loss`.
         """
         self.check_finite()
         loss, gradient, num_gradients = (
@@ -227,6 +230,7 @@ class Trainer:
             )
         return Checkpoint(
             num_steps=self.num_steps,
+            is_unvalidated=self.lacks_validation_only,
             tensors=tensors,
             state={
                 **asdict(self.progress),

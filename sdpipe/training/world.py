@@ -6,7 +6,9 @@ around the network: an inactive block then takes part in nothing, so its gradien
 blocks are active is a function of (seed, epoch, step) (`draws.py`) and the same everywhere without a message.
 """
 
+import ctypes
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -18,18 +20,25 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdpipe.errors import ConfigError, TrainingError
 from sdpipe.network import ResNet
+from sdpipe.training.compute import cuda_device
 
 _TORCHRUN_SETS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-TIMEOUT_S = 50  # a process that is silent for so long is taken for dead
+TIMEOUT_S = 25  # a process that is silent for so long within a step is taken for dead
+PATIENCE_S = 600  # where one may rightly take longer: at the start, in a validation, while the leader saves
+_LOST = ("gloo", "NCCL", "pair closure", "Connection closed", "Connection reset", "Broken pipe", "imed out")
+"""In messages of an exchange that failed; not all of them name the library. imed out: Timed out, timed out"""
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class World:
     """This process among the others. Use `joined_world()`."""
 
-    def __init__(self, rank: int, size: int, local_rank: int) -> None:
+    def __init__(self, rank: int, size: int, local_rank: int, group: dist.ProcessGroup | None = None) -> None:
+        """group: all processes, who wait for TIMEOUT_S there; in the default group they do for PATIENCE_S."""
         self.rank = rank
         self.size = size
         self.local_rank = local_rank
+        self._group = group
 
     @property
     def leads(self) -> bool:
@@ -41,42 +50,50 @@ class World:
         each = num_parts // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is true in any process. A message between the hosts; no device waits."""
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Of each, whether it is true in any process. One message between the hosts; no device waits."""
         if self.size == 1:
-            return flag
-        count = torch.tensor(int(flag))
-        dist.all_reduce(count)
-        return bool(count)
+            return flags
+        counts = torch.tensor(flags, dtype=torch.int64)
+        dist.all_reduce(counts, group=self._group)
+        return tuple(bool(count) for count in counts)
+
+    def wait(self) -> None:
+        """Wait until all processes are here, also for one that has long work of its own."""
+        if self.size > 1:
+            dist.all_reduce(torch.zeros(1))
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over the processes, in one message. The same bits everywhere."""
         if self.size == 1:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=self._group)
         flat /= self.size
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def sum_(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over the processes."""
+        """Replace a tensor by its sum over the processes, when all are here."""
+        self.wait()
         if self.size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self._group)
 
     def take_from_leader(self, tensors: Sequence[Tensor]) -> None:
-        """Copy the leader's tensors into those of all others."""
+        """Copy the leader's tensors into those of all others, when all are here."""
+        self.wait()
         if self.size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                dist.broadcast(tensor, src=0, group=self._group)
 
     def take_object_from_leader(self, value: object) -> object:
         """The leader's value, which must be plain data."""
         if self.size == 1:
             return value
+        self.wait()
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
     def replicate(self, network: ResNet) -> ResNet:
@@ -86,20 +103,23 @@ class World:
         """
         if self.size == 1:
             return network
+        self.wait()
         with torch.device("meta"):
             view = ResNet(network.config)
-        _average_gradients(view, network, "stem")
-        _average_gradients(view, network, "head")
+        self._average_gradients(view, network, "stem")
+        self._average_gradients(view, network, "head")
         for block, own in zip(view.blocks, network.blocks, strict=True):
-            _average_gradients(block, own, "branch")
+            self._average_gradients(block, own, "branch")
             if getattr(own, "projection", None) is not None:
-                _average_gradients(block, own, "projection")
+                self._average_gradients(block, own, "projection")
         return view
 
-
-def _average_gradients(view: nn.Module, own: nn.Module, name: str) -> None:
-    # Buffers are averaged by the training step, in the same message as the loss.
-    setattr(view, name, DistributedDataParallel(getattr(own, name), forward_sync_buffers=False))
+    def _average_gradients(self, view: nn.Module, own: nn.Module, name: str) -> None:
+        # Buffers are averaged by the training step, in the same message as the loss.
+        around = DistributedDataParallel(
+            getattr(own, name), process_group=self._group, forward_sync_buffers=False
+        )
+        setattr(view, name, around)
 
 
 @contextmanager
@@ -116,7 +136,8 @@ def gradients_kept_here(view: nn.Module, *, wanted: bool) -> Iterator[None]:
 def joined_world(device: str) -> Iterator[World]:
     """The processes that torchrun started, or this one alone.
 
-    device: cpu, cuda or auto, as in params.yaml. Raises TrainingError when another process has died.
+    device: cpu, cuda or auto, as in params.yaml. Raises TrainingError when another process has died, and
+    DeviceError where this one has no CUDA device.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -125,19 +146,30 @@ def joined_world(device: str) -> Iterator[World]:
     missing = [name for name in _TORCHRUN_SETS if name not in os.environ]
     if missing:
         raise ConfigError(f"WORLD_SIZE is {size}, and torchrun's {', '.join(missing)} is not set")
-    world = World(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     on_cuda = device != "cpu" and torch.cuda.is_available()
     if on_cuda:
-        torch.cuda.set_device(world.local_rank)
-    backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+        torch.cuda.set_device(cuda_device(local_rank))
+    _end_with_launcher()
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S))
-        yield world
+        backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE_S))
+        group = dist.new_group(timeout=timedelta(seconds=TIMEOUT_S))
+        assert isinstance(group, dist.ProcessGroup), "every process is in it"
+        yield World(rank, size, local_rank, group)
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL")):
+        if isinstance(error, dist.DistError) or any(phrase in str(error) for phrase in _LOST):
             raise TrainingError(
-                f"process {world.rank} of {size}: another process of this training has ended or is missing; "
+                f"process {rank} of {size}: another process of this training has ended or does not answer; "
                 f"a new start continues from the last checkpoint ({str(error).splitlines()[0][:200]})"
             ) from error
         raise
     dist.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Get SIGTERM when the launcher ends: what it started must not hold the run against a new start."""
+    launcher = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != launcher:
+        raise TrainingError("the launcher of this training has ended")
