@@ -342,5 +342,5 @@ def test_too_little_memory_is_not_a_damaged_picture(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)})
     assert done.stdout.splitlines() == [
         "no_memory not enough memory to decode its pixels",
-        "no_memory not enough memory to read it",
+        "no_memory not enough memory to decode its pixels",
     ]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sdpipe.deploy.signal_stack import kept_signal_stack
 from sdpipe.errors import ModelError
 from sdpipe.runtime.artifact import INPUT, Artifact, open_artifact
 from sdpipe.runtime.benchmark import Contender, onnx_contender
 from sdpipe.runtime.metadata import Metadata
+from sdpipe.runtime.signal_stack import kept_signal_stack
 
 
 def open_for_benchmark(path: Path, device: str, threads: int) -> Artifact:

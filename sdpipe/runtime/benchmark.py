@@ -16,6 +16,7 @@ import numpy as np
 
 from sdpipe.errors import ModelError
 from sdpipe.runtime.artifact import Artifact
+from sdpipe.runtime.signal_stack import kept_signal_stack
 from sdpipe.runtime.turns import Turn, play_rounds
 
 WARMUP = 3  # rounds that do not count: the first calls allocate memory and choose kernels
@@ -69,8 +70,9 @@ def time_contenders(
     turns = {str(at): turn(contender, batch_size) for at, contender in enumerate(contenders)}
     finished: list[dict[str, float]] = []
     try:
-        for taken_s in play_rounds(turns, numbers):
-            finished.append(taken_s)
+        with kept_signal_stack():
+            for taken_s in play_rounds(turns, numbers):
+                finished.append(taken_s)
     finally:
         counted = finished[WARMUP:]
         for at, contender in enumerate(contenders if counted else ()):

@@ -1,6 +1,6 @@
 """Keeping the stack that this thread's signal handlers run on, which OpenVINO replaces.
 
-Its compiler sets one of its own (2026.4.1: 11,568 bytes), frees it with the compiled model, and leaves it
+It sets one of its own now and then (2026.4.1: 11,568 bytes), frees it with the compiled model, and leaves it
 set: the next Ctrl-C or SIGCHLD would then end the process with a segmentation fault.
 """
 
