@@ -245,6 +245,7 @@ def test_predict_imports_nothing_of_the_training_stack(pictures: Path, model_pat
         "sdpipe.commands",
         "sdpipe.commands.benchmarking",
         "sdpipe.commands.model",
+        "sdpipe.commands.options",
         "sdpipe.commands.output",
         "sdpipe.commands.printing",
         "sdpipe.commands.pruning",

@@ -6,19 +6,9 @@ from typing import Any
 
 import click
 
+from sdpipe.commands.options import model_argument, model_option
 from sdpipe.commands.printing import aligned, on_one_line
 from sdpipe.errors import errors_on_one_line
-
-DEFAULT_MODEL = "models/model.onnx"
-
-model_help = f"The ONNX file. Default: {DEFAULT_MODEL}, or the environment variable SDPIPE_MODEL."
-
-
-def _existing_model(_context: click.Context, _parameter: click.Parameter, value: Path) -> Path:
-    if not value.is_file():
-        raise click.BadParameter(f"no such file: {value}. `make repro` makes {DEFAULT_MODEL}.")
-    return value
-
 
 verify_option = click.option(
     "--verify", is_flag=True, help="Compare MODEL with the SHA256SUMS in its folder, or the one above, first."
@@ -42,14 +32,7 @@ def _drawable(_context: click.Context, _parameter: click.Parameter, value: Path 
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_MODEL,
-    envvar="SDPIPE_MODEL",
-    callback=_existing_model,
-    help=model_help,
-)
+@model_option
 @click.option(
     "--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Labels for each image."
 )
@@ -141,13 +124,7 @@ def _new_sheet() -> Any:
 
 
 @click.command()
-@click.argument(
-    "model",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_MODEL,
-    envvar="SDPIPE_MODEL",
-    callback=_existing_model,
-)
+@model_argument
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @verify_option
 def inspect(model: Path, as_json: bool, verify: bool) -> None:

@@ -4,19 +4,12 @@ from pathlib import Path
 
 import click
 
-from sdpipe.commands.model import DEFAULT_MODEL, _existing_model, model_help
+from sdpipe.commands.options import model_option
 from sdpipe.errors import errors_on_one_line
 
 
 @click.command()
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_MODEL,
-    envvar="SDPIPE_MODEL",
-    callback=_existing_model,
-    help=model_help,
-)
+@model_option
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="The model repository, made if missing."
 )
