@@ -35,7 +35,7 @@ repro: .venv/installed
 	dvc repro
 
 test: .venv/installed
-	pytest -m "not slow"
+	pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/installed
 	pytest -m slow
