@@ -38,7 +38,8 @@ test: .venv/installed
 	pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/installed
-	pytest -m slow
+	pytest -m slow tests/test_pipeline.py
+	pytest -m slow -n 2 --dist loadfile --ignore tests/test_pipeline.py
 
 test-base: .venv/installed .venv-base/installed
 	python tests/base_install.py .venv-base

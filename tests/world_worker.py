@@ -115,6 +115,7 @@ def run(folder: Path) -> None:
     """The stage, for many epochs; notes its process id first."""
     (folder / f"pid{os.environ.get('RANK', 'alone')}").write_text(str(os.getpid()))
     world_module.TIMEOUT_S = int(os.environ.get("TIMEOUT_S", "25"))
+    world_module.PATIENCE_S = int(os.environ.get("PATIENCE_S", "600"))
     epochs = int(os.environ["EPOCHS"])
     how = machine(every_steps=int(os.environ.get("EVERY", "5"))).model_copy(update={"workers": 1})
     pictures = AUGMENTED if "PICTURES" in os.environ else {}
