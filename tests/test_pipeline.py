@@ -86,8 +86,8 @@ def read(project: Project, run: str, name: str) -> dict[str, float]:
 
 
 def test_from_a_fresh_clone_to_a_deployed_file(first: Project) -> None:
-    """Both trainings, 20 layers, at most 2 % error on the digits, in under 3 minutes."""
-    assert first.seconds < 180
+    """Both trainings, 20 layers, at most 2 % error on the digits; 20 files proved, in under 4.5 minutes."""
+    assert first.seconds < 270
     for run in RUNS:
         metrics = read(first, run, "metrics.json")
         assert (
