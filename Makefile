@@ -67,4 +67,4 @@ ui: .venv/installed
 
 clean:
 	rm -rf .venv .venv-base data models/*/ models/model.onnx models/README.md models/deployed.json \
-		models/SHA256SUMS .sdpipe/runs .sdpipe/finished .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+		models/variants.csv models/SHA256SUMS .sdpipe/runs .sdpipe/finished .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -29,7 +29,7 @@ def test_a_run_alone_is_deployed(run_folder: Path) -> None:
     """Without variants: the file, an empty folder, the card, the facts, and sums that sha256sum accepts."""
     models = run_folder.parent
     deployed = deploy(run_folder, models)
-    assert set(contents(models)) == {"model.onnx", "README.md", "deployed.json", "SHA256SUMS"}
+    assert set(contents(models)) == {"model.onnx", "variants.csv", "README.md", "deployed.json", "SHA256SUMS"}
     assert list((models / "variants").iterdir()) == []
     assert (models / "model.onnx").read_bytes() == (run_folder / "model.onnx").read_bytes()
     assert read_deployed(models) == deployed

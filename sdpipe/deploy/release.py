@@ -1,6 +1,7 @@
 """Deploy: the chosen run's files become models/model.onnx and models/variants/, after their gates held.
 
-Beside them then stand README.md (the model card), deployed.json (for programs) and SHA256SUMS.
+Beside them then stand README.md (the model card), variants.csv (their figures), deployed.json (for programs)
+and SHA256SUMS.
 """
 
 import os
@@ -116,7 +117,7 @@ def write_release(candidate: Candidate, models: Path, card: str, config: DeployC
         (staged / VARIANTS).mkdir()
         for path in candidate.variants.values():
             _copy(path, staged / VARIANTS / path.name)
-        _write_table(candidate, staged / VARIANTS / TABLE)
+        _write_table(candidate, staged / TABLE)
         write_synced(staged / CARD, card.encode())
         deployed = Deployed(
             run=candidate.run_folder.name,
@@ -127,14 +128,15 @@ def write_release(candidate: Candidate, models: Path, card: str, config: DeployC
             variants={name: path.name for name, path in candidate.variants.items()},
         )
         write_json(staged / FACTS, asdict(deployed))
-        names = [MODEL, *(f"{VARIANTS}/{path.name}" for path in (staged / VARIANTS).iterdir()), CARD, FACTS]
+        shipped = [f"{VARIANTS}/{path.name}" for path in candidate.variants.values()]
+        names = [MODEL, *shipped, TABLE, CARD, FACTS]
         sums = "".join(f"{sha256_of(staged / name)}  {name}\n" for name in sorted(names))
         write_synced(staged / SUMS, sums.encode())
         sync_folder(staged / VARIANTS)
         # A folder cannot be renamed over one that holds files.
         if (models / VARIANTS).exists():
             (models / VARIANTS).replace(staged / "before")
-        for name in (VARIANTS, MODEL, CARD, FACTS, SUMS):
+        for name in (VARIANTS, MODEL, TABLE, CARD, FACTS, SUMS):
             (staged / name).replace(models / name)
         sync_folder(models)
     return deployed
@@ -167,8 +169,7 @@ def _write_table(candidate: Candidate, path: Path) -> None:
             rows.append({**row, "path": f"{VARIANTS}/{candidate.variants[name].name}"})
         elif name == "fp32":
             rows.append({**row, "path": MODEL})
-    if rows:
-        write_csv(path, COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
+    write_csv(path, COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
 
 
 def read_deployed(models: Path) -> Deployed:
