@@ -16,9 +16,12 @@ from benchmarks.deployment import main as measure
 from benchmarks.deployment_table import main as print_table
 from benchmarks.deployment_table import markdown
 from sdpipe.data.store import DataSet
+from sdpipe.files import read_json
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.signal_stack import kept_signal_stack
 from sdpipe.training.weights import Weights, save_weights
+
+ROOT = Path(__file__).parents[1]
 
 
 def make_run(folder: Path, dataset: DataSet, p_L: float) -> Path:
@@ -145,3 +148,15 @@ def signal_stack() -> tuple[int, int]:
     found = (ctypes.c_size_t * 3)()  # stack_t: address, flags, size
     assert ctypes.CDLL(None).sigaltstack(None, found) == 0
     return found[0], found[2]
+
+
+def test_the_readme_has_the_table_of_the_committed_measurement() -> None:
+    """Nothing in it was typed by hand; int8 and pruning hold their bounds on errors, pruning on speed."""
+    results = read_json(ROOT / "benchmarks" / "deployment.json")
+    assert markdown(results) in (ROOT / "README.md").read_text()
+    for run in results["runs"]:
+        rows = {row["variant"]: row for row in run["rows"]}
+        whole, int8, pruned = rows["fp32"], rows["int8"], rows["keep-17"]
+        assert int8["test_error"] - whole["test_error"] <= 0.002
+        assert pruned["test_error"] - whole["test_error"] <= 0.01
+        assert pruned["engines"]["onnxruntime"]["batch_64"]["throughput_ratio"]["median"] >= 1.5
