@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,12 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def write_records(path: Path, row_type: type, rows: Iterable[Any]) -> None:
+    """Write instances of a dataclass as a table with a column for each field."""
+    names = [column.name for column in fields(row_type)]
+    write_csv(path, names, ([getattr(row, name) for name in names] for row in rows))
 
 
 def read_json(path: Path) -> dict[str, Any]:

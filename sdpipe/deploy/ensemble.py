@@ -3,7 +3,6 @@
 That is checked by averaging the softmax of M sub-networks drawn as in training. N: images, K: classes.
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from sdpipe.data.store import DataSet
 from sdpipe.errors import DataError, ModelError
-from sdpipe.files import replacing
+from sdpipe.files import write_csv
 from sdpipe.runtime.uncertainty import draw_members
 from sdpipe.training.compute import choose_compute
 from sdpipe.training.images import ArrayImages
@@ -90,10 +89,8 @@ def compare_ensemble(
         }
         for count in members
     ]
-    with replacing(folder / "ensemble.csv") as beside, beside.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({"fingerprint": info.fingerprint, **row} for row in rows)
+    cells = [{"fingerprint": info.fingerprint, **row} for row in rows]
+    write_csv(folder / "ensemble.csv", COLUMNS, [[row[column] for column in COLUMNS] for row in cells])
     return rows
 
 

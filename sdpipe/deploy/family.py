@@ -1,6 +1,5 @@
 """The files that runs can be deployed as, side by side: error, latency, size; and the choice among them."""
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from sdpipe.deploy.latency import measure_latency
 from sdpipe.deploy.parity import Images, onnx_logits
 from sdpipe.deploy.prune import EXTRA, PRUNED
 from sdpipe.errors import DataError, ModelError, SdpipeError
-from sdpipe.files import replacing
+from sdpipe.files import write_csv
 from sdpipe.runtime.artifact import Artifact, open_artifact
 from sdpipe.training.weights import load_info
 
@@ -166,22 +165,16 @@ def pick_by_error(variants: Sequence[Variant], max_error: float, batch_size: int
 
 def write_table(path: Path, variants: Sequence[Variant]) -> None:
     """pareto.csv: a row for each file."""
-    with replacing(path) as beside, beside.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        sizes = list(variants[0].latency_ms)
-        writer.writerow(
-            [
-                *("run", "variant", "path", "blocks", "num_blocks", "validation_error", "test_error"),
-                *(f"batch_{size}_ms" for size in sizes),
-                *("speedup", "bytes", "on_front"),
-            ]
-        )
-        for one in variants:
-            times = [f"{one.latency_ms[size]:.4f}" for size in sizes]
-            writer.writerow(
-                [
-                    *(one.run, one.variant, one.path, one.blocks, one.num_blocks),
-                    *(one.validation_error, one.test_error, *times),
-                    *(f"{one.speedup:.3f}", one.num_bytes, one.on_front),
-                ]
-            )
+    sizes = list(variants[0].latency_ms)
+    header = [
+        *("run", "variant", "path", "blocks", "num_blocks", "validation_error", "test_error"),
+        *(f"batch_{size}_ms" for size in sizes),
+        *("speedup", "bytes", "on_front"),
+    ]
+    rows = []
+    for one in variants:
+        facts = [one.run, one.variant, one.path, one.blocks, one.num_blocks]
+        times = [f"{one.latency_ms[size]:.4f}" for size in sizes]
+        measured = [one.validation_error, one.test_error, *times, f"{one.speedup:.3f}"]
+        rows.append([*facts, *measured, one.num_bytes, one.on_front])
+    write_csv(path, header, rows)

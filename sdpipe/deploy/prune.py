@@ -10,7 +10,7 @@ models/<run>/pruned/
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from sdpipe.deploy.recalibrate import (
 )
 from sdpipe.deploy.worth import BlockWorth, order_blocks
 from sdpipe.errors import DataError, ModelError
-from sdpipe.files import read_json, replacing, replacing_folder, write_json
+from sdpipe.files import read_json, replacing_folder, write_json, write_records
 from sdpipe.training.weights import ModelInfo, Weights, load_weights, save_weights
 
 PRUNED, EXTRA = "pruned", "pruned-extra"
@@ -61,7 +61,7 @@ def prune_run(folder: Path, dataset: DataSet, config: PruneConfig, export: Expor
             order, why_empty = [], "without skips no block can be removed"
         else:
             order, why_empty = order_blocks(weights, material.chosen_on, config.num_candidates), None
-        _write_order(beside / "order.csv", order)
+        write_records(beside / "order.csv", BlockWorth, order)
         num_blocks = weights.info.network.num_blocks
         counts = sorted({count_of(fraction, num_blocks) for fraction in config.keep}, reverse=True)
         ells = [worth.ell for worth in order]
@@ -170,13 +170,6 @@ def write_size(
 def _score_of(weights: Weights, held: Labelled) -> dict[str, float]:
     its_score: Score = score(network_logits(weights, held.images_NHWC), held.labels_N)
     return asdict(its_score)
-
-
-def _write_order(path: Path, order: Sequence[BlockWorth]) -> None:
-    with replacing(path) as beside, beside.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([column.name for column in fields(BlockWorth)])
-        writer.writerows(asdict(worth).values() for worth in order)
 
 
 def read_order(path: Path) -> list[int]:

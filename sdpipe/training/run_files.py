@@ -1,13 +1,11 @@
 """The files that `train` leaves in models/<run>/, and reading them back: they are the truth about a run."""
 
 import csv
-from collections.abc import Iterable
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from sdpipe.errors import DataError
-from sdpipe.files import replacing, write_json
+from sdpipe.files import write_json, write_records
 from sdpipe.network import expected_depth
 from sdpipe.training.progress import EpochRecord, EpochTiming, TrainResult
 from sdpipe.training.weights import ModelInfo, Weights, save_weights
@@ -21,8 +19,8 @@ def write_training(folder: Path, result: TrainResult, info: ModelInfo, measured:
     folder.mkdir(parents=True, exist_ok=True)
     weights = Weights(info=info, normalisation=result.normalisation, state=result.state)
     save_weights(folder / "weights.safetensors", weights)
-    _write_csv(folder / "history.csv", EpochRecord, result.progress.history)
-    _write_csv(folder / "timing.csv", EpochTiming, result.progress.timing)
+    write_records(folder / "history.csv", EpochRecord, result.progress.history)
+    write_records(folder / "timing.csv", EpochTiming, result.progress.timing)
     best = result.progress.best
     summary = {
         "test_error": result.test_error,
@@ -43,13 +41,6 @@ def write_training(folder: Path, result: TrainResult, info: ModelInfo, measured:
     images_per_s = sorted(row.images_per_s for row in timing)[len(timing) // 2]
     train_s = sum(row.epoch_s for row in timing)
     write_json(folder / "timing.json", {"train_s": train_s, "images_per_s": images_per_s, **measured})
-
-
-def _write_csv(path: Path, row_type: type, rows: Iterable[Any]) -> None:
-    with replacing(path) as beside, beside.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [column.name for column in fields(row_type)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
