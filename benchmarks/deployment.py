@@ -17,9 +17,9 @@ import torch
 from benchmarks.deployment_table import markdown
 from benchmarks.timing import ratio, spread, take_turns
 from sdpipe.data.store import open_dataset
-from sdpipe.deploy.contenders import matching_weights, open_for_benchmark, openvino_contender
-from sdpipe.deploy.eager import eager_contender
-from sdpipe.deploy.parity import onnx_logits
+from sdpipe.deploy.proof.parity import onnx_logits
+from sdpipe.deploy.timing.contenders import matching_weights, open_for_benchmark, openvino_contender
+from sdpipe.deploy.timing.eager import eager_contender
 from sdpipe.errors import DataError, errors_on_one_line
 from sdpipe.files import write_json
 from sdpipe.provenance import processor_name

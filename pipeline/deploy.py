@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from sdpipe.config import get_value, parse_section, read_params
-from sdpipe.deploy.card import write_card
 from sdpipe.deploy.config import DeployConfig
-from sdpipe.deploy.registry import register_quietly
-from sdpipe.deploy.release import judge, write_release
+from sdpipe.deploy.release.card import write_card
+from sdpipe.deploy.release.registry import register_quietly
+from sdpipe.deploy.release.release import judge, write_release
 from sdpipe.errors import errors_on_one_line
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from sdpipe.config import get_value, parse_section, read_params
 from sdpipe.data.store import open_dataset
 from sdpipe.deploy.config import EvaluateConfig
-from sdpipe.deploy.evaluate import evaluate_run
+from sdpipe.deploy.proof.evaluate import evaluate_run
 from sdpipe.errors import errors_on_one_line
 from sdpipe.track import track_quietly
 from sdpipe.training.run_files import read_rows

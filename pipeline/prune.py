@@ -6,7 +6,7 @@ from pathlib import Path
 from sdpipe.config import get_value, parse_section, read_params
 from sdpipe.data.store import open_dataset
 from sdpipe.deploy.config import ExportConfig, PruneConfig
-from sdpipe.deploy.prune import prune_run
+from sdpipe.deploy.pruning.prune import prune_run
 from sdpipe.errors import errors_on_one_line
 
 

@@ -19,9 +19,9 @@ from test_evaluate import FAULTS
 from sdpipe.data.store import open_dataset
 from sdpipe.deploy import fold as fold_module
 from sdpipe.deploy.held_out import open_held_out
-from sdpipe.deploy.integers import measure_layers
-from sdpipe.deploy.layers import file_layers, reference_layers, spread_over
-from sdpipe.deploy.parity import Reference, onnx_logits
+from sdpipe.deploy.proof.integers import measure_layers
+from sdpipe.deploy.proof.layers import file_layers, reference_layers, spread_over
+from sdpipe.deploy.proof.parity import Reference, onnx_logits
 from sdpipe.deploy.quantize import insert_ranges, observe_ranges
 from sdpipe.network import ResNet
 from sdpipe.runtime.artifact import open_artifact

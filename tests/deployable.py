@@ -11,9 +11,9 @@ from typing import Any
 import onnx
 from conftest import export_to, make_weights
 
-from sdpipe.deploy.card import write_card
 from sdpipe.deploy.config import DeployConfig
-from sdpipe.deploy.release import Deployed, judge, write_release
+from sdpipe.deploy.release.card import write_card
+from sdpipe.deploy.release.release import Deployed, judge, write_release
 from sdpipe.training.weights import ModelInfo, save_weights
 
 VARIANT_FILES = {

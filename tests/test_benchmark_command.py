@@ -20,8 +20,8 @@ from click.testing import CliRunner, Result
 from conftest import ROOT, export_to, make_weights, random_images
 
 from sdpipe.cli import main
-from sdpipe.deploy.contenders import matching_weights
-from sdpipe.deploy.eager import eager_contender
+from sdpipe.deploy.timing.contenders import matching_weights
+from sdpipe.deploy.timing.eager import eager_contender
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.benchmark import WARMUP, Contender, start_process, summary, time_contenders
 from sdpipe.runtime.cores import num_cores

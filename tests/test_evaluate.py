@@ -16,10 +16,10 @@ from torch import nn
 from sdpipe.data.store import DataSet
 from sdpipe.deploy import fold as fold_module
 from sdpipe.deploy.config import EvaluateConfig, ExportConfig, Fp16Parity, Int8Parity
-from sdpipe.deploy.evaluate import evaluate_run
 from sdpipe.deploy.export import export_ensemble
-from sdpipe.deploy.parity import Reference, check_parity, compare_logits, onnx_logits
-from sdpipe.deploy.release import judge
+from sdpipe.deploy.proof.evaluate import evaluate_run
+from sdpipe.deploy.proof.parity import Reference, check_parity, compare_logits, onnx_logits
+from sdpipe.deploy.release.release import judge
 from sdpipe.errors import GateError, ModelError, ParityError
 from sdpipe.files import write_json
 from sdpipe.network import ResNet
@@ -232,7 +232,7 @@ def test_files_of_two_runs_are_not_compared(tmp_path: Path, dataset: DataSet) ->
 
 def test_more_classes_than_fit_with_numbers_are_drawn(tmp_path: Path) -> None:
     """CIFAR-100's matrix has no room for numbers or names."""
-    from sdpipe.deploy.figures import draw_confusion
+    from sdpipe.deploy.proof.figures import draw_confusion
 
     draw_confusion(tmp_path / "big.png", np.eye(100, dtype=int), [str(k) for k in range(100)], "title")
     assert (tmp_path / "big.png").stat().st_size > 10_000

@@ -19,7 +19,7 @@ from test_evaluate import FAULTS, TOLERANCE, fold_with
 from torch.nn import Module
 
 from sdpipe.data.store import open_dataset
-from sdpipe.deploy.parity import Reference, check_parity, compare_logits, onnx_logits
+from sdpipe.deploy.proof.parity import Reference, check_parity, compare_logits, onnx_logits
 from sdpipe.errors import ParityError
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.training.weights import load_weights

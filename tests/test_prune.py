@@ -18,11 +18,11 @@ from torch import Tensor
 from sdpipe.cli import main
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.config import ExportConfig, PruneConfig
-from sdpipe.deploy.family import Variant, mark_front, pick_by_error, pick_by_latency
 from sdpipe.deploy.held_out import open_held_out
-from sdpipe.deploy.parity import Reference, compare_logits, onnx_logits
-from sdpipe.deploy.prune import count_of, prune_run
-from sdpipe.deploy.recalibrate import (
+from sdpipe.deploy.proof.parity import Reference, compare_logits, onnx_logits
+from sdpipe.deploy.pruning.family import Variant, mark_front, pick_by_error, pick_by_latency
+from sdpipe.deploy.pruning.prune import count_of, prune_run
+from sdpipe.deploy.pruning.recalibrate import (
     Labelled,
     equal_batches,
     interpolated_scales,
@@ -30,7 +30,7 @@ from sdpipe.deploy.recalibrate import (
     recalibrate,
     with_statistics,
 )
-from sdpipe.deploy.worth import block_costs, order_blocks
+from sdpipe.deploy.pruning.worth import block_costs, order_blocks
 from sdpipe.errors import DataError, SdpipeError
 from sdpipe.network import ResidualBlock
 from sdpipe.runtime.artifact import count_operators, open_artifact

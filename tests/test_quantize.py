@@ -19,15 +19,15 @@ from test_evaluate import CONFIG, HISTORY, NUM_BINS, TEMPERATURE
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.config import ExportConfig, QuantizeConfig
-from sdpipe.deploy.evaluate import evaluate_run
 from sdpipe.deploy.export import export_ensemble, export_network
 from sdpipe.deploy.fold import fold_weights
 from sdpipe.deploy.held_out import open_held_out
-from sdpipe.deploy.integers import measure_layers, prove_integers, signal_to_noise_db
-from sdpipe.deploy.layers import file_layers, reference_layers, relative_difference, spread_over
-from sdpipe.deploy.parity import Reference
+from sdpipe.deploy.proof.evaluate import evaluate_run
+from sdpipe.deploy.proof.integers import measure_layers, prove_integers, signal_to_noise_db
+from sdpipe.deploy.proof.layers import file_layers, reference_layers, relative_difference, spread_over
+from sdpipe.deploy.proof.parity import Reference
+from sdpipe.deploy.proof.variants import Proof, Variant, find_variants, prove
 from sdpipe.deploy.quantize import halve, insert_ranges, observe_ranges, quantize_run
-from sdpipe.deploy.variants import Proof, Variant, find_variants, prove
 from sdpipe.files import write_json
 from sdpipe.runtime.artifact import count_operators, open_artifact
 from sdpipe.training.weights import Weights, save_weights

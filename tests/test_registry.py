@@ -16,7 +16,7 @@ from deployable import change_metrics, deploy, make_run, sha256
 from mlflow import MlflowClient
 
 from sdpipe.cli import main
-from sdpipe.deploy.registry import register, register_quietly
+from sdpipe.deploy.release.registry import register, register_quietly
 from sdpipe.errors import DataError, GateError, TrackingError
 from sdpipe.runtime.artifact import open_artifact
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from deployable import VARIANT_FILES, add_variants, change_metrics, deploy, deploy_config, make_run
 
-from sdpipe.deploy.release import judge, read_deployed
+from sdpipe.deploy.release.release import judge, read_deployed
 from sdpipe.errors import DataError, GateError
 
 

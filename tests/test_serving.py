@@ -16,7 +16,7 @@ from conftest import random_images
 from deployable import deploy, make_run
 from load import bad_bodies, good_body, png, post, send_load, text_of
 
-from sdpipe.deploy.registry import register
+from sdpipe.deploy.release.registry import register
 from sdpipe.errors import ImageError
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.serving import MAX_PICTURES, answer

@@ -80,18 +80,19 @@ def test_only_tracking_and_registry_import_mlflow() -> None:
         str(path) for path in SOURCES if any(name.split(".")[0] == "mlflow" for name in imported_names(path))
     ]
     assert importing == [
-        "sdpipe/deploy/registry.py",
-        "sdpipe/deploy/served.py",
+        "sdpipe/deploy/release/registry.py",
+        "sdpipe/deploy/release/served.py",
         "sdpipe/training/tracking.py",
     ]
 
 
 def test_a_served_model_carries_what_it_imports() -> None:
     """A registered model runs without sdpipe installed, out of its own copy of these files."""
-    from sdpipe.deploy.registry import SHIPPED
+    from sdpipe.deploy.release.registry import SHIPPED
 
-    needed = {str(path) for path in reached(Path("sdpipe/deploy/served.py"))}
-    own = {"sdpipe/deploy/served.py", "sdpipe/deploy/__init__.py"}
+    needed = {str(path) for path in reached(Path("sdpipe/deploy/release/served.py"))}
+    folders = ("sdpipe/deploy", "sdpipe/deploy/release")
+    own = {"sdpipe/deploy/release/served.py", *(f"{folder}/__init__.py" for folder in folders)}
     assert {f"sdpipe/{name}" for name in SHIPPED} == needed - own
 
 

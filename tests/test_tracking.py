@@ -20,9 +20,9 @@ from test_evaluate import CONFIG
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.config import ExportConfig
-from sdpipe.deploy.evaluate import evaluate_run
 from sdpipe.deploy.export import export_ensemble
 from sdpipe.deploy.fold import fold_file
+from sdpipe.deploy.proof.evaluate import evaluate_run
 from sdpipe.deploy.quantize import halve
 from sdpipe.errors import TrackingError
 from sdpipe.files import read_json, write_json

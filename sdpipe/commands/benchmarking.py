@@ -97,7 +97,7 @@ def _default_models() -> tuple[Path, ...]:
 
 
 def _opens(path: Path, device: str, results: dict[str, Any]) -> bool:
-    from sdpipe.deploy.contenders import open_for_benchmark
+    from sdpipe.deploy.timing.contenders import open_for_benchmark
 
     try:
         open_for_benchmark(path, device, 1)
@@ -191,7 +191,7 @@ def _measure_starts(paths: list[Path], batch_size: int, device: str, results: di
 
 def _contenders(paths: list[Path], threads: int, device: str, results: dict[str, Any]) -> list["Contender"]:
     """All engines on all files at a number of threads; on CUDA onnxruntime alone."""
-    from sdpipe.deploy.contenders import eager_contenders, open_for_benchmark, openvino_contender
+    from sdpipe.deploy.timing.contenders import eager_contenders, open_for_benchmark, openvino_contender
     from sdpipe.runtime.benchmark import onnx_contender
 
     artifacts = [open_for_benchmark(path, device, threads) for path in paths]

@@ -78,7 +78,7 @@ def prune(
         raise click.UsageError("--copy-to needs --latency-ms or --max-error.")
     with errors_on_one_line():
         with training_packages("prune"):
-            from sdpipe.deploy.family import pick_by_error, pick_by_latency
+            from sdpipe.deploy.pruning.family import pick_by_error, pick_by_latency
         variants = _measured(folders, keep, batch_size, out)
         click.echo(_table(variants, batch_size), err=is_picking)
         if not is_picking:
@@ -96,9 +96,9 @@ def prune(
 def _measured(folders: tuple[Path, ...], keep: list[int], batch_size: int, out: Path) -> list[Any]:
     """Make what is missing, measure, and write pareto.csv and pareto.png."""
     from sdpipe.data.store import open_dataset
-    from sdpipe.deploy.family import measure, write_table
-    from sdpipe.deploy.pareto import draw_pareto
-    from sdpipe.deploy.prune import prune_further
+    from sdpipe.deploy.pruning.family import measure, write_table
+    from sdpipe.deploy.pruning.pareto import draw_pareto
+    from sdpipe.deploy.pruning.prune import prune_further
     from sdpipe.training.weights import load_info
 
     chosen = list(dict.fromkeys(folders)) or sorted(

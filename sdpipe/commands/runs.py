@@ -18,7 +18,7 @@ def track(folders: tuple[Path, ...]) -> None:
         return (folder / "deployed.json").is_file()
 
     def load() -> Callable[[Path], None]:
-        from sdpipe.deploy.registry import register
+        from sdpipe.deploy.release.registry import register
         from sdpipe.track import track as track_run
 
         def send(folder: Path) -> None:

@@ -14,7 +14,7 @@ from sdpipe.deploy.confidence import (
 )
 from sdpipe.deploy.config import CalibrateConfig
 from sdpipe.deploy.held_out import open_held_out
-from sdpipe.deploy.parity import Reference
+from sdpipe.deploy.proof.parity import Reference
 from sdpipe.files import write_json
 from sdpipe.training.weights import load_weights
 

@@ -26,7 +26,7 @@ from sdpipe.deploy.confidence import negative_log_likelihood
 from sdpipe.deploy.config import QuantizeConfig
 from sdpipe.deploy.export import save_model
 from sdpipe.deploy.held_out import StoredImages, open_held_out
-from sdpipe.deploy.parity import onnx_logits
+from sdpipe.deploy.proof.parity import onnx_logits
 from sdpipe.files import replacing_folder, write_json
 from sdpipe.runtime.artifact import INPUT, open_artifact
 from sdpipe.runtime.metadata import Metadata

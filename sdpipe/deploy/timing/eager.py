@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from sdpipe.deploy.parity import Reference
+from sdpipe.deploy.proof.parity import Reference
 from sdpipe.network import Active, ResidualBlock
 from sdpipe.runtime.benchmark import Contender
 from sdpipe.training.weights import load_weights

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sdpipe.deploy.config import EvaluateConfig
-from sdpipe.deploy.parity import Images, Reference, compare_logits, parity_faults
+from sdpipe.deploy.proof.parity import Images, Reference, compare_logits, parity_faults
 from sdpipe.errors import ModelError
 from sdpipe.files import sha256_of
 from sdpipe.runtime.artifact import ENSEMBLE, Artifact, open_artifact

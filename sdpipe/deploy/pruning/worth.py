@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sdpipe.data.augment import Normalisation
 from sdpipe.deploy.confidence import fit_temperature, negative_log_likelihood
-from sdpipe.deploy.recalibrate import Labelled, folded_network, normalised_batches
+from sdpipe.deploy.pruning.recalibrate import Labelled, folded_network, normalised_batches
 from sdpipe.network import ResidualBlock, ResNet
 from sdpipe.training.weights import Weights
 

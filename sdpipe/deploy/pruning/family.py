@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.held_out import open_held_out
-from sdpipe.deploy.latency import measure_latency
-from sdpipe.deploy.parity import Images, onnx_logits
-from sdpipe.deploy.prune import EXTRA, PRUNED
+from sdpipe.deploy.proof.parity import Images, onnx_logits
+from sdpipe.deploy.pruning.prune import EXTRA, PRUNED
+from sdpipe.deploy.timing.latency import measure_latency
 from sdpipe.errors import DataError, ModelError, SdpipeError
 from sdpipe.files import write_csv
 from sdpipe.runtime.artifact import Artifact, open_artifact

@@ -21,7 +21,7 @@ from sdpipe.deploy.config import ExportConfig, PruneConfig
 from sdpipe.deploy.export import export_network
 from sdpipe.deploy.fold import fold_weights
 from sdpipe.deploy.held_out import StoredImages, open_held_out
-from sdpipe.deploy.recalibrate import (
+from sdpipe.deploy.pruning.recalibrate import (
     Labelled,
     Score,
     equal_batches,
@@ -30,7 +30,7 @@ from sdpipe.deploy.recalibrate import (
     recalibrate,
     score,
 )
-from sdpipe.deploy.worth import BlockWorth, order_blocks
+from sdpipe.deploy.pruning.worth import BlockWorth, order_blocks
 from sdpipe.errors import DataError, ModelError
 from sdpipe.files import read_json, replacing_folder, write_json, write_records
 from sdpipe.training.weights import ModelInfo, Weights, load_weights, save_weights

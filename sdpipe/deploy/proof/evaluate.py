@@ -10,12 +10,12 @@ import numpy as np
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.confidence import read_temperature
 from sdpipe.deploy.config import EvaluateConfig
-from sdpipe.deploy.ensemble_proof import prove_ensemble
-from sdpipe.deploy.figures import draw_mistakes, draw_training
-from sdpipe.deploy.latency import measure_latency
-from sdpipe.deploy.parity import Disagreement, Reference
-from sdpipe.deploy.scores import score, tempered, write_classes, write_reliability
-from sdpipe.deploy.variants import FLOAT32, INT8, Proof, find_variants, prove
+from sdpipe.deploy.proof.ensemble import prove_ensemble
+from sdpipe.deploy.proof.figures import draw_mistakes, draw_training
+from sdpipe.deploy.proof.parity import Disagreement, Reference
+from sdpipe.deploy.proof.scores import score, tempered, write_classes, write_reliability
+from sdpipe.deploy.proof.variants import FLOAT32, INT8, Proof, find_variants, prove
+from sdpipe.deploy.timing.latency import measure_latency
 from sdpipe.errors import ModelError, ParityError
 from sdpipe.files import sha256_of, write_csv, write_json
 from sdpipe.runtime.artifact import ENSEMBLE, open_artifact

@@ -12,7 +12,7 @@ from scipy.special import softmax
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from sdpipe.deploy.confidence import Bin, expected_calibration_error, negative_log_likelihood, reliability
-from sdpipe.deploy.figures import draw_confusion, draw_reliability
+from sdpipe.deploy.proof.figures import draw_confusion, draw_reliability
 from sdpipe.files import write_csv
 
 

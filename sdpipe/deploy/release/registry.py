@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 import sdpipe
-from sdpipe.deploy.release import MODEL, Deployed, read_deployed
+from sdpipe.deploy.release.release import MODEL, Deployed, read_deployed
 from sdpipe.files import work_folder
 from sdpipe.training.tracking import RunRecord, connected, publish, quietly
 

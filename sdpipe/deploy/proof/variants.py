@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 
 from sdpipe.deploy.config import EvaluateConfig
-from sdpipe.deploy.integers import QuantizedLayer, prove_integers
-from sdpipe.deploy.layers import file_layers, first_departure, reference_layers, spread_over
-from sdpipe.deploy.parity import (
+from sdpipe.deploy.proof.integers import QuantizedLayer, prove_integers
+from sdpipe.deploy.proof.layers import file_layers, first_departure, reference_layers, spread_over
+from sdpipe.deploy.proof.parity import (
     Images,
     Parity,
     Reference,
@@ -22,7 +22,7 @@ from sdpipe.deploy.parity import (
     onnx_outputs,
     parity_faults,
 )
-from sdpipe.deploy.scores import tempered
+from sdpipe.deploy.proof.scores import tempered
 from sdpipe.errors import ModelError
 from sdpipe.runtime.artifact import Artifact, open_artifact
 from sdpipe.training.weights import Weights

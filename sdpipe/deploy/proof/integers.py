@@ -14,7 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from sdpipe.deploy.config import Int8Parity
-from sdpipe.deploy.layers import name_tensors, run_to
+from sdpipe.deploy.proof.layers import name_tensors, run_to
 
 INT8_MAX, UINT8_MAX = 127, 255
 _ROUNDING = 1e-5  # relative, of what was computed in float32

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from sdpipe.deploy.family import Variant
+from sdpipe.deploy.pruning.family import Variant
 from sdpipe.drawing import STYLE, save_png
 
 _COLOURS = (

@@ -11,8 +11,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from sdpipe.deploy.loading import loading_section
-from sdpipe.deploy.release import MODEL, VARIANTS, Candidate
+from sdpipe.deploy.release.loading import loading_section
+from sdpipe.deploy.release.release import MODEL, VARIANTS, Candidate
 from sdpipe.files import read_json, sha256_of
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.metadata import Metadata

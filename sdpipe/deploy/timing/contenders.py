@@ -83,7 +83,7 @@ def eager_contenders(metadata: Iterable[Metadata], models: Path, threads: int) -
         return []
     import torch
 
-    from sdpipe.deploy.eager import eager_contender
+    from sdpipe.deploy.timing.eager import eager_contender
 
     torch.set_num_threads(threads)
     return [eager_contender(path) for path in found]

@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from sdpipe.deploy.parity import Images, Reference
+from sdpipe.deploy.proof.parity import Images, Reference
 from sdpipe.network import ResidualBlock
 from sdpipe.runtime.artifact import INPUT
 

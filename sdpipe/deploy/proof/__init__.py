@@ -1,0 +1,1 @@
+"""Every file of a run against its own reference, over the whole test part; and how good it is."""

@@ -1,0 +1,1 @@
+"""What a deployed file costs in time, and what stands beside it."""
