@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 PORT ?= 5000
 RUNS ?= models/stochastic models/constant
+OUT ?= measured
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DO_NOT_TRACK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
@@ -14,8 +15,8 @@ help:
 	@echo "make test-slow  the whole pipeline twice, and the MLflow UI in a browser"
 	@echo "make test-base  prediction in an environment with the base install only"
 	@echo "make soak       kill a training in every way for some minutes; writes docs/soak.md"
-	@echo "make benchmark  steps and epochs, side by side; writes benchmarks/training.json"
-	@echo "make benchmark-deployment RUNS='models/A models/B'  their ONNX files, side by side"
+	@echo "make benchmark  steps and epochs, side by side; writes measured/training.json, or OUT=folder"
+	@echo "make benchmark-deployment RUNS='models/A models/B'  their ONNX files; writes measured/deployment.json"
 	@echo "make lint       ruff and mypy"
 	@echo "make lock       write the installed versions to constraints.txt"
 	@echo "make ui         MLflow's UI on this project's runs, http://127.0.0.1:$(PORT)"
@@ -48,10 +49,10 @@ soak: .venv/installed
 	OMP_NUM_THREADS=1 python tests/soak.py --kills 100 --terms 25 --every-call 1 --damages 200 --out docs/soak.md
 
 benchmark: .venv/installed
-	python -m benchmarks.training --out benchmarks/training.json
+	python -m benchmarks.training --out $(OUT)/training.json
 
 benchmark-deployment: .venv/installed
-	python -m benchmarks.deployment $(RUNS) --out benchmarks/deployment.json
+	python -m benchmarks.deployment $(RUNS) --out $(OUT)/deployment.json
 
 lint: .venv/installed
 	ruff check .
