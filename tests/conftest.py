@@ -21,6 +21,7 @@ from sdpipe.training.config import CheckpointConfig, MachineConfig, TrainConfig
 from sdpipe.training.interruption import Interruption
 from sdpipe.training.loop import OnEpoch, train
 from sdpipe.training.progress import TrainResult
+from sdpipe.training.trainer import Trainer
 from sdpipe.training.weights import ModelInfo, Weights
 from sdpipe.training.world import World
 
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CLASS_NAMES = ("cat", "dog", "eel")
 SIZE = 9  # odd on purpose: 9, 5, 3
 CPU = choose_compute("cpu", "fp32")
+ALONE = World(0, 1, 0)
 
 torch.set_num_threads(1)  # nets this small wait for a second thread longer than it saves
 
@@ -246,3 +248,13 @@ def mlflow_store(project: Path, empty_store: Path) -> Path:
     shutil.copy(empty_store, project / "mlflow.db")
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     return project / "mlflow.db"
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def run_epoch(trainer: Trainer) -> None:
+    for _ in trainer.steps():
+        pass
+    trainer.validate()

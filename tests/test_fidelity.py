@@ -4,14 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from conftest import CPU, train_config
+from conftest import ALONE, CPU, train_config
 from test_augment import shifted
 
 from sdpipe.data.store import DataSet
 from sdpipe.training.trainer import Trainer
-from sdpipe.training.world import World
-
-ALONE = World(0, 1, 0)
 
 
 def test_the_mean_image_is_that_of_the_training_part(dataset: DataSet) -> None:

@@ -1,17 +1,14 @@
 """A training as a process: stopped, killed, refused, extended, and short of disk or memory."""
 
 import errno
-import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,18 +16,16 @@ from conftest import ROOT, machine, make_dataset, train_config
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from session_runs import results, run_to
 
 from sdpipe.data.store import DataSet, open_dataset
 from sdpipe.errors import BusyError, TrainingError
-from sdpipe.training.checkpoint import CheckpointFolder
-from sdpipe.training.finished import Lineage
 from sdpipe.training.interruption import noticing_signals
 from sdpipe.training.progress import TrainResult
 from sdpipe.training.session import _memory_on_one_line, train_run
 from sdpipe.training.trainer import Trainer
 
 WORKER = str(ROOT / "tests" / "session_worker.py")
-RESULTS = ("weights.safetensors", "history.csv", "train.json")
 
 
 def start(
@@ -62,10 +57,6 @@ def the_run(store: Path) -> Run:
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     return run
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in RESULTS}
 
 
 @pytest.mark.slow
@@ -149,152 +140,6 @@ def test_a_second_process_on_the_same_run_is_refused(
     (name,) = {json.loads((project / "out" / "train.json").read_text())["fingerprint"]}
     with FileLock(project / ".sdpipe" / "runs" / f"{name}.lock"), pytest.raises(BusyError, match="run plain"):
         train_run("plain", config, machine(), dataset, "code", project / "out")
-
-
-# ---------------------------------------------------------------- more epochs
-
-
-def run_to(folder: Path, dataset: DataSet, **overrides: object) -> dict[str, bytes]:
-    train_run("plain", train_config(**overrides), machine(), dataset, "code", folder)
-    return results(folder)
-
-
-def test_more_epochs_continue_a_finished_run(
-    project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """To the bytes of a training that had them from the start; with further milestones, too."""
-    run_to(project / "out", dataset, epochs=3, milestones=[2])
-    extended = run_to(project / "out", dataset, epochs=5, milestones=[2, 4])
-    told = capsys.readouterr().out
-    assert "extending the finished training" in told
-    assert "continuing after step 18, 3 of 5 epochs" in told
-    shutil.rmtree(project / ".sdpipe")
-    assert run_to(project / "out", dataset, epochs=5, milestones=[2, 4]) == extended
-    assert "continuing" not in capsys.readouterr().out
-
-
-def test_the_longest_finished_run_is_extended(
-    project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for epochs in (1, 2):
-        run_to(project / "out", dataset, epochs=epochs, milestones=[])
-    run_to(project / "out", dataset, epochs=3, milestones=[])
-    assert "continuing after step 12, 2 of 3 epochs" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("overrides", "reason"),
-    [
-        (
-            {"epochs": 5, "milestones": [1]},
-            "its learning rate in epoch 2 was 0.1, params.yaml asks for 0.01",
-        ),
-        ({"epochs": 2, "milestones": []}, "params.yaml asks for 2"),
-    ],
-)
-def test_what_cannot_be_extended_is_said_and_starts_again(
-    project: Path,
-    dataset: DataSet,
-    mlflow_store: Path,
-    capsys: pytest.CaptureFixture[str],
-    overrides: dict[str, object],
-    reason: str,
-) -> None:
-    run_to(project / "out", dataset, epochs=3, milestones=[])
-    again = run_to(project / "out", dataset, **overrides)
-    told = capsys.readouterr().out
-    assert f"of 3 epochs cannot be extended: {reason}" in told
-    assert "continuing" not in told
-    shutil.rmtree(project / ".sdpipe")
-    assert run_to(project / "out", dataset, **overrides) == again
-
-
-def test_a_finished_run_is_kept_with_all_its_epochs(
-    project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Also where a checkpoint is due at the last step of each epoch: it is written behind the validation."""
-    often = machine(every_steps=6)
-    train_run("plain", train_config(epochs=2, milestones=[]), often, dataset, "code", project / "out")
-    train_run("plain", train_config(epochs=3, milestones=[]), often, dataset, "code", project / "out")
-    told = capsys.readouterr().out
-    assert re.search(r"extending the finished training \w+ of 2 epochs", told)
-    assert "continuing after step 12, 2 of 3 epochs" in told
-
-
-def test_another_training_is_not_extended(
-    project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Any other key makes another lineage."""
-    run_to(project / "out", dataset, epochs=1, milestones=[])
-    run_to(project / "out", dataset, epochs=2, milestones=[], weight_decay=2e-4)
-    assert "extend" not in capsys.readouterr().out
-
-
-def md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-
-
-def test_a_training_that_dvc_has_is_done_again_when_asked_for(
-    project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """`dvc repro -f` is a test of reproducibility, not a copy, also of a run that extended another."""
-    run_to(project / "out", dataset, epochs=1, milestones=[])
-    first = run_to(project / "out", dataset, epochs=2, milestones=[])
-    committed = md5(project / "out" / "weights.safetensors")
-    capsys.readouterr()
-    config = train_config(epochs=2, milestones=[])
-    train_run("plain", config, machine(), dataset, "code", project / "out", committed_md5=committed)
-    assert results(project / "out") == first
-    assert "continuing" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("committed", [None, "of-an-older-training"])
-def test_a_finished_training_that_dvc_does_not_have_is_not_lost(
-    project: Path,
-    dataset: DataSet,
-    mlflow_store: Path,
-    capsys: pytest.CaptureFixture[str],
-    committed: str | None,
-) -> None:
-    """The stage was killed behind the training, or DVC's cache was full."""
-    first = run_to(project / "out", dataset, epochs=2, milestones=[])
-    shutil.rmtree(project / "out")
-    capsys.readouterr()
-    config = train_config(epochs=2, milestones=[])
-    train_run("plain", config, machine(), dataset, "code", project / "out", committed_md5=committed)
-    assert results(project / "out") == first
-    assert "continuing after step 12, 2 of 2 epochs" in capsys.readouterr().out
-
-
-def test_runs_of_one_lineage_may_end_and_begin_together(
-    project: Path, dataset: DataSet, mlflow_store: Path
-) -> None:
-    """Two threads keep and look up finished trainings, some hundred times: no error, none called damaged."""
-    config = train_config(epochs=1, milestones=[])
-    run_to(project / "out", dataset, epochs=1, milestones=[])
-    (folder,) = [path for path in (project / ".sdpipe" / "finished").iterdir() if path.is_dir()]
-    (kept,) = [path for path in folder.iterdir() if path.is_dir()]
-    source = project / "source"
-    shutil.copytree(kept / "step-0000000006", source)
-
-    def keep_again() -> None:
-        for _ in range(100):
-            unfinished = CheckpointFolder(project / "unfinished", kept.name)
-            shutil.copytree(source, unfinished.folder / "step-0000000006")
-            Lineage(folder).keep(unfinished, project / "out" / "weights.safetensors")
-
-    def look_up() -> list[str]:
-        return [
-            sentence
-            for _ in range(100)
-            for sentence in Lineage(folder).find_start("another", config, None)[1]
-            if not sentence.startswith("extending")
-        ]
-
-    with ThreadPoolExecutor(2) as pool:
-        keeping, looking = pool.submit(keep_again), pool.submit(look_up)
-        keeping.result()
-        assert looking.result() == []
 
 
 # ---------------------------------------------------------------- signals at odd moments

@@ -1,0 +1,72 @@
+"""A batch in parts: what is the large batch's, and what BatchNorm makes of it."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ALONE, CPU, train_config
+
+from sdpipe.data.store import DataSet
+from sdpipe.errors import ConfigError
+from sdpipe.training.step import PartDraws
+from sdpipe.training.trainer import Trainer
+from sdpipe.training.world import World
+
+
+def batch_of(trainer: Trainer) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return next(iter(trainer.batches.epoch(0, range(1), trainer.step.parts)))
+
+
+def test_the_parts_of_a_batch_are_its_images(dataset: DataSet) -> None:
+    whole = batch_of(Trainer(train_config(), dataset, CPU, ALONE))
+    parts = batch_of(Trainer(train_config(micro_batches=5), dataset, CPU, ALONE))
+    assert [len(labels) for _, labels in parts] == [3, 3, 3, 3, 4]
+    assert torch.equal(torch.cat([images for images, _ in parts]), whole[0][0])
+
+
+def test_accumulated_gradients_are_those_of_the_mean_loss(dataset: DataSet) -> None:
+    """Against autograd in float64, of the mean loss over all images, each part normalised by itself.
+
+    What differs from one large batch is BatchNorm's normalisation alone.
+    """
+    trainer = Trainer(train_config(micro_batches=3), dataset, CPU, ALONE)
+    reference = copy.deepcopy(trainer.network).double().train()
+    active = trainer.draws.active_blocks(0, 0, reference.config.survival_probs)
+    parts = batch_of(trainer)
+    losses = [
+        F.cross_entropy(reference(images.double(), active), labels, reduction="sum")
+        for images, labels in parts
+    ]
+    reference.zero_grad()
+    mean_loss = torch.stack(losses).sum() / 16
+    mean_loss.backward()
+    loss = trainer.step.run(0, parts, lambda *_part: PartDraws(active=active), 0.0)
+    assert loss is not None
+    torch.testing.assert_close(loss.double(), mean_loss.detach(), rtol=1e-5, atol=1e-6)
+    for own, theirs in zip(trainer.network.parameters(), reference.parameters(), strict=True):
+        assert own.grad is not None
+        expected = torch.zeros_like(theirs) if theirs.grad is None else theirs.grad
+        scale = expected.abs().max().item() + 1e-6
+        torch.testing.assert_close(own.grad.double() / scale, expected / scale, rtol=0, atol=2e-4)
+
+
+def test_running_statistics_are_the_mean_over_the_parts(dataset: DataSet) -> None:
+    """(1 - 0.1) old + 0.1 mean(batch means), worked out from the stem's outputs in float64."""
+    trainer = Trainer(train_config(micro_batches=4), dataset, CPU, ALONE)
+    stem = trainer.network.stem
+    stem.bn.running_mean.fill_(3.0)
+    parts = batch_of(trainer)
+    with torch.no_grad():
+        outputs = [stem.conv.double()(images.double()) for images, _ in parts]
+    stem.conv.float()
+    mean = torch.stack([output.mean(dim=(0, 2, 3)) for output in outputs]).mean(dim=0)
+    variance = torch.stack([output.var(dim=(0, 2, 3)) for output in outputs]).mean(dim=0)
+    trainer.step.run(0, parts, lambda *_part: PartDraws(active=[True] * 9), 0.0)
+    torch.testing.assert_close(stem.bn.running_mean.double(), 0.9 * 3.0 + 0.1 * mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stem.bn.running_var.double(), 0.9 + 0.1 * variance, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_of_one_image_are_refused(dataset: DataSet) -> None:
+    with pytest.raises(ConfigError, match=r"batch_size: 16 images are too few for 12 parts .*12 processes"):
+        Trainer(train_config(), dataset, CPU, World(0, 12, 0))
