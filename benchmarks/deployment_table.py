@@ -6,9 +6,7 @@ from typing import Any
 
 import click
 
-from benchmarks.table import spread_words
-from sdpipe.errors import DataError, errors_on_one_line
-from sdpipe.files import read_json
+from benchmarks.table import print_tables, spread_words
 
 BATCHES = ("batch_1", "batch_64")
 ENGINES = {"onnxruntime": "onnxruntime", "openvino": "OpenVINO", "pytorch": "PyTorch eager"}
@@ -67,13 +65,7 @@ def _cells(run: Mapping[str, Any], row: Mapping[str, Any], engines: list[str]) -
 @click.argument("path", metavar="FILE.json", type=click.Path(path_type=Path))
 def main(path: Path) -> None:
     """Print the Markdown table of a measurement that `python -m benchmarks.deployment` wrote."""
-    with errors_on_one_line():
-        results = read_json(path)
-        try:
-            table = markdown(results)
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{path}: expected a file of benchmarks.deployment: {error}") from error
-        click.echo(table)
+    print_tables(path, markdown, "benchmarks.deployment")
 
 
 if __name__ == "__main__":

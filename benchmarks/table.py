@@ -1,6 +1,6 @@
 """`python -m benchmarks.table [FILE.json]`: a measurement's Markdown tables, as they stand in the README."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,17 @@ def _epoch_words(settings: Mapping[str, Any], epochs: Mapping[str, Any]) -> str:
     )
 
 
+def print_tables(path: Path, markdown: Callable[[Mapping[str, Any]], str], written_by: str) -> None:
+    """Print what `markdown` makes of a measurement's file; a file of something else is one plain line."""
+    with errors_on_one_line():
+        results = read_json(path)
+        try:
+            tables = markdown(results)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}: expected a file of {written_by}: {error}") from error
+        click.echo(tables)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("path", metavar="[FILE.json]", default=MEASURED_PATH, type=click.Path(path_type=Path))
 def main(path: Path) -> None:
@@ -120,13 +131,7 @@ def main(path: Path) -> None:
 
     Without FILE.json it is the committed one, benchmarks/training.json.
     """
-    with errors_on_one_line():
-        results = read_json(path)
-        try:
-            tables = markdown(results)
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{path}: expected a file of benchmarks.training: {error}") from error
-        click.echo(tables)
+    print_tables(path, markdown, "benchmarks.training")
 
 
 if __name__ == "__main__":
