@@ -24,12 +24,13 @@ class BareStep:
         compute: Compute,
         batch: tuple[Tensor, Tensor],
         behind_branch: Callable[[float], nn.Module] | None = None,
+        num_classes: int = NUM_CLASSES,
     ) -> None:
         """batch: images (N, C, H, W), channels last, and labels (N,), on the device.
 
         behind_branch: makes what is put behind each branch, from 1 - p_l, the probability of dropping it.
         """
-        network = ResNet(config.network_config(in_channels=NUM_CHANNELS, num_classes=NUM_CLASSES))
+        network = ResNet(config.network_config(in_channels=NUM_CHANNELS, num_classes=num_classes))
         initialise(network, config.seed)
         if behind_branch is not None:
             for block in network.blocks:
@@ -37,7 +38,8 @@ class BareStep:
                 block.branch = nn.Sequential(block.branch, behind_branch(1 - block.survival_prob))
         compute.place(network)
         self._step = TrainingStep(config, network, compute, ALONE)
-        self._batch = batch
+        images_NCHW, labels_N = batch
+        self._parts = [(images_NCHW[part], labels_N[part]) for part in self._step.parts]
         self._learning_rate = config.learning_rate
         self._number = 0
 
@@ -47,7 +49,7 @@ class BareStep:
         Raises TrainingError if the loss is not finite: such a step is left out, so its time says nothing.
         """
         draws = PartDraws(active=active)
-        loss = self._step.run(self._number, [self._batch], lambda *_part: draws, self._learning_rate)
+        loss = self._step.run(self._number, self._parts, lambda *_part: draws, self._learning_rate)
         if loss is None:
             raise TrainingError(f"benchmark step {self._number + 1}: the loss or a gradient is not finite")
         self._step.clear_gradients()

@@ -4,13 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ALONE, train_alone, train_config
-from picture_files import AUGMENTED, make_pictures
+from conftest import train_alone, train_config
 
 from sdpipe.data.store import DataSet
 from sdpipe.errors import DeviceError
 from sdpipe.training.compute import choose_compute
-from sdpipe.training.trainer import Trainer
 from sdpipe.training.world import joined_world
 
 
@@ -54,29 +52,10 @@ def test_more_processes_than_cuda_devices_are_refused(monkeypatch: pytest.Monkey
         pass
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU")
-@pytest.mark.parametrize("overrides", [{}, AUGMENTED], ids=["arrays", "pictures"])
-def test_no_step_waits_for_the_device(dataset: DataSet, tmp_path: Path, overrides: dict[str, object]) -> None:
-    """The first step warms up; PyTorch raises where one of the next three synchronises."""
-    data = make_pictures(tmp_path) if overrides else dataset
-    config = train_config(device="cuda", precision="auto", p_L=1.0, **overrides)
-    trainer = Trainer(config, data, choose_compute("cuda", "auto"), ALONE, workers=0)
-    steps = trainer.steps()
-    next(steps)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(3):
-            next(steps)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.parametrize("one_shape", [True, False])
-def test_cudnn_searches_only_where_batches_have_one_shape(
-    monkeypatch: pytest.MonkeyPatch, one_shape: bool
-) -> None:
-    """Segments have many lengths, and it would search again for each."""
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not one_shape)
+def test_cuda_has_the_same_bytes_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN neither searches for algorithms nor takes any that add in an order of their own."""
+    for name, was in (("benchmark", True), ("deterministic", False)):
+        monkeypatch.setattr(torch.backends.cudnn, name, was)
     cuda = {
         "is_available": True,
         "device_count": 1,
@@ -86,6 +65,8 @@ def test_cudnn_searches_only_where_batches_have_one_shape(
     }
     for name, value in cuda.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_args, value=value, **_keys: value)
-    chosen = choose_compute("cuda", "auto", one_shape=one_shape)
-    assert torch.backends.cudnn.benchmark == one_shape
-    assert ("cuDNN's search" in chosen.reason) == one_shape
+    chosen = choose_compute("cuda", "auto")
+    assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.deterministic
+    assert "bf16 on a GPU" in chosen.reason
+    assert "deterministic algorithms" in chosen.reason

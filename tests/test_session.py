@@ -22,7 +22,7 @@ from sdpipe.data.store import DataSet, open_dataset
 from sdpipe.errors import BusyError, TrainingError
 from sdpipe.training.interruption import noticing_signals
 from sdpipe.training.progress import TrainResult
-from sdpipe.training.session import _memory_on_one_line, train_run
+from sdpipe.training.session import memory_on_one_line, train_run
 from sdpipe.training.trainer import Trainer
 
 WORKER = str(ROOT / "tests" / "session_worker.py")
@@ -331,10 +331,10 @@ def test_too_little_memory_is_one_line(project: Path, mlflow_store: Path) -> Non
 def test_every_kind_of_too_little_memory_is_known(error: Exception) -> None:
     """As CUDA's driver, cuDNN, Python and the kernel say it."""
     says = "^out of memory at train.batch_size 16 in 1 parts"
-    with pytest.raises(TrainingError, match=says), _memory_on_one_line(train_config()):
+    with pytest.raises(TrainingError, match=says), memory_on_one_line(train_config()):
         raise error
 
 
 def test_other_errors_are_not_called_a_lack_of_memory() -> None:
-    with pytest.raises(RuntimeError, match="illegal memory access"), _memory_on_one_line(train_config()):
+    with pytest.raises(RuntimeError, match="illegal memory access"), memory_on_one_line(train_config()):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

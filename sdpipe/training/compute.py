@@ -35,16 +35,15 @@ class Compute:
         return tensor
 
 
-def choose_compute(device: str, precision: str, local_rank: int = 0, *, one_shape: bool = True) -> Compute:
+def choose_compute(device: str, precision: str, local_rank: int = 0) -> Compute:
     """Choose what is `auto` for this machine; what is named must be there, or DeviceError is raised.
 
-    local_rank: of this process on its machine; on CUDA each has a device of its own. one_shape: whether a
-    layer sees batches of one shape only; cuDNN searches for its fastest algorithm once for each.
+    local_rank: of this process on its machine; on CUDA each has a device of its own.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError("train.device: cuda asked for, and PyTorch finds no CUDA device here")
     if device != "cpu" and torch.cuda.is_available():
-        return _choose_on_cuda(precision, local_rank, one_shape)
+        return _choose_on_cuda(precision, local_rank)
     return _choose_on_cpu(precision)
 
 
@@ -57,12 +56,15 @@ def cuda_device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _choose_on_cuda(precision: str, local_rank: int, one_shape: bool) -> Compute:
+def _choose_on_cuda(precision: str, local_rank: int) -> Compute:
     device = cuda_device(local_rank)
     torch.cuda.set_device(device)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = one_shape
+    # The same bytes every time. cuDNN's search for fast algorithms ends otherwise in every process, and saves
+    # nothing here (docs/training.md).
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
     name = torch.cuda.get_device_name(device)
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     chosen, why = _choose(
@@ -75,8 +77,7 @@ def _choose_on_cuda(precision: str, local_rank: int, one_shape: bool) -> Compute
     return Compute(
         device=device,
         precision=chosen,
-        reason=f"{chosen} on {name}, {why}; channels last, TF32 for fp32"
-        + (", cuDNN's search" if one_shape else ""),
+        reason=f"{chosen} on {name}, {why}; channels last, TF32 for fp32, deterministic algorithms",
     )
 
 

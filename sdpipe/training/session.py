@@ -48,10 +48,8 @@ def train_run(
     Raises BusyError if another process trains the same run, and what `train()` raises. An interruption leaves
     a checkpoint and an honest status.
     """
-    with joined_world(config.device) as world, _memory_on_one_line(config):
-        compute = choose_compute(
-            config.device, config.precision, world.local_rank, one_shape=config.draw == "batch"
-        )
+    with joined_world(config.device) as world, memory_on_one_line(config):
+        compute = choose_compute(config.device, config.precision, world.local_rank)
         session = _Session(run, config, machine, dataset, compute, code, committed_md5)
         if world.leads:
             session.lead(world, folder)
@@ -226,7 +224,7 @@ def _told_how_it_ends(tracker: LiveTracker, run: str) -> Iterator[None]:
 
 
 @contextmanager
-def _memory_on_one_line(config: TrainConfig) -> Iterator[None]:
+def memory_on_one_line(config: TrainConfig) -> Iterator[None]:
     """Turn an allocation that fails, on the host or the device, into a TrainingError."""
     try:
         yield
