@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdpipe.data.augment import fit_normalisation, shift_and_flip
+from sdpipe.data.augment import fit_normalisation, shifted_pixels, take_pixels
 from sdpipe.errors import DataError
 
 
@@ -45,6 +45,7 @@ def test_shift_and_flip_against_a_loop_over_pixels() -> None:
     images = rng.normal(size=(40, 5, 7, 2)).astype(np.float32)
     shifts = rng.integers(-3, 4, size=(40, 2))
     flips = rng.random(40) < 0.5
-    out = shift_and_flip(torch.from_numpy(images), torch.from_numpy(shifts), torch.from_numpy(flips), 3)
+    pixels = shifted_pixels(torch.from_numpy(shifts), torch.from_numpy(flips), (5, 7), 3)
+    out = take_pixels(torch.from_numpy(images), pixels, 3)
     for at in range(40):
         np.testing.assert_array_equal(out[at].numpy(), shifted(images[at], *shifts[at], flips[at]))

@@ -79,20 +79,28 @@ def _chunks(images_NHWC: np.ndarray, indices: np.ndarray) -> Iterator[np.ndarray
         yield images_NHWC[indices[start : start + _CHUNK]]
 
 
-def shift_and_flip(images_NHWC: Tensor, shifts_N2: Tensor, flips_N: Tensor, max_shift_px: int) -> Tensor:
-    """Shift each normalised image by its (down, right) in pixels, zeros moving in; mirror where flagged.
+def shifted_pixels(shifts_N2: Tensor, flips_N: Tensor, size_HW: tuple[int, int], max_shift_px: int) -> Tensor:
+    """Where each pixel of shifted images comes from: its H rows, then its W columns, int64 (N, H + W).
 
-    shifts_N2: int64 in [-max_shift_px, max_shift_px]; flips_N: bool. The border is 0 after normalisation
-    (code), that is the mean image. One gather for the whole batch.
+    shifts_N2: int64, (down, right) in [-max_shift_px, max_shift_px]; flips_N: bool, mirrored. The numbers are
+    those of images with a border of max_shift_px on each side.
     """
-    num, height, width = images_NHWC.shape[:3]
+    rows, columns = (torch.arange(size) for size in size_HW)
+    rows_NH = max_shift_px - shifts_N2[:, :1] + rows
+    columns_NW = max_shift_px - shifts_N2[:, 1:] + torch.where(flips_N[:, None], columns.flip(0), columns)
+    return torch.cat([rows_NH, columns_NW], dim=1)
+
+
+def take_pixels(images_NHWC: Tensor, pixels_NP: Tensor, max_shift_px: int) -> Tensor:
+    """Normalised images with their pixels from where `shifted_pixels` says; zeros move in.
+
+    The border is 0 after normalisation (code), that is the mean image. One gather for the whole batch.
+    """
     pad = max_shift_px
     padded = F.pad(images_NHWC, (0, 0, pad, pad, pad, pad))
-    device = images_NHWC.device
-    rows_NH = pad - shifts_N2[:, :1] + torch.arange(height, device=device)
-    columns = torch.arange(width, device=device)
-    columns_NW = pad - shifts_N2[:, 1:] + torch.where(flips_N[:, None], columns.flip(0), columns)
-    samples = torch.arange(num, device=device)
+    height = images_NHWC.shape[1]
+    rows_NH, columns_NW = pixels_NP[:, :height], pixels_NP[:, height:]
+    samples = torch.arange(len(images_NHWC), device=images_NHWC.device)
     return padded[samples[:, None, None], rows_NH[:, :, None], columns_NW[:, None, :]]
 
 

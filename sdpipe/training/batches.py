@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdpipe.data.augment import Normalisation, jitter_colours, light, shift_and_flip
+from sdpipe.data.augment import Normalisation, jitter_colours, light, shifted_pixels, take_pixels
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.draws import Draws
@@ -71,12 +71,17 @@ class Batches:
     def _augment(
         self, images_NHWC: Tensor, labels_N: Tensor, samples: np.ndarray, draws: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        drawn = {name: self._compute.upload(draw[samples]) for name, draw in draws.items()}
+        drawn = {name: draw[samples] for name, draw in draws.items()}
+        upload, max_shift_px = self._compute.upload, self._config.shift_px
         if "order" in drawn:
-            images_NHWC = jitter_colours(images_NHWC.float(), drawn["order"], drawn["weights"])
+            order_N3, weights_N3 = upload(drawn["order"]), upload(drawn["weights"])
+            images_NHWC = jitter_colours(images_NHWC.float(), order_N3, weights_N3)
         if "alphas" in drawn:
-            images_NHWC = light(images_NHWC.float(), drawn["alphas"])
+            images_NHWC = light(images_NHWC.float(), upload(drawn["alphas"]))
         images_NHWC = self._normalise(images_NHWC)
         if "shifts" in drawn:
-            images_NHWC = shift_and_flip(images_NHWC, drawn["shifts"], drawn["flips"], self._config.shift_px)
+            size_HW = images_NHWC.shape[1], images_NHWC.shape[2]
+            # On the host: to a GPU each of these small steps would be a kernel.
+            pixels_NP = shifted_pixels(drawn["shifts"], drawn["flips"], size_HW, max_shift_px)
+            images_NHWC = take_pixels(images_NHWC, upload(pixels_NP), max_shift_px)
         return images_NHWC.permute(0, 3, 1, 2), labels_N

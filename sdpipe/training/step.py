@@ -17,6 +17,7 @@ from sdpipe.errors import ConfigError
 from sdpipe.network import Active, Dropout, ResidualBlock, ResNet
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
+from sdpipe.training.graphs import launch_blocks_as_graphs
 from sdpipe.training.guard import FP16_STREAK, Guard
 from sdpipe.training.recompute import recompute_branches
 from sdpipe.training.world import World, gradients_kept_here
@@ -80,6 +81,10 @@ class TrainingStep:
         if config.recompute:
             recompute_branches(network)
         self._view = world.replicate(network)
+        # What is in a graph is always the same: no mask is drawn in it, no segment taken, no message sent.
+        self._lacks_graphs = compute.device.type == "cuda" and not (
+            config.compile or config.recompute or config.dropout or config.draw == "sample" or world.size > 1
+        )
         self._norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
         self._momentum = self._norms[0].momentum or 0.0
 
@@ -104,6 +109,9 @@ class TrainingStep:
         without an update, if the guard knows of a loss or gradient that is not finite.
         """
         self.network.train()
+        if self._lacks_graphs:
+            launch_blocks_as_graphs(self.network, parts[0][0], self._compute)
+            self._lacks_graphs = False
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         loss = torch.zeros((), device=self._compute.device)
