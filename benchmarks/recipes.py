@@ -6,6 +6,7 @@ alone; reading pictures, validations and checkpoints come on top.
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sdpipe.training.compute import Compute, choose_compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.draws import Draws
 
+MEASURED_PATH = Path(__file__).resolve().parent / "recipes.json"
 NAMES = (
     "cifar10",
     "dropout",
@@ -57,9 +59,7 @@ def measure(names: tuple[str, ...], steps: int, warmup: int) -> dict[str, Any]:
 def _rows(recipe: Recipe, compute: Compute, steps: int, warmup: int) -> Iterator[dict[str, Any]]:
     configs = {name: TrainConfig.model_validate({**recipe.train, **run}) for name, run in recipe.runs.items()}
     configs = {name: config for name, config in configs.items() if config.p_L in _P_L}
-    turns, peaks_bytes = {}, {}
-    for name, config in configs.items():
-        turns[name], peaks_bytes[name] = _turn(recipe, config, compute)
+    turns = {name: _turn(recipe, config, compute) for name, config in configs.items()}
     taken_s = take_turns(turns, rounds=steps, warmup=warmup, label=recipe.name)
     for name, config in configs.items():
         assert recipe.num_train is not None
@@ -74,36 +74,24 @@ def _rows(recipe: Recipe, compute: Compute, steps: int, warmup: int) -> Iterator
             "parts": config.micro_batches,
             "step_s": spread(taken_s[name]),
             "ratio": None if twin is None else ratio(taken_s[name], taken_s[twin]),
-            "peak_bytes": peaks_bytes[name],
             "num_steps": num_steps,
             "training_s": float(np.mean(taken_s[name])) * num_steps,
         }
 
 
-def _turn(recipe: Recipe, config: TrainConfig, compute: Compute) -> tuple[Turn, int | None]:
-    """A step with blocks drawn as in the training, and the most memory, in bytes, that the first one took.
-
-    None: not known on this device.
-    """
-    is_cuda = compute.device.type == "cuda"
-    before = torch.cuda.memory_allocated() if is_cuda else 0
-    batch = _random_batch(config, recipe, compute.device)
+def _turn(recipe: Recipe, config: TrainConfig, compute: Compute) -> Turn:
+    """A step, with blocks drawn as in the training."""
     num_classes = _IMAGENET_CLASSES if config.family == "imagenet" else NUM_CLASSES
+    batch = _random_batch(config, recipe, compute.device)
     step = BareStep(config, compute, batch, num_classes=num_classes)
-    draws, taken = Draws(config.seed), 0
     probs = config.network_config(in_channels=NUM_CHANNELS, num_classes=num_classes).survival_probs
+    draws, numbers = Draws(config.seed), count()
 
     def turn() -> float:
-        nonlocal taken
-        active = draws.active_blocks(0, taken, probs)
-        taken += 1
+        active = draws.active_blocks(0, next(numbers), probs)
         return seconds(lambda: step.take(active), compute.device)
 
-    if not is_cuda:
-        return turn, None
-    torch.cuda.reset_peak_memory_stats()
-    seconds(lambda: step.take([True] * len(probs)), compute.device)
-    return turn, torch.cuda.max_memory_allocated() - before
+    return turn
 
 
 def _random_batch(config: TrainConfig, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -123,16 +111,15 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"({results['hardware']}; {results['compute']}; torch {results['torch']}; {results['date']}):",
         "",
         "| recipe | run | layers | batch | ms a step, median (quartiles) | over constant depth, of sums "
-        "| GiB | steps | hours of steps |",
-        "|---|---|---:|---:|---|---:|---:|---:|---:|",
+        "| steps | hours of steps |",
+        "|---|---|---:|---:|---|---:|---:|---:|",
     ]
     for row in rows:
         parts = f" in {row['parts']} parts" if row["parts"] > 1 else ""
         over = "" if row["ratio"] is None else f"{row['ratio']['of_sums']:.2f}"
-        peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.1f}"
         lines.append(
             f"| `{row['recipe']}` | {row['run']} | {row['depth']} | {row['batch_size']}{parts} "
-            f"| {spread_words(row['step_s'], 1, 1000)} | {over} | {peak} | {row['num_steps']:,} "
+            f"| {spread_words(row['step_s'], 1, 1000)} | {over} | {row['num_steps']:,} "
             f"| {row['training_s'] / 3600:.1f} |"
         )
     return "\n".join(lines)

@@ -251,7 +251,10 @@ def mlflow_store(project: Path, empty_store: Path) -> Path:
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    """To the bit, wherever the tensors are."""
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name].cpu(), second[name].cpu()) for name in first
+    )
 
 
 def run_epoch(trainer: Trainer) -> None:

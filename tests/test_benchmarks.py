@@ -10,6 +10,9 @@ from conftest import ROOT
 
 from benchmarks.cost import multiply_adds
 from benchmarks.loading import main as measure_loading
+from benchmarks.recipes import MEASURED_PATH as RECIPES_PATH
+from benchmarks.recipes import main as measure_recipes
+from benchmarks.recipes import markdown as recipes_markdown
 from benchmarks.settings import train_config
 from benchmarks.table import EPOCH_ROWS, EPOCH_TARGET, STEP_ROWS, STEP_TARGET, markdown
 from benchmarks.table import main as print_tables
@@ -180,3 +183,22 @@ def test_the_readme_has_the_tables_of_the_committed_measurement() -> None:
     assert active["ratio_to_share"]["n"] >= 40
     for kind in ("stochastic", "constant"):
         assert results["epochs"]["rows"][f"loop_{kind}"]["ratio_with_checkpoints"]["of_sums"] <= EPOCH_TARGET
+
+
+def test_the_cost_of_recipes_is_measured(tmp_path: Path) -> None:
+    """Four networks at full size, one step each; what they have no constant twin for has no ratio."""
+    out = tmp_path / "recipes.json"
+    arguments = ["--out", str(out), "--recipe", "degradation", "--steps", "1", "--warmup", "0"]
+    done = CliRunner().invoke(measure_recipes, arguments)
+    assert done.exit_code == 0, done.output
+    rows = read_json(out)["rows"]
+    assert [row["run"] for row in rows] == ["residual-d20", "residual-d56", "plain-d20", "plain-d56"]
+    for row in rows:
+        assert row["ratio"] is None
+        assert row["num_steps"] == 45_000 // 128 * 500
+        assert row["training_s"] == pytest.approx(row["num_steps"] * row["step_s"]["median"])
+    assert recipes_markdown(read_json(out)) in done.output
+
+
+def test_the_costs_in_the_docs_are_those_measured() -> None:
+    assert recipes_markdown(read_json(RECIPES_PATH)) in (ROOT / "docs" / "recipes.md").read_text()

@@ -45,8 +45,9 @@ def test_a_step_has_the_gradients_of_a_cpu(
     """At fp32, without TF32, which rounds to ten bits; the first step is the one that captures the graphs."""
     config, gradients = train_config(draw=draw), []
     for compute in (CPU, on_cuda("fp32")):
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
+            False  # until the next choice
+        )
         trainer = Trainer(config, dataset, compute, ALONE)
         monkeypatch.setattr(trainer.step, "clear_gradients", lambda: None)
         next(trainer.steps())

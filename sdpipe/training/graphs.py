@@ -33,6 +33,8 @@ def launch_blocks_as_graphs(network: ResNet, images_NCHW: Tensor, compute: Compu
     kept = {name: buffer.clone() for name, buffer in network.named_buffers()}
     blocks = [block for block in network.blocks if isinstance(block, ResidualBlock)]
     graphed = tuple(map(_ActiveBlock, blocks))
+    # A block's gradients come from a stream of its graph; PyTorch waits for that one by itself.
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     with compute.autocast(cache=False):
         torch.cuda.make_graphed_callables(graphed, _inputs(network, images_NCHW))
     for name, buffer in network.named_buffers():  # which BatchNorm has changed at every trial

@@ -85,8 +85,11 @@ class TrainingStep:
         self._lacks_graphs = compute.device.type == "cuda" and not (
             config.compile or config.recompute or config.dropout or config.draw == "sample" or world.size > 1
         )
-        self._norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-        self._momentum = self._norms[0].momentum or 0.0
+        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        self._statistics_momentum = norms[0].momentum or 0.0
+        if len(self.parts) > 1:
+            for norm in norms:
+                norm.momentum = 1.0  # a part leaves its own statistics; `run` takes their mean
 
     @property
     def parts(self) -> list[slice]:
@@ -115,17 +118,25 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         loss = torch.zeros((), device=self._compute.device)
+        first = self._world.share(self._num_parts).start
+        drawn = [draw(first + at, len(labels_N)) for at, (_, labels_N) in enumerate(parts)]
+        # A block is active in all parts, each time for whichever images, or in none.
+        statistics = self._statistics(drawn[0].active)
+        is_cut, momentum = len(parts) > 1, self._statistics_momentum
+        mixed = torch._foreach_mul(statistics, 1 - momentum) if is_cut else ()
         for at, (images_NCHW, labels_N) in enumerate(parts):
-            self._weigh_statistics(at, len(parts))
-            drawn = draw(self._world.share(self._num_parts).start + at, len(labels_N))
-            self._seed_dropout(drawn.dropout_seeds)
+            self._seed_dropout(drawn[at].dropout_seeds)
             weight = len(labels_N) * self._world.size / self._batch_size  # DDP divides by the size again
             with gradients_kept_here(self._view, wanted=at < len(parts) - 1):
                 with self._compute.autocast():
-                    part_loss = F.cross_entropy(self._view(images_NCHW, drawn.active), labels_N) * weight
+                    part_loss = F.cross_entropy(self._view(images_NCHW, drawn[at].active), labels_N) * weight
                 torch.autograd.backward(self.scaler.scale(part_loss))
             loss += part_loss.detach()
-        self._world.average_([loss, *self._statistics(drawn.active)])
+            if is_cut:
+                torch._foreach_add_(mixed, statistics, alpha=momentum / len(parts))
+        if is_cut:  # (1 - a) old + a (mean over the parts)
+            torch._foreach_copy_(statistics, mixed)
+        self._world.average_([loss, *statistics])
         self.scaler.unscale_(self.optimizer)
         self.guard.watch(number, loss, get_total_norm(self.gradients))
         if self.guard.bad_step():
@@ -150,16 +161,6 @@ class TrainingStep:
             name: state[parameter]["momentum_buffer"] for name, parameter in self.network.named_parameters()
         }
 
-    def _weigh_statistics(self, at: int, num_parts: int) -> None:
-        """Make the running statistics after all parts (1 - a) old + a (mean over the parts).
-
-        BatchNorm computes r <- (1 - a_i) r + a_i s_i for parts i = 1..m. With 1/a_i = m/a - m + i each
-        s_i ends with the weight a/m and the old value with 1 - a; for m = 1 that is a_1 = a.
-        """
-        if num_parts > 1:
-            for norm in self._norms:
-                norm.momentum = 1 / (num_parts / self._momentum - num_parts + at + 1)
-
     def _seed_dropout(self, seeds: Sequence[int]) -> None:
         for block, seed in zip(self.network.blocks, seeds, strict=False):
             for module in block.modules():
@@ -167,7 +168,7 @@ class TrainingStep:
                     module.seed = seed
 
     def _statistics(self, active: Sequence[Active]) -> list[Tensor]:
-        """Running means and variances that this step has changed."""
+        """Running means and variances that a step with these blocks active changes."""
         changed: list[nn.Module] = [self.network.stem]
         for block, is_active in zip(self.network.blocks, active, strict=True):
             assert isinstance(block, ResidualBlock)
