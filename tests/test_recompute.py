@@ -64,20 +64,25 @@ def test_bottlenecks_are_unchanged(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, again.state[name]) for name, tensor in kept.state.items())
 
 
-def bytes_kept_for_backward(recompute: bool) -> int:
+def network_of(depth: int) -> ResNet:
     config = NetworkConfig(
         family="cifar",
-        depth=56,
+        depth=depth,
         widths=(4, 8, 16),
         skip="A",
         dropout=0.0,
         rule="uniform",
-        p_L=1.0,
+        p_L=0.5,
         in_channels=1,
         num_classes=3,
     )
-    network = ResNet(config).train()
+    network = ResNet(config)
     initialise(network, 0)
+    return network
+
+
+def bytes_kept_for_backward(recompute: bool) -> int:
+    network = network_of(56).train()
     if recompute:
         recompute_branches(network)
     kept: dict[int, int] = {}
@@ -103,18 +108,7 @@ def test_less_is_kept_for_the_backward_pass() -> None:
 
 def test_evaluation_is_not_recomputed() -> None:
     """In eval mode the test network runs as without."""
-    config = NetworkConfig(
-        family="cifar",
-        depth=8,
-        widths=(4, 8, 16),
-        skip="A",
-        dropout=0.0,
-        rule="uniform",
-        p_L=0.5,
-        in_channels=1,
-        num_classes=3,
-    )
-    network = ResNet(config).eval()
+    network = network_of(8).eval()
     images = torch.rand(2, 1, 8, 8)
     expected = network(images)
     recompute_branches(network)

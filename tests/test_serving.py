@@ -1,11 +1,7 @@
 """A request's pictures get the deployed file's answers, or one plain reason; MLflow's server stays alive."""
 
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +11,7 @@ import requests
 from conftest import random_images
 from deployable import deploy, make_run
 from load import bad_bodies, good_body, png, post, send_load, text_of
+from servers import running
 
 from sdpipe.deploy.release.registry import register
 from sdpipe.errors import ImageError
@@ -91,34 +88,16 @@ def server(project: Path, mlflow_store: Path) -> Iterator[str]:
     """`mlflow models serve` on the registered model, as a user starts it, without sdpipe on its path."""
     deploy(make_run(project / "models" / "stochastic", channels=3), project / "models")
     register(project / "models")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     binaries = Path(sys.executable).parent
-    process = subprocess.Popen(
-        [binaries / "mlflow", "models", "serve", "-m", "models:/sdpipe@champion", "--env-manager", "local",
-         "--host", "127.0.0.1", "--port", str(port)],
-        env=kept | {"PATH": f"{binaries}:{kept['PATH']}", "MLFLOW_TRACKING_URI": f"sqlite:///{mlflow_store}"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        wait_for(f"http://127.0.0.1:{port}/ping", process)
-        yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+    env = kept | {"PATH": f"{binaries}:{kept['PATH']}", "MLFLOW_TRACKING_URI": f"sqlite:///{mlflow_store}"}
 
+    def command(port: int) -> list[str | Path]:
+        model = ("-m", "models:/sdpipe@champion", "--env-manager", "local")
+        return [binaries / "mlflow", "models", "serve", *model, "--host", "127.0.0.1", "--port", str(port)]
 
-def wait_for(address: str, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the server ended"
-        try:
-            if requests.get(address, timeout=5).ok:
-                return
-        except requests.ConnectionError:
-            time.sleep(0.2)
-    raise AssertionError("the server did not come up")
+    with running(command, "ping", env=env) as address:
+        yield f"{address}/invocations"
 
 
 @pytest.mark.slow

@@ -1,11 +1,6 @@
 """MLflow's UI in a real browser: both runs stand in the table."""
 
 import os
-import signal
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +11,7 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+from servers import running
 from test_pipeline import copy_project, environment
 
 from sdpipe.data.store import DataSet
@@ -37,35 +33,13 @@ def ui(project: Path, dataset: DataSet) -> Iterator[str]:
     for run, p_L in (("stochastic", 0.5), ("constant", 1.0)):
         train_run(run, train_config(p_L=p_L), machine(), dataset, "code", project / "models" / run)
     copy_project(project)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+
     # -o: the packages are installed here already, so that no .venv is made.
-    command = ["make", "-o", ".venv/installed", "ui", f"PORT={port}"]
-    server = subprocess.Popen(
-        command,
-        cwd=project,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", server)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+    def command(port: int) -> list[str | Path]:
+        return ["make", "-o", ".venv/installed", "ui", f"PORT={port}"]
 
-
-def wait_for(address: str, server: "subprocess.Popen[bytes]") -> None:
-    for _ in range(120):
-        assert server.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(address, timeout=2):  # noqa: S310  loopback
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError("the server did not come up in a minute")
+    with running(command, "health", env=environment(), cwd=project) as address:
+        yield address
 
 
 def test_both_runs_stand_in_the_table(ui: str, tmp_path: Path) -> None:

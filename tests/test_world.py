@@ -144,6 +144,13 @@ def test_all_stop_after_the_same_step_and_one_process_continues(tmp_path: Path) 
         assert record.train_loss == pytest.approx(expected.train_loss, rel=1e-4)
 
 
+def assert_continues(folder: Path, processes: int = 2) -> None:
+    process = start("run", folder, processes=processes, EPOCHS="100000")
+    with all_ended(process, folder):
+        assert process.stdout is not None
+        assert any("continuing after step" in line for line in process.stdout)
+
+
 def test_a_killed_rank_takes_the_others_down_and_a_new_start_continues(
     tmp_path: Path, mlflow_store: Path
 ) -> None:
@@ -163,10 +170,7 @@ def test_a_killed_rank_takes_the_others_down_and_a_new_start_continues(
         "another process of this training has ended or does not answer" in out
         or "stopped; `dvc repro`" in out
     )
-    process = start("run", tmp_path, processes=3, EPOCHS="100000")
-    with all_ended(process, tmp_path):
-        assert process.stdout is not None
-        assert any("continuing after step" in line for line in process.stdout)
+    assert_continues(tmp_path, processes=3)
 
 
 def is_running(process: int) -> bool:
@@ -194,10 +198,7 @@ def test_what_a_killed_launcher_started_ends_and_a_new_start_continues(
         while any(is_running(pid(tmp_path, rank)) for rank in (0, 1)):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-    process = start("run", tmp_path, EPOCHS="100000")
-    with all_ended(process, tmp_path):
-        assert process.stdout is not None
-        assert any("continuing after step" in line for line in process.stdout)
+    assert_continues(tmp_path)
 
 
 def test_when_one_process_lacks_its_images_the_last_step_is_saved(tmp_path: Path, mlflow_store: Path) -> None:
