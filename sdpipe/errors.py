@@ -33,8 +33,16 @@ _OF_THE_WORLD = (
 )
 
 
+def on_one_line(text: str) -> str:
+    """File names may hold newlines and terminal codes; a line of output must stay one line."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
 class SdpipeError(Exception):
-    """The user's mistake or the outside world's; its text is one plain sentence for a person."""
+    """The user's mistake or the outside world's; its text is one plain line, whatever it names."""
+
+    def __str__(self) -> str:
+        return on_one_line(super().__str__())
 
 
 class ConfigError(SdpipeError):
@@ -103,7 +111,7 @@ def errors_on_one_line() -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.errno not in _OF_THE_WORLD:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_one_line(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

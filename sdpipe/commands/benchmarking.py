@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdpipe.commands.printing import aligned, markdown_table, on_one_line
+from sdpipe.commands.printing import aligned, markdown_table
 from sdpipe.errors import ModelError, SdpipeError, errors_on_one_line
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _opens(path: Path, device: str, results: dict[str, Any]) -> bool:
 def _fail(error: SdpipeError, results: dict[str, Any]) -> None:
     """One contender less; the rest is still measured."""
     results["failures"].append(str(error))
-    click.echo(f"error: {on_one_line(str(error))}", err=True)
+    click.echo(f"error: {error}", err=True)
 
 
 def _head(repeats: int, device: str) -> dict[str, Any]:

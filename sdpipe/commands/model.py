@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from sdpipe.commands.options import model_argument, model_option
-from sdpipe.commands.printing import aligned, on_one_line
-from sdpipe.errors import errors_on_one_line
+from sdpipe.commands.printing import aligned
+from sdpipe.errors import errors_on_one_line, on_one_line
 
 verify_option = click.option(
     "--verify", is_flag=True, help="Compare MODEL with the SHA256SUMS in its folder, or the one above, first."
@@ -181,6 +181,6 @@ def doctor() -> None:
         healthy = True
         for check in report():
             healthy &= check.ok
-            click.echo(f"{'ok ' if check.ok else 'BAD'} {check.name:<24} {check.finding}")
+            click.echo(f"{'ok ' if check.ok else 'BAD'} {check.name:<24} {on_one_line(check.finding)}")
     if not healthy:
         raise SystemExit(1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from sdpipe.commands.printing import on_one_line
+from sdpipe.errors import on_one_line
 
 Result = Any
 """A Prediction or a Failure of sdpipe.runtime, which is not imported here: help must start fast."""

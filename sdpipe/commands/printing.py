@@ -1,11 +1,8 @@
-"""How commands write what users named, and tables."""
+"""How commands write tables."""
 
 from collections.abc import Sequence
 
-
-def on_one_line(name: str) -> str:
-    """File names may hold newlines and terminal codes; a line of output must stay one line."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in name)
+from sdpipe.errors import on_one_line
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from sdpipe.commands.printing import on_one_line
-from sdpipe.errors import SdpipeError, errors_on_one_line, training_packages
+from sdpipe.errors import SdpipeError, errors_on_one_line, on_one_line, training_packages
 
 
 def _counts(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[int]:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from sdpipe.commands.printing import on_one_line
-from sdpipe.errors import SdpipeError, errors_on_one_line, training_packages
+from sdpipe.errors import SdpipeError, errors_on_one_line, on_one_line, training_packages
 
 
 @click.command()
