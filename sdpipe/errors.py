@@ -20,9 +20,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
-_OF_THE_WORLD = (
+_OF_THE_WORLD = (  # also where no file is named, as in writing to standard output
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EROFS,
@@ -98,7 +99,7 @@ class TrackingError(SdpipeError):
 
 @contextmanager
 def errors_on_one_line() -> Iterator[None]:
-    """Turn an `SdpipeError`, a full disk, a missing permission or an interruption into one line and an exit.
+    """Turn an `SdpipeError`, what the system says of a file, or an interruption into one line and an exit.
 
     Exit status 1 for errors, 130 for Ctrl-C, 143 for SIGTERM, which unwinds in good order like Ctrl-C. With
     SDPIPE_DEBUG=1 the traceback comes through. Every other exception is our bug and does too.
@@ -107,9 +108,7 @@ def errors_on_one_line() -> Iterator[None]:
     try:
         yield
     except (SdpipeError, OSError) as error:
-        if os.environ.get("SDPIPE_DEBUG") == "1":
-            raise
-        if isinstance(error, OSError) and error.errno not in _OF_THE_WORLD:
+        if os.environ.get("SDPIPE_DEBUG") == "1" or not _is_of_the_world(error):
             raise
         print(f"error: {on_one_line(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -118,6 +117,15 @@ def errors_on_one_line() -> Iterator[None]:
         raise SystemExit(128 + signal.SIGINT) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _is_of_the_world(error: SdpipeError | OSError) -> bool:
+    """Of OSErrors a full disk and its like, and those that name a file, unless it is one of sdpipe's own."""
+    if isinstance(error, SdpipeError) or error.errno in _OF_THE_WORLD:
+        return True
+    if not isinstance(error.filename, str | bytes):
+        return False
+    return not Path(os.fsdecode(error.filename)).is_relative_to(Path(__file__).parent)
 
 
 def _exit_in_order(_signal: int, _frame: FrameType | None) -> None:

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from report_runs import write_run
 
+from sdpipe import errors
 from sdpipe.cli import main
+from sdpipe.errors import errors_on_one_line
 
 ODD = "new\nline\x1b[31m"
 
@@ -42,3 +45,50 @@ def test_odd_names_stay_on_one_line(project: Path, arguments: tuple[str, ...]) -
     result = call(*arguments)
     check_one_line(result, "error: ")
     assert r"new\nline\x1b[31m" in result.stderr
+
+
+@pytest.fixture
+def places(project: Path) -> Path:
+    """A file where a folder is expected, a link that leads to itself, and one that leads nowhere."""
+    (project / "file").write_text("mine")
+    (project / "loop").symlink_to("loop")
+    (project / "nowhere").symlink_to("gone/too")
+    return project
+
+
+PLACES = ("file/below", "loop/below", "nowhere", "x" * 300)
+
+
+@pytest.mark.parametrize("place", [*PLACES, "loop", "file"])
+def test_a_model_repository_that_cannot_be_written(places: Path, model_path: Path, place: str) -> None:
+    check_one_line(call("triton", "--model", model_path, "--out", place), "error: ")
+
+
+@pytest.mark.parametrize("place", [*PLACES, "loop", "file"])
+def test_a_report_that_cannot_be_written(places: Path, place: str) -> None:
+    write_run(places / "models" / "a")
+    result = call("report", "--out", place)
+    if place != "nowhere":  # the folder that it leads to is made
+        check_one_line(result, "error: ")
+    assert (places / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", [f"{place}/b.json" for place in PLACES])
+def test_figures_that_cannot_be_written(places: Path, model_path: Path, place: str) -> None:
+    check_one_line(call("benchmark", model_path, "--json", place), "error: ")
+
+
+@pytest.mark.parametrize("options", [("--out", "file/x"), ("--max-error", 1, "--copy-to", "file/x/y")])
+def test_prune_says_first_that_it_cannot_write(places: Path, options: tuple[object, ...]) -> None:
+    check_one_line(call("prune", *options), "error: [Errno 20] Not a directory: 'file/x'")
+
+
+def test_the_systems_word_on_a_file_is_one_line_and_on_sdpipes_own_a_traceback() -> None:
+    """Which OSErrors are the world's: those that name a file which is not sdpipe's, and a full disk."""
+    for error in (FileNotFoundError(2, "gone", "a/b"), OSError(36, "long", b"a"), OSError(28, "full")):
+        with pytest.raises(SystemExit), errors_on_one_line():
+            raise error
+    own = str(Path(errors.__file__).with_name("recipes.yaml"))
+    for error in (FileNotFoundError(2, "gone", own), OSError(9, "bad descriptor"), OSError("no number")):
+        with pytest.raises(OSError), errors_on_one_line():  # noqa: PT011
+            raise error

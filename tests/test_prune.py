@@ -416,6 +416,9 @@ def test_files_of_another_training_are_refused(runs: Path) -> None:
         (("--latency-ms", "1", "--max-error", "0.5"), 2, "not both"),
         (("--copy-to", "x.onnx"), 2, "--copy-to needs"),
         (("models/none",), 1, "models/none/weights.safetensors: not a readable weights file"),
+        (("--out", "data/animals/meta.json/x"), 1, "error: [Errno 20] Not a directory"),
+        (("--max-error", "1", "--copy-to", "x" * 300), 1, "error: [Errno 36] File name too long"),
+        (("--max-error", "1", "--copy-to", "data/animals/meta.json/x/y"), 1, "Not a directory"),
     ],
 )
 def test_odd_arguments(runs: Path, arguments: tuple[str, ...], code: int, message: str) -> None:

@@ -78,6 +78,8 @@ def prune(
     with errors_on_one_line():
         with training_packages("prune"):
             from sdpipe.deploy.pruning.family import pick_by_error, pick_by_latency
+        for folder in (out, *([copy_to.parent] if copy_to else [])):  # now, not after all the measuring
+            folder.mkdir(parents=True, exist_ok=True)
         variants = _measured(folders, keep, batch_size, out)
         click.echo(_table(variants, batch_size), err=is_picking)
         if not is_picking:

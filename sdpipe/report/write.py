@@ -24,7 +24,10 @@ def write_report(folders: Sequence[Path], out: Path) -> list[str]:
 
     Raises DataError if there is no run, or if `out` holds anything that a report did not write.
     """
-    out = out.resolve()
+    try:
+        out = out.resolve()
+    except RuntimeError as error:  # so Python 3.11 says it
+        raise DataError(f"{out}: expected a folder, found a loop of links") from error
     _check_out(out)
     runs, problems = read_runs(folders)
     settings = group(runs)
