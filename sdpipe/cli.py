@@ -3,6 +3,8 @@
 Exit 0: all went well. 1: something failed, and the rest was still done. 2: called wrong.
 """
 
+from typing import Any
+
 import click
 
 from sdpipe.commands.benchmarking import benchmark
@@ -10,10 +12,25 @@ from sdpipe.commands.model import doctor, inspect, predict
 from sdpipe.commands.pruning import prune
 from sdpipe.commands.runs import ensemble, recipe, report_command, track
 from sdpipe.commands.serve import triton
+from sdpipe.errors import errors_on_one_line
 from sdpipe.version import __version__
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Errors are one line wherever they arise: in what a command reads of its options, does or prints."""
+
+    def make_context(self, *arguments: Any, **keywords: Any) -> click.Context:
+        with errors_on_one_line():
+            return super().make_context(*arguments, **keywords)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with errors_on_one_line():
+            return super().invoke(ctx)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="sdpipe")
 def main() -> None:
     """Classify pictures with a deployed stochastic-depth network."""

@@ -1,15 +1,21 @@
 """What goes wrong outside sdpipe is one plain line and an exit status; what is our bug is a traceback."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from conftest import ROOT, random_images
+from PIL import Image
 from report_runs import write_run
 
 from sdpipe import errors
 from sdpipe.cli import main
 from sdpipe.errors import errors_on_one_line
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 ODD = "new\nline\x1b[31m"
 
 
@@ -92,3 +98,41 @@ def test_the_systems_word_on_a_file_is_one_line_and_on_sdpipes_own_a_traceback()
     for error in (FileNotFoundError(2, "gone", own), OSError(9, "bad descriptor"), OSError("no number")):
         with pytest.raises(OSError), errors_on_one_line():  # noqa: PT011
             raise error
+
+
+COMMANDS = [(), ("--help",), ("--version",), ("predict", "--help"), ("inspect", "MODEL"), ("doctor",)]
+COMMANDS += [("inspect", "MODEL", "--json"), ("recipe", "list"), ("predict", "p.png", "--model", "MODEL")]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_a_full_disk_behind_standard_output_is_one_line(
+    project: Path, model_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """By the system's own full device, whatever it is that prints."""
+    Image.fromarray(random_images(1)[0, ..., 0]).save("p.png")
+    words = [str(model_path) if word == "MODEL" else word for word in arguments]
+    command = [sys.executable, "-c", "from sdpipe.cli import main; main(prog_name='sdpipe')", *words]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=ENVIRONMENT
+        )
+    if arguments:
+        assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
+    else:  # called wrong: the help is on standard error
+        assert done.returncode == 2
+
+
+def test_options_that_name_files_which_cannot_be(project: Path, model_path: Path) -> None:
+    """A name that is too long, seen while the options are read."""
+    check_one_line(call("inspect", "x" * 300), "error: [Errno 36] File name too long")
+    check_one_line(call("predict", "p.png", "--show", f"{'x' * 300}.png"), "error: [Errno 36] File name")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("inspect", ODD), (ODD,), ("predict", "p.png", "--show", ODD), ("doctor", f"--{ODD}")]
+)
+def test_called_wrong_is_said_in_printable_letters(project: Path, arguments: tuple[str, ...]) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert r"new\nline\x1b[31m" in result.stderr
+    assert all(line.isprintable() for line in result.stderr.split("\n"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sdpipe.commands.printing import aligned, markdown_table
-from sdpipe.errors import ModelError, SdpipeError, errors_on_one_line
+from sdpipe.errors import ModelError, SdpipeError
 
 if TYPE_CHECKING:
     from sdpipe.runtime.benchmark import Contender
@@ -67,25 +67,24 @@ def benchmark(
     from sdpipe.runtime.cores import num_cores
 
     interrupted = False
-    with errors_on_one_line():
-        if json_path is not None:  # now, not after all the measuring
-            json_path.parent.mkdir(parents=True, exist_ok=True)
-        results: dict[str, Any] = {"models": [], "timings": [], "failures": []}
-        try:
-            chosen = [
-                path for path in dict.fromkeys(models or _default_models()) if _opens(path, device, results)
-            ]
-            results = {**_head(repeats, device), **results}
-            _measure(chosen, batch_sizes, threads or sorted({1, num_cores()}), repeats, device, results)
-        except KeyboardInterrupt:
-            interrupted = True
-        results["complete"] = not interrupted
-        if results["models"] or results["timings"]:
-            click.echo("\n".join(report(results, markdown_table if markdown else aligned)))
-        if json_path is not None:
-            write_json(json_path, results)
-        if interrupted:
-            raise KeyboardInterrupt
+    if json_path is not None:  # now, not after all the measuring
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"models": [], "timings": [], "failures": []}
+    try:
+        chosen = [
+            path for path in dict.fromkeys(models or _default_models()) if _opens(path, device, results)
+        ]
+        results = {**_head(repeats, device), **results}
+        _measure(chosen, batch_sizes, threads or sorted({1, num_cores()}), repeats, device, results)
+    except KeyboardInterrupt:
+        interrupted = True
+    results["complete"] = not interrupted
+    if results["models"] or results["timings"]:
+        click.echo("\n".join(report(results, markdown_table if markdown else aligned)))
+    if json_path is not None:
+        write_json(json_path, results)
+    if interrupted:
+        raise KeyboardInterrupt
     if results["failures"]:
         raise SystemExit(1)
 

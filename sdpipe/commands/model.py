@@ -8,7 +8,7 @@ import click
 
 from sdpipe.commands.options import model_argument, model_option
 from sdpipe.commands.printing import aligned
-from sdpipe.errors import errors_on_one_line, on_one_line
+from sdpipe.errors import on_one_line
 
 verify_option = click.option(
     "--verify", is_flag=True, help="Compare MODEL with the SHA256SUMS in its folder, or the one above, first."
@@ -18,15 +18,16 @@ verify_option = click.option(
 def _drawable(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
     if value is None:
         return None
+    name = on_one_line(str(value))
     if value.suffix.lower() != ".png":
-        raise click.BadParameter(f"expected a name that ends in .png, got {value}.")
+        raise click.BadParameter(f"expected a name that ends in .png, got {name}.")
     if not value.parent.is_dir():
-        raise click.BadParameter(f"no such folder: {value.parent}.")
+        raise click.BadParameter(f"no such folder: {on_one_line(str(value.parent))}.")
     if value.exists():
         from sdpipe.runtime.contact_sheet import is_contact_sheet
 
         if not is_contact_sheet(value):
-            raise click.BadParameter(f"{value} exists and is no contact sheet; it is left alone.")
+            raise click.BadParameter(f"{name} exists and is no contact sheet; it is left alone.")
     return value
 
 
@@ -80,7 +81,7 @@ def predict(
 
     if as_json and as_csv:
         raise click.UsageError("--json or --csv, not both.")
-    with output.only_our_lines(), errors_on_one_line():
+    with output.only_our_lines():
         artifact = open_artifact(model, device, verify=verify)
         num_classes = len(artifact.metadata.class_names)
         if top_k > num_classes:
@@ -134,13 +135,12 @@ def inspect(model: Path, as_json: bool, verify: bool) -> None:
     from sdpipe.runtime.artifact import count_operators, open_artifact
     from sdpipe.runtime.variants import read_variants
 
-    with errors_on_one_line():
-        artifact = open_artifact(model, "cpu", verify=verify)
-        facts = {"file": str(model), "bytes": model.stat().st_size, **asdict(artifact.metadata)}
-        facts["operators"] = count_operators(model)
-        variants = read_variants(model)
-        if verify:
-            facts["verified"] = True
+    artifact = open_artifact(model, "cpu", verify=verify)
+    facts = {"file": str(model), "bytes": model.stat().st_size, **asdict(artifact.metadata)}
+    facts["operators"] = count_operators(model)
+    variants = read_variants(model)
+    if verify:
+        facts["verified"] = True
     if as_json:
         click.echo(json.dumps({**facts, "variants": variants} if variants else facts))
         return
@@ -177,10 +177,9 @@ def doctor() -> None:
     """Show versions, devices, the onnxruntime providers that really work, stores and disk space."""
     from sdpipe.doctor import report
 
-    with errors_on_one_line():
-        healthy = True
-        for check in report():
-            healthy &= check.ok
-            click.echo(f"{'ok ' if check.ok else 'BAD'} {check.name:<24} {on_one_line(check.finding)}")
+    healthy = True
+    for check in report():
+        healthy &= check.ok
+        click.echo(f"{'ok ' if check.ok else 'BAD'} {check.name:<24} {on_one_line(check.finding)}")
     if not healthy:
         raise SystemExit(1)

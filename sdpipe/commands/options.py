@@ -5,12 +5,16 @@ from typing import Any
 
 import click
 
+from sdpipe.errors import on_one_line
+
 DEFAULT_MODEL = "models/model.onnx"
 
 
 def _existing(_context: click.Context, _parameter: click.Parameter, value: Path) -> Path:
     if not value.is_file():
-        raise click.BadParameter(f"no such file: {value}. `make repro` makes {DEFAULT_MODEL}.")
+        raise click.BadParameter(
+            f"no such file: {on_one_line(str(value))}. `make repro` makes {DEFAULT_MODEL}."
+        )
     return value
 
 

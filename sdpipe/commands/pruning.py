@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sdpipe.errors import SdpipeError, errors_on_one_line, on_one_line, training_packages
+from sdpipe.errors import SdpipeError, on_one_line, training_packages
 
 
 def _counts(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[int]:
@@ -75,23 +75,22 @@ def prune(
     is_picking = latency_ms is not None or max_error is not None
     if copy_to is not None and not is_picking:
         raise click.UsageError("--copy-to needs --latency-ms or --max-error.")
-    with errors_on_one_line():
-        with training_packages("prune"):
-            from sdpipe.deploy.pruning.family import pick_by_error, pick_by_latency
-        for folder in (out, *([copy_to.parent] if copy_to else [])):  # now, not after all the measuring
-            folder.mkdir(parents=True, exist_ok=True)
-        variants = _measured(folders, keep, batch_size, out)
-        click.echo(_table(variants, batch_size), err=is_picking)
-        if not is_picking:
-            return
-        if latency_ms is not None:
-            picked = pick_by_latency(variants, latency_ms, batch_size)
-        else:
-            assert max_error is not None
-            picked = pick_by_error(variants, max_error, batch_size)
-        if copy_to is not None:
-            _copy(picked.path, copy_to)
-        click.echo(picked.path)
+    with training_packages("prune"):
+        from sdpipe.deploy.pruning.family import pick_by_error, pick_by_latency
+    for folder in (out, *([copy_to.parent] if copy_to else [])):  # now, not after all the measuring
+        folder.mkdir(parents=True, exist_ok=True)
+    variants = _measured(folders, keep, batch_size, out)
+    click.echo(_table(variants, batch_size), err=is_picking)
+    if not is_picking:
+        return
+    if latency_ms is not None:
+        picked = pick_by_latency(variants, latency_ms, batch_size)
+    else:
+        assert max_error is not None
+        picked = pick_by_error(variants, max_error, batch_size)
+    if copy_to is not None:
+        _copy(picked.path, copy_to)
+    click.echo(picked.path)
 
 
 def _measured(folders: tuple[Path, ...], keep: list[int], batch_size: int, out: Path) -> list[Any]:

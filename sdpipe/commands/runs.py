@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from sdpipe.errors import SdpipeError, errors_on_one_line, on_one_line, training_packages
+from sdpipe.errors import SdpipeError, on_one_line, training_packages
 
 
 @click.command()
@@ -41,7 +41,7 @@ def recipe() -> None:
 @recipe.command("list")
 def recipe_list() -> None:
     """Show the names, what each trains, and the paper's test errors."""
-    with errors_on_one_line(), training_packages("recipe"):
+    with training_packages("recipe"):
         from sdpipe.recipes import load_recipes
 
         for name, each in load_recipes().items():
@@ -65,7 +65,7 @@ seeds_option = click.option(
 @seeds_option
 def recipe_show(name: str, seeds: int) -> None:
     """Print the params.yaml that `recipe use NAME` would write."""
-    with errors_on_one_line(), training_packages("recipe"):
+    with training_packages("recipe"):
         from sdpipe.recipes import apply_recipe
 
         click.echo(apply_recipe(name, Path("params.yaml"), seeds), nl=False)
@@ -79,7 +79,7 @@ def recipe_use(name: str, seeds: int) -> None:
 
     Sections that no recipe concerns stay, such as where data come from. The file before is kept.
     """
-    with errors_on_one_line(), training_packages("recipe"):
+    with training_packages("recipe"):
         from sdpipe.recipes import find_recipe, use_recipe
 
         backup = use_recipe(name, Path("params.yaml"), seeds)
@@ -104,13 +104,12 @@ def report_command(folders: tuple[Path, ...], out: Path) -> None:
 
     Default: models/. Writes PNG, CSV and index.html, one page that opens offline.
     """
-    with errors_on_one_line():
-        with training_packages("report"):
-            from sdpipe.report.write import write_report
-        problems = write_report(folders or (Path("models"),), out)
-        for problem in problems:
-            click.echo(f"error: left out: {on_one_line(problem)}", err=True)
-        click.echo(f"{out}/index.html")
+    with training_packages("report"):
+        from sdpipe.report.write import write_report
+    problems = write_report(folders or (Path("models"),), out)
+    for problem in problems:
+        click.echo(f"error: left out: {on_one_line(problem)}", err=True)
+    click.echo(f"{out}/index.html")
     if problems:
         raise SystemExit(1)
 
@@ -155,7 +154,7 @@ def _for_each_run(
     A failing run is named, and the others are still done. What is not installed is said first.
     """
     failed = False
-    with errors_on_one_line(), training_packages(command):
+    with training_packages(command):
         work = load()
         chosen = folders or _finished_runs()
         if not chosen:

@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from sdpipe.commands.options import model_option
-from sdpipe.errors import errors_on_one_line
 
 
 @click.command()
@@ -25,5 +24,4 @@ def triton(model: Path, out: Path, name: str, max_batch_size: int) -> None:
     """Write a model repository for NVIDIA's Triton Inference Server: OUT/NAME/."""
     from sdpipe.runtime.triton import write_triton_repository
 
-    with errors_on_one_line():
-        click.echo(write_triton_repository(model, out, name, max_batch_size))
+    click.echo(write_triton_repository(model, out, name, max_batch_size))
