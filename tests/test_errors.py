@@ -128,6 +128,16 @@ def test_options_that_name_files_which_cannot_be(project: Path, model_path: Path
     check_one_line(call("predict", "p.png", "--show", f"{'x' * 300}.png"), "error: [Errno 36] File name")
 
 
+def test_show_neither_waits_for_a_pipe_nor_follows_a_link(project: Path, model_path: Path) -> None:
+    os.mkfifo("pipe.png")
+    Path("nowhere.png").symlink_to("gone")
+    Path("folder.png").mkdir()
+    for name in ("pipe.png", "nowhere.png", "folder.png"):
+        result = call("predict", "p.png", "--model", model_path, "--show", name)
+        assert result.exit_code == 2
+        assert f"{name} exists and is no contact sheet; it is left alone" in result.stderr
+
+
 @pytest.mark.parametrize(
     "arguments", [("inspect", ODD), (ODD,), ("predict", "p.png", "--show", ODD), ("doctor", f"--{ODD}")]
 )

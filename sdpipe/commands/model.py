@@ -23,10 +23,10 @@ def _drawable(_context: click.Context, _parameter: click.Parameter, value: Path 
         raise click.BadParameter(f"expected a name that ends in .png, got {name}.")
     if not value.parent.is_dir():
         raise click.BadParameter(f"no such folder: {on_one_line(str(value.parent))}.")
-    if value.exists():
+    if value.exists() or value.is_symlink():
         from sdpipe.runtime.contact_sheet import is_contact_sheet
 
-        if not is_contact_sheet(value):
+        if not value.is_file() or not is_contact_sheet(value):
             raise click.BadParameter(f"{name} exists and is no contact sheet; it is left alone.")
     return value
 
