@@ -18,12 +18,22 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import ROOT, export_to, make_weights, random_images
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from sdpipe.cli import main
 from sdpipe.deploy.timing.contenders import matching_weights
 from sdpipe.deploy.timing.eager import eager_contender
-from sdpipe.runtime.artifact import open_artifact
-from sdpipe.runtime.benchmark import WARMUP, Contender, start_process, summary, time_contenders
+from sdpipe.errors import ModelError
+from sdpipe.runtime.artifact import Artifact, open_artifact
+from sdpipe.runtime.benchmark import (
+    WARMUP,
+    Contender,
+    onnx_contender,
+    start_process,
+    summary,
+    time_contenders,
+)
 from sdpipe.runtime.cores import num_cores
 from sdpipe.runtime.turns import play_rounds
 from sdpipe.runtime.variants import COLUMNS
@@ -294,6 +304,77 @@ def test_bad_files_fail_alone(deployed: Path, model_path: Path) -> None:
     ]  # fmt: skip
     assert all(line.startswith("error: ") for line in errors)
     assert "models/model.onnx  onnxruntime" in result.stdout
+
+
+def only_batches_of_1_or_3(path: Path) -> Path:
+    """A file that opens: its logits, N of them, are added to three, so that other N have no sum."""
+    model = onnx.load("models/model.onnx")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((3, 3), np.float32), "three"))
+    for node in model.graph.node:
+        node.output[:] = ["summed" if name == "logits" else name for name in node.output]
+        node.input[:] = ["summed" if name == "logits" else name for name in node.input]
+    model.graph.node.append(onnx.helper.make_node("Add", ["summed", "three"], ["logits"]))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("batch_sizes", ["2", "1,2"])
+def test_a_file_that_opens_and_does_not_run_fails_alone(deployed: Path, batch_sizes: str) -> None:
+    """In the fresh processes already; what stands before and behind it is measured, shown and written."""
+    only_batches_of_1_or_3(Path("odd.onnx"))
+    files = ["models/model.onnx", "odd.onnx", "models/variants/keep-7.onnx"]
+    options = ["--threads", 1, "--batch-sizes", batch_sizes, "--repeats", 1, "--json", "b.json"]
+    result = call("benchmark", *files, *options)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: odd.onnx: a process that opens it fails: error: odd.onnx: onnx")
+    found = json.loads(Path("b.json").read_text())
+    assert [f"error: {failure}" for failure in found["failures"]] == [line]
+    assert [row["file"] for row in found["models"]] == [None, files[0], files[2]]
+    assert {row["file"] for row in found["timings"]} == {files[0], files[2]}
+    assert "models/variants/keep-7.onnx  onnxruntime" in result.stdout
+
+
+@pytest.mark.parametrize("num_engines", [1, 2])
+def test_an_engine_that_does_not_run_fails_alone(
+    deployed: Path, monkeypatch: pytest.MonkeyPatch, num_engines: int
+) -> None:
+    """In this process: named, and the others, if any, are timed without it; at that batch size only."""
+
+    def fail(images_NHWC: np.ndarray) -> None:
+        if len(images_NHWC) == 2:
+            raise ModelError("models/model.onnx: no memory")
+
+    def engines(artifact: Artifact, _threads: int) -> Contender | None:
+        return onnx_contender(artifact) if num_engines == 2 else None
+
+    broken = Contender(file="models/model.onnx", engine="broken", image_shape=(9, 9, 1), run=fail)
+    monkeypatch.setattr("sdpipe.runtime.benchmark.onnx_contender", lambda _artifact: broken)
+    monkeypatch.setattr("sdpipe.deploy.timing.contenders.openvino_contender", engines)
+    options = ["--threads", 1, "--batch-sizes", "1,2,3", "--repeats", 1, "--json", "b.json"]
+    result = call("benchmark", "models/model.onnx", *options)
+    assert result.exit_code == 1
+    assert result.stderr == "error: models/model.onnx: no memory\n"
+    timed = [(row["engine"], row["batch_size"]) for row in json.loads(Path("b.json").read_text())["timings"]]
+    others = [("onnxruntime", 1), ("onnxruntime", 2), ("onnxruntime", 3)] if num_engines == 2 else []
+    assert sorted(timed) == [("broken", 1), ("broken", 3), *others]
+
+
+def test_what_is_measured_outlives_damaged_weights(deployed: Path, weights: Weights) -> None:
+    """Weights that say of which file they are, and lack tensors: one line, and the start-ups are shown."""
+    path = add_run("stochastic", weights)
+    with safe_open(path, "pt") as whole:
+        name = next(iter(whole.keys()))
+        save_file({name: whole.get_tensor(name)}, path, whole.metadata())
+    options = ["--threads", 1, "--batch-sizes", 1, "--repeats", 1, "--json", "b.json"]
+    result = call("benchmark", "models/model.onnx", *options)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {path}")
+    found = json.loads(Path("b.json").read_text())
+    assert [row["file"] for row in found["models"]] == [None, "models/model.onnx"]
+    assert found["complete"] is False
+    assert "models/model.onnx" in result.stdout
 
 
 def test_nothing_deployed_is_one_line(project: Path) -> None:

@@ -66,7 +66,7 @@ def benchmark(
     from sdpipe.files import write_json
     from sdpipe.runtime.cores import num_cores
 
-    interrupted = False
+    interrupted = complete = False
     if json_path is not None:  # now, not after all the measuring
         json_path.parent.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"models": [], "timings": [], "failures": []}
@@ -76,9 +76,12 @@ def benchmark(
         ]
         results = {**_head(repeats, device), **results}
         _measure(chosen, batch_sizes, threads or sorted({1, num_cores()}), repeats, device, results)
+        complete = True
+    except SdpipeError as error:
+        _fail(error, results)
     except KeyboardInterrupt:
         interrupted = True
-    results["complete"] = not interrupted
+    results["complete"] = complete
     if results["models"] or results["timings"]:
         click.echo("\n".join(report(results, markdown_table if markdown else aligned)))
     if json_path is not None:
@@ -146,18 +149,22 @@ def _measure(
     device: str,
     results: dict[str, Any],
 ) -> None:
-    """Fill in `models` and `timings`, a piece as soon as it is measured."""
+    """Fill in `models` and `timings`, a piece as soon as it is measured; what fails is left out."""
     from sdpipe.runtime.benchmark import WARMUP, time_contenders
 
+    if paths:
+        paths = _measure_starts(paths, max(batch_sizes), device, results)
     if not paths:
         return
-    _measure_starts(paths, max(batch_sizes), device, results)
     for count in threads:
         contenders = _contenders(paths, count, device, results)
         for batch_size in batch_sizes:
-            label = f"batch {batch_size}, {count} threads, {len(contenders)} contenders: round"
+            running = [one for one in contenders if _runs(one, batch_size, results)]
+            if not running:
+                continue
+            label = f"batch {batch_size}, {count} threads, {len(running)} contenders: round"
             time_contenders(
-                contenders,
+                running,
                 batch_size=batch_size,
                 threads=count,
                 numbers=_with_progress(range(WARMUP + repeats), label),
@@ -165,27 +172,46 @@ def _measure(
             )
 
 
-def _measure_starts(paths: list[Path], batch_size: int, device: str, results: dict[str, Any]) -> None:
-    """Start-up of a prediction of one image, and the peak memory of a process that predicts one batch."""
+def _runs(contender: "Contender", batch_size: int, results: dict[str, Any]) -> bool:
+    from sdpipe.runtime.benchmark import turn
+
+    try:
+        turn(contender, batch_size)()
+    except ModelError as error:
+        _fail(error, results)
+        return False
+    return True
+
+
+def _measure_starts(paths: list[Path], batch_size: int, device: str, results: dict[str, Any]) -> list[Path]:
+    """Start-up of a prediction of one image, and the peak memory of a process that predicts one batch.
+
+    Returns the files whose processes all went well.
+    """
     import numpy as np
 
-    from sdpipe.runtime.benchmark import NUM_STARTS, start_process
+    from sdpipe.runtime.benchmark import NUM_STARTS, Start, start_process
 
-    candidates: list[Path | None] = [None, *paths]  # None: the imports alone
-    seconds: dict[Path | None, list[float]] = {path: [] for path in candidates}
-    for _ in _with_progress(range(NUM_STARTS), "start-up: round"):
-        for path in candidates:
-            seconds[path].append(start_process(path, batch_size=1, device=device).seconds)
-    for path in candidates:
+    starts: dict[Path | None, list[Start]] = {path: [] for path in (None, *paths)}  # None: the imports alone
+    sizes = [1] * NUM_STARTS + [batch_size]
+    for number in _with_progress(range(len(sizes)), "start-up: round"):
+        for path in list(starts):
+            try:
+                starts[path].append(start_process(path, batch_size=sizes[number], device=device))
+            except ModelError as error:
+                _fail(error, results)
+                del starts[path]
+    for path, (*small, large) in starts.items():
         row = {
             "file": None if path is None else str(path),
             "bytes": None if path is None else path.stat().st_size,
-            "start_s": float(np.median(seconds[path])),
+            "start_s": float(np.median([start.seconds for start in small])),
             "num_starts": NUM_STARTS,
-            "peak_bytes": start_process(path, batch_size=batch_size, device=device).peak_bytes,
+            "peak_bytes": large.peak_bytes,
             "peak_batch_size": batch_size,
         }
         results["models"].append(row)
+    return [path for path in starts if path is not None]
 
 
 def _contenders(paths: list[Path], threads: int, device: str, results: dict[str, Any]) -> list["Contender"]:

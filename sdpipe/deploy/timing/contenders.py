@@ -1,7 +1,8 @@
 """What a deployed file is measured beside: PyTorch eager and OpenVINO, each where it is installed."""
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def matching_weights(metadata: Metadata, candidates: Iterable[Path]) -> Path | N
 def openvino_contender(artifact: Artifact, threads: int) -> Contender | None:
     """The same ONNX file in OpenVINO, on the CPU; None where that is not installed.
 
-    Raises ModelError if OpenVINO cannot compile it.
+    Raises ModelError if OpenVINO cannot compile it; its run does so if OpenVINO cannot run it.
     """
     if importlib.util.find_spec("openvino") is None:
         return None
@@ -60,17 +61,23 @@ def openvino_contender(artifact: Artifact, threads: int) -> Contender | None:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
     }
-    try:
-        with kept_signal_stack():
-            compiled = openvino.Core().compile_model(str(artifact.path), "CPU", options)
-    except RuntimeError as error:
-        raise ModelError(f"{artifact.path}: OpenVINO: {' '.join(str(error).split())[:200]}") from error
+    with _openvino_errors(artifact.path), kept_signal_stack():
+        compiled = openvino.Core().compile_model(str(artifact.path), "CPU", options)
     request = compiled.create_infer_request()
 
     def run(images_NHWC: np.ndarray) -> object:
-        return request.infer({INPUT: images_NHWC})
+        with _openvino_errors(artifact.path):
+            return request.infer({INPUT: images_NHWC})
 
     return replace(onnx_contender(artifact), engine="openvino", run=run)
+
+
+@contextmanager
+def _openvino_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ModelError(f"{path}: OpenVINO: {' '.join(str(error).split())[:200]}") from error
 
 
 def eager_contenders(metadata: Iterable[Metadata], models: Path, threads: int) -> list[Contender]:
