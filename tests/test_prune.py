@@ -20,7 +20,7 @@ from sdpipe.data.store import DataSet
 from sdpipe.deploy.config import ExportConfig, PruneConfig
 from sdpipe.deploy.held_out import open_held_out
 from sdpipe.deploy.proof.parity import Reference, compare_logits, onnx_logits
-from sdpipe.deploy.pruning.family import Variant, mark_front, pick_by_error, pick_by_latency
+from sdpipe.deploy.pruning.family import Variant, mark_front, pick_by_error, pick_by_latency, run_names
 from sdpipe.deploy.pruning.prune import count_of, prune_run
 from sdpipe.deploy.pruning.recalibrate import (
     Labelled,
@@ -432,3 +432,25 @@ def test_without_a_run_the_command_says_so() -> None:
     result = call()
     assert result.exit_code == 1
     assert "no finished run" in result.stderr
+
+
+def test_runs_of_one_name_stay_apart(runs: Path) -> None:
+    """Two of one name are called by the ends of their paths; one that is given twice counts once."""
+    for place in ("A/x", "B/x"):
+        shutil.copytree(runs / "stochastic", Path(place) / "run")
+    (runs / "link").symlink_to(runs / "stochastic")
+    folders = ("A/x/run", "B/x/run", "models/stochastic", "models/link", "A/../A/x/run")
+    result = call(*folders, "--out", "out")
+    assert result.exit_code == 0, result.output
+    with Path("out/pareto.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    expected = [name for name in ("A/x/run", "B/x/run", "stochastic") for _ in range(3)]
+    assert [row["run"] for row in rows] == expected
+    assert [float(row["speedup"]) for row in rows if row["variant"] == "fp32"] == [1, 1, 1]
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == expected
+
+
+def test_the_names_of_runs_by_hand() -> None:
+    assert run_names([Path("a/run"), Path("b/run"), Path("b/other")]) == ["a/run", "b/run", "other"]
+    assert run_names([Path("x/a/run"), Path("y/a/run"), Path("z/run")]) == ["x/a/run", "y/a/run", "z/run"]
+    assert run_names([Path("run"), Path("x/run")]) == [f"{Path.cwd().name}/run", "x/run"]

@@ -1,6 +1,7 @@
 """The command about families of smaller networks. It needs the training packages."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _measured(folders: tuple[Path, ...], keep: list[int], batch_size: int, out: 
     from sdpipe.deploy.pruning.prune import prune_further
     from sdpipe.training.weights import load_info
 
-    chosen = list(dict.fromkeys(folders)) or sorted(
+    chosen = _each_once(folders) or sorted(
         path.parent for path in Path("models").glob("*/weights.safetensors")
     )
     if not chosen:
@@ -116,6 +117,14 @@ def _measured(folders: tuple[Path, ...], keep: list[int], batch_size: int, out: 
     title = f"{info.dataset}, {info.network.depth} layers: blocks removed after training"
     draw_pareto(out / "pareto.png", variants, batch_size, title)
     return variants
+
+
+def _each_once(folders: tuple[Path, ...]) -> list[Path]:
+    """Whatever the paths by which a folder is given."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        found.setdefault(os.path.realpath(folder), folder)
+    return list(found.values())
 
 
 def _table(variants: list[Any], batch_size: int) -> str:

@@ -29,7 +29,7 @@ _REPEATS = 30  # timed calls of each file at each batch size, interleaved
 class Variant:
     """A file of a run; a row of pareto.csv. Errors are fractions, of the ONNX file."""
 
-    run: str
+    run: str  # its folder's name, unlike that of every other run
     variant: str
     path: Path
     blocks: int  # kept
@@ -42,14 +42,15 @@ class Variant:
     on_front: bool  # no other has a lower test error at no more latency, or the reverse
 
 
-def find_variants(folders: Sequence[Path]) -> list[Artifact]:
-    """The files of the runs, opened on the processor.
+def find_variants(folders: Sequence[Path]) -> list[list[Artifact]]:
+    """The files of each run, opened on the processor; model.onnx stands first.
 
     Raises ModelError if a run has no model.onnx, if a file cannot be read or is of another training, and
     DataError if the runs were trained on different data.
     """
-    artifacts, digests = [], set()
+    families, digests = [], set()
     for folder in folders:
+        artifacts = []
         info = load_info(folder / "weights.safetensors")
         digests.add(info.dataset_digest)
         found = [path for place in _PLACES for path in sorted(folder.glob(place), key=_by_size)]
@@ -63,11 +64,12 @@ def find_variants(folders: Sequence[Path]) -> list[Artifact]:
                     f"{info.fingerprint}; run `dvc repro`, or delete it if it lies in {EXTRA}"
                 )
             artifacts.append(artifact)
+        families.append(artifacts)
     if len(digests) > 1:
         raise DataError(
             f"{', '.join(map(str, folders))}: trained on different data; compare one data set at a time"
         )
-    return artifacts
+    return families
 
 
 def _by_size(path: Path) -> tuple[int, str]:
@@ -81,40 +83,54 @@ def measure(
 ) -> list[Variant]:
     """Errors and latency of all files of the runs, measured now. batch_size: at which the front is drawn.
 
-    Raises as `find_variants` does.
+    folders: each run once. Raises as `find_variants` does.
     """
-    artifacts = find_variants(folders)
+    families = find_variants(folders)
+    artifacts = [one for family in families for one in family]
     _, validated = open_held_out(load_info(folders[0] / "weights.safetensors"), dataset)
     calls: dict[str, Callable[[np.ndarray], object]] = {str(one.path): one.run for one in artifacts}
     sizes = sorted({1, THROUGHPUT_BATCH, batch_size})
     times = measure_latency(calls, dataset.test_images_NHWC, sizes, repeats)
+
+    def latency_of(artifact: Artifact) -> dict[int, float]:
+        return {size: times[f"batch_{size}"][str(artifact.path)]["median_ms"] for size in sizes}
+
     variants: list[Variant] = []
-    full: dict[str, float] = {}
-    for artifact in tqdm(artifacts, desc="errors", unit="file", disable=None):
-        path = artifact.path
-        latency_ms = {size: times[f"batch_{size}"][str(path)]["median_ms"] for size in sizes}
-        run = _run_of(path, folders)
-        full.setdefault(run, latency_ms[THROUGHPUT_BATCH])  # model.onnx stands first
-        variants.append(
-            Variant(
-                run=run,
-                variant=artifact.metadata.variant,
-                path=path,
-                blocks=sum(scale != 0 for scale in artifact.metadata.scales),
-                num_blocks=len(artifact.metadata.scales),
-                validation_error=_error(artifact, validated, validated.labels_N),
-                test_error=_error(artifact, dataset.test_images_NHWC, dataset.test_labels_N),
-                latency_ms=latency_ms,
-                speedup=full[run] / latency_ms[THROUGHPUT_BATCH],
-                num_bytes=path.stat().st_size,
-                on_front=False,
-            )
-        )
+    with tqdm(total=len(artifacts), desc="errors", unit="file", disable=None) as progress:
+        for run, family in zip(run_names(folders), families, strict=True):
+            full_ms = latency_of(family[0])[THROUGHPUT_BATCH]
+            for artifact in family:
+                latency_ms = latency_of(artifact)
+                variants.append(
+                    Variant(
+                        run=run,
+                        variant=artifact.metadata.variant,
+                        path=artifact.path,
+                        blocks=sum(scale != 0 for scale in artifact.metadata.scales),
+                        num_blocks=len(artifact.metadata.scales),
+                        validation_error=_error(artifact, validated, validated.labels_N),
+                        test_error=_error(artifact, dataset.test_images_NHWC, dataset.test_labels_N),
+                        latency_ms=latency_ms,
+                        speedup=full_ms / latency_ms[THROUGHPUT_BATCH],
+                        num_bytes=artifact.path.stat().st_size,
+                        on_front=False,
+                    )
+                )
+                progress.update()
     return mark_front(variants, batch_size)
 
 
-def _run_of(path: Path, folders: Sequence[Path]) -> str:
-    return next(folder.name for folder in folders if path.is_relative_to(folder))
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """The name of each folder; of those with one name, the shortest end of the path that no other has."""
+    parts = [folder.absolute().parts for folder in folders]
+
+    def is_alone(end: tuple[str, ...]) -> bool:
+        return sum(other[-len(end) :] == end for other in parts) == 1
+
+    def shortest(own: tuple[str, ...]) -> tuple[str, ...]:
+        return next(own[-num:] for num in range(1, len(own) + 1) if is_alone(own[-num:]))
+
+    return ["/".join(shortest(own)) for own in parts]
 
 
 def _error(artifact: Artifact, images_NHWC: Images, labels_N: np.ndarray) -> float:
