@@ -28,17 +28,27 @@ class Section(BaseModel):
 AnySection = TypeVar("AnySection", bound=Section)
 
 
+# ruamel.yaml does not put into words what its parts stumble over: month 13, `!!bool x`, a thousand brackets.
+_NOT_YAML = (YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+
+
+def load_yaml(yaml: YAML, path: Path) -> Any:
+    """What a file holds. Raises ConfigError if it is not YAML, and OSError."""
+    try:
+        return yaml.load(path)
+    except _NOT_YAML as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}") from error
+
+
 def read_params(path: Path) -> dict[str, Any]:
     """Read a params.yaml.
 
     Raises ConfigError if the file is missing, is not YAML, or is not a mapping.
     """
     try:
-        params = YAML(typ="safe").load(path)
+        params = load_yaml(YAML(typ="safe"), path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(params, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(params).__name__}")
     return params

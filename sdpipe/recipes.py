@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from sdpipe.config import load_yaml
 from sdpipe.errors import ConfigError
 from sdpipe.files import replacing
 from sdpipe.params import check_params
@@ -164,11 +164,10 @@ def apply_recipe(name: str, params: Path, num_seeds: int = 1) -> str:
     recipe = find_recipe(name)
     yaml = _round_trip()
     try:
-        values = yaml.load(params.read_text())
+        load_yaml(YAML(typ="safe"), params)  # as the stages will read it, which is stricter
+        values = load_yaml(yaml, params)
     except OSError as error:
         raise ConfigError(f"{params}: {error.strerror}; recipes are written into a project's") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{params}: not valid YAML: {' '.join(str(error).split())}") from error
     for section in ("train", "deploy"):
         if not isinstance(values, dict) or not isinstance(values.get(section), dict):
             raise ConfigError(f"{params}: expected a mapping with the section {section}")

@@ -13,6 +13,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from sdpipe.cli import main
+from sdpipe.config import read_params
 from sdpipe.data.pictures import PictureFiles, make_table
 from sdpipe.data.store import DataSet
 from sdpipe.errors import ConfigError
@@ -373,6 +374,13 @@ def test_commands(params: Path) -> None:
     assert params.read_text() == shown
 
 
+NO_YAML = [
+    f"x: {'[' * 1000}{']' * 1000}\n", "x: 2020-13-45\n", "x: !!bool x\n", "x: 0x_\n", "x: !!omap 3\n",
+    "? {a: 1}\n: 2\n", "x: !!python/object:os.system 1\n", f"x: {'9' * 5000}\n",
+]  # fmt: skip
+"""What the YAML library's own errors do not cover, or only when it reads for changing."""
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -380,6 +388,7 @@ def test_commands(params: Path) -> None:
         ("train: [", "not valid YAML"),
         ("- a", "expected a mapping"),
         ("train: {}\ndeploy: {}\n", "Field required"),
+        *((PARAMS.read_text() + last, "params.yaml: not valid YAML") for last in NO_YAML),
     ],
 )
 def test_bad_params_yaml_is_named_and_left(project: Path, text: str | None, says: str) -> None:
@@ -390,6 +399,14 @@ def test_bad_params_yaml_is_named_and_left(project: Path, text: str | None, says
         use_recipe("cifar10", path)
     assert (path.read_text() if path.exists() else None) == text
     assert not (project / "params.yaml.bak").exists()
+
+
+@pytest.mark.parametrize("text", [*NO_YAML[:4], "- a", "\x00", None])
+def test_stages_name_a_bad_params_yaml_too(project: Path, text: str | None) -> None:
+    if text is not None:
+        (project / "params.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="^params.yaml: "):
+        read_params(Path("params.yaml"))
 
 
 @pytest.mark.parametrize(
