@@ -146,3 +146,30 @@ def test_called_wrong_is_said_in_printable_letters(project: Path, arguments: tup
     assert result.exit_code == 2
     assert r"new\nline\x1b[31m" in result.stderr
     assert all(line.isprintable() for line in result.stderr.split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("ensemble", "--members", "\u00b2"), "expected numbers"),
+        (("ensemble", "--members", "0"), "expected numbers"),
+        (("ensemble", "--members", "1001"), "from 1 to 1000"),
+        (("ensemble", "--members", "9" * 5000), "expected numbers"),
+        (("prune", "--keep", "\u00b2"), "expected numbers"),
+        (("prune", "--keep", "9" * 5000), "expected numbers"),
+        (("benchmark", "--batch-sizes", "9" * 5000), "expected numbers"),
+        (("predict", "p.png", "--batch-size", "9" * 20), "1<=x<=4096"),
+        (("predict", "p.png", "--uncertainty", "9" * 20), "2<=x<=1000"),
+        (("prune", "--batch-size", "9" * 20), "1<=x<=4096"),
+        (("triton", "--out", "x", "--max-batch-size", "9" * 20), "1<=x<=4096"),
+        (("recipe", "show", "digits", "--seeds", "9" * 20), "1<=x<=1000"),
+        (("benchmark", "--repeats", "9" * 20), "1<=x<=1000000"),
+    ],
+)
+def test_numbers_that_are_none_or_far_too_large(
+    project: Path, model_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    """Digits of other scripts, and numbers that no memory or life would be enough for."""
+    result = CliRunner().invoke(main, arguments, env={"SDPIPE_MODEL": str(model_path)})
+    assert result.exit_code == 2
+    assert words in result.stderr

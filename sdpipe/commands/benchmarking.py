@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sdpipe.commands.options import MAX_BATCH, whole_numbers
 from sdpipe.commands.printing import aligned, markdown_table
 from sdpipe.errors import ModelError, SdpipeError
 
 if TYPE_CHECKING:
     from sdpipe.runtime.benchmark import Contender
 
-MAX_BATCH = 4096  # images; what they and a network's hidden images take is memory
 _Table = Callable[[list[str], list[list[str]]], list[str]]
 
 
@@ -25,12 +25,12 @@ def _numbers(_context: click.Context, parameter: click.Parameter, value: str | N
         return None
     from sdpipe.runtime.cores import num_cores
 
-    parts = [part.strip() for part in value.split(",")]
+    numbers = whole_numbers(value)
     limit = MAX_BATCH if parameter.name == "batch_sizes" else num_cores()
-    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= limit for part in parts):
+    if numbers is None or numbers[0] < 1 or numbers[-1] > limit:
         whose = "" if parameter.name == "batch_sizes" else ", the cores that this process may use"
         raise click.BadParameter(f"expected numbers from 1 to {limit}{whose}, such as 1,2; got {value!r}")
-    return sorted({int(part) for part in parts})
+    return numbers
 
 
 @click.command()
@@ -38,7 +38,11 @@ def _numbers(_context: click.Context, parameter: click.Parameter, value: str | N
 @click.option("--batch-sizes", default="1,64", show_default=True, callback=_numbers, help="Images of a call.")
 @click.option("--threads", callback=_numbers, help="Threads of each. Default: 1, and all cores it may use.")
 @click.option(
-    "--repeats", type=click.IntRange(min=1), default=50, show_default=True, help="Timed calls of each."
+    "--repeats",
+    type=click.IntRange(min=1, max=1_000_000),
+    default=50,
+    show_default=True,
+    help="Timed calls of each.",
 )
 @click.option(
     "--json",

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sdpipe.commands.options import model_argument, model_option
+from sdpipe.commands.options import MAX_BATCH, MAX_MEMBERS, model_argument, model_option
 from sdpipe.commands.printing import aligned
 from sdpipe.errors import on_one_line
 
@@ -49,12 +49,16 @@ def _drawable(_context: click.Context, _parameter: click.Parameter, value: Path 
 @click.option("--allow-url", is_flag=True, help="Fetch IMAGEs that begin with http:// or https://.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time."
+    "--batch-size",
+    type=click.IntRange(min=1, max=MAX_BATCH),
+    default=64,
+    show_default=True,
+    help="Images at a time.",
 )
 @click.option(
     "--uncertainty",
     "num_members",
-    type=click.IntRange(min=2),
+    type=click.IntRange(min=2, max=MAX_MEMBERS),
     metavar="M",
     help="Also ask M sub-networks (ensemble.onnx, beside the model or in variants/): label and probability "
     "stay the model's, +- is the standard deviation of that label's probability over the M.",

@@ -1,5 +1,6 @@
-"""How commands are told which deployed model."""
+"""What commands share in their options: which deployed model, and numbers."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,17 @@ import click
 from sdpipe.errors import on_one_line
 
 DEFAULT_MODEL = "models/model.onnx"
+MAX_BATCH = 4096  # images; what they and a network's hidden images take is memory
+MAX_MEMBERS = 1000  # sub-networks; each is run on every image
+MAX_SEEDS = 1000
+
+
+def whole_numbers(text: str) -> list[int] | None:
+    """`64,1` as [1, 64], in order and each once; None if anything else stands in it, or over nine digits."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
+        return None
+    return sorted({int(part) for part in parts})
 
 
 def _existing(_context: click.Context, _parameter: click.Parameter, value: Path) -> Path:

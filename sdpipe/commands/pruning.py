@@ -7,16 +7,17 @@ from typing import Any
 
 import click
 
+from sdpipe.commands.options import MAX_BATCH, whole_numbers
 from sdpipe.errors import SdpipeError, on_one_line, training_packages
 
 
 def _counts(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[int]:
     if value is None:
         return []
-    parts = [part.strip() for part in value.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
+    numbers = whole_numbers(value)
+    if numbers is None:
         raise click.BadParameter(f"expected numbers of blocks like 17,14, got {value!r}")
-    return sorted({int(part) for part in parts}, reverse=True)
+    return numbers[::-1]
 
 
 def _finite(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
@@ -42,7 +43,7 @@ def _finite(_context: click.Context, _parameter: click.Parameter, value: float |
 )
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=MAX_BATCH),
     default=1,
     show_default=True,
     help="Images of the batch whose latency counts.",

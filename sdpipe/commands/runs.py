@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from sdpipe.commands.options import MAX_MEMBERS, MAX_SEEDS, whole_numbers
 from sdpipe.errors import SdpipeError, on_one_line, training_packages
 
 
@@ -56,7 +57,11 @@ def recipe_list() -> None:
 
 
 seeds_option = click.option(
-    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each kind."
+    "--seeds",
+    type=click.IntRange(min=1, max=MAX_SEEDS),
+    default=1,
+    show_default=True,
+    help="Runs of each kind.",
 )
 
 
@@ -114,18 +119,28 @@ def report_command(folders: tuple[Path, ...], out: Path) -> None:
         raise SystemExit(1)
 
 
+def _member_counts(_context: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
+    numbers = whole_numbers(value)
+    if numbers is None or numbers[0] < 1 or numbers[-1] > MAX_MEMBERS:
+        raise click.BadParameter(f"expected numbers from 1 to {MAX_MEMBERS} like 1,4,16, got {value!r}")
+    return numbers
+
+
 @click.command()
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[MODELS/RUN]...")
-@click.option("--members", default="1,4,16", show_default=True, help="How many sub-networks are averaged.")
+@click.option(
+    "--members",
+    default="1,4,16",
+    show_default=True,
+    callback=_member_counts,
+    help="How many sub-networks are averaged.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of their draws.")
-def ensemble(folders: tuple[Path, ...], members: str, seed: int) -> None:
+def ensemble(folders: tuple[Path, ...], members: list[int], seed: int) -> None:
     """Compare each run's test network with the average of sampled sub-networks. Default: all of models/.
 
     Writes models/RUN/ensemble.csv, which `sdpipe report` draws.
     """
-    if not all(part.strip().isdigit() and int(part) for part in members.split(",")):
-        raise click.BadParameter(f"expected numbers like 1,4,16, got {members!r}", param_hint="--members")
-    counts = sorted({int(part) for part in members.split(",")})
 
     def load() -> Callable[[Path], None]:
         from sdpipe.data.store import open_dataset
@@ -134,7 +149,7 @@ def ensemble(folders: tuple[Path, ...], members: str, seed: int) -> None:
 
         def compare(folder: Path) -> None:
             dataset = open_dataset(Path("data") / load_info(folder / "weights.safetensors").dataset)
-            for row in compare_ensemble(folder, dataset, counts, seed):
+            for row in compare_ensemble(folder, dataset, members, seed):
                 click.echo(
                     f"{folder}: M = {row['members']}: error {row['ensemble_error']:.4f} (test network "
                     f"{row['test_network_error']:.4f}), negative log-likelihood {row['ensemble_nll']:.4f} "

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from sdpipe.commands.options import model_option
+from sdpipe.commands.options import MAX_BATCH, model_option
 
 
 @click.command()
@@ -15,7 +15,7 @@ from sdpipe.commands.options import model_option
 @click.option("--name", default="sdpipe", show_default=True, help="The model's name and folder in it.")
 @click.option(
     "--max-batch-size",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=MAX_BATCH),
     default=64,
     show_default=True,
     help="Pictures that Triton may put into one batch.",
