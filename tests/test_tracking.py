@@ -290,3 +290,18 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("place", ["folder", "file/below", "text", "/proc/store.db"])
+def test_a_database_that_cannot_be_opened_is_said_at_once(
+    project: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """MLflow tries ten times, for 100 s, and logs each."""
+    (project / "folder").mkdir()
+    (project / "file").write_text("")
+    (project / "text").write_text("no database " * 1000)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / place}")
+    started = time.perf_counter()
+    with pytest.raises(TrackingError, match=r"^MLflow: [^\n]+$"):
+        publish(RECORD)
+    assert time.perf_counter() - started < 10

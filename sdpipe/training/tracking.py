@@ -109,6 +109,8 @@ def store_uri() -> str:
 
 def _open_store(mlflow: Any) -> str:
     """Set the store, create what is missing. Returns the experiment's id."""
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
     uri = store_uri()
     mlflow.set_tracking_uri(uri)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
@@ -116,6 +118,8 @@ def _open_store(mlflow: Any) -> str:
     with FileLock(work_folder() / "mlflow.lock"):
         if uri.startswith("sqlite:///"):
             _create_database(mlflow, Path(uri.removeprefix("sqlite:///")))
+        if uri.startswith(tuple(DATABASE_ENGINES)):  # a server is not asked this way
+            _look_at(uri)
         client = mlflow.MlflowClient()
         experiment = client.get_experiment_by_name(name)
         if experiment is not None:
@@ -129,7 +133,15 @@ def _create_database(mlflow: Any, path: Path) -> None:
     """Make the tables beside and rename: MLflow cannot go on with half of them."""
     if not path.exists():
         with replacing(path) as beside:
+            _look_at(f"sqlite:///{beside}")
             mlflow.MlflowClient(f"sqlite:///{beside}").search_experiments(max_results=1)
+
+
+def _look_at(uri: str) -> None:
+    """Connect to a database once. Where that fails, MLflow would try for 100 s."""
+    import sqlalchemy
+
+    sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
 
 
 class _Publisher:
