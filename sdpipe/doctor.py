@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdpipe.errors import SdpipeError
+from sdpipe.errors import ModelError, SdpipeError, without_passwords
 from sdpipe.runtime.artifact import num_cuda_devices, open_artifact, provider_works
 from sdpipe.runtime.cores import num_cores
 from sdpipe.version import __version__
@@ -90,19 +90,21 @@ def _training_device() -> Check:
 
 
 def _model(path: Path) -> Check:
-    if not path.is_file():
-        return Check(name="model", finding=f"{path} is not there yet; `make repro` makes it")
     try:
+        if path.is_dir():
+            raise ModelError(f"{path}: expected a model file, found a folder")
+        if not path.exists():
+            return Check(name="model", finding=f"{path} is not there yet; `make repro` makes it")
         artifact = open_artifact(path)
         height, width = artifact.metadata.image_size
         artifact.run(np.zeros((1, height, width, artifact.metadata.channels), dtype=np.uint8))
-    except SdpipeError as error:
+    except (SdpipeError, OSError) as error:
         return Check(name="model", finding=str(error), ok=False)
     return Check(name="model", finding=f"{path} runs on {', '.join(artifact.providers)}")
 
 
 def _stores() -> Iterator[Check]:
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = without_passwords(os.environ.get("MLFLOW_TRACKING_URI", ""))
     store = Path("mlflow.db")
     yield Check(
         name="MLflow store", finding=uri or (str(store.resolve()) if store.exists() else "not made yet")

@@ -16,6 +16,7 @@ SdpipeError
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,12 @@ _OF_THE_WORLD = (  # also where no file is named, as in writing to standard outp
 def on_one_line(text: str) -> str:
     """File names may hold newlines and terminal codes; a line of output must stay one line."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def without_passwords(text: str) -> str:
+    """URLs in it with *** for user and password, and for a parameter `password`."""
+    text = re.sub(r"(?<=://)[^/\s]\S*@", "***@", text)
+    return re.sub(r"(?<=[?&]password=)[^&\s]*", "***", text)
 
 
 class SdpipeError(Exception):

@@ -30,7 +30,7 @@ from sdpipe.track import track, track_quietly
 from sdpipe.training.records import record_from_files
 from sdpipe.training.run_files import read_rows
 from sdpipe.training.session import train_run
-from sdpipe.training.tracking import LiveTracker, RunRecord, publish
+from sdpipe.training.tracking import LiveTracker, RunRecord, publish, quietly
 from sdpipe.training.weights import load_weights
 
 RECORD = RunRecord(
@@ -167,6 +167,23 @@ def test_a_server_that_never_answers_delays_nothing(
     for thread in threading.enumerate():
         if thread.name == "mlflow":
             thread.join(30)
+
+
+def test_no_message_shows_a_password(
+    silent_server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = silent_server.replace("http://", "http://user:word@")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracker = LiveTracker(RECORD)
+    tracker.close("FINISHED", patience_s=0.2)
+    monkeypatch.setattr("sdpipe.training.tracking.PATIENCE_S", 0.2)
+    quietly(lambda: time.sleep(0.5))
+    warnings = capsys.readouterr().err
+    assert warnings.count("MLflow: no answer from http://***@127.0.0.1:") == 2
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nothing://user:word@example.org/x")
+    with pytest.raises(TrackingError, match="example.org") as raised:
+        publish(RECORD)
+    assert "word" not in warnings + str(raised.value)
 
 
 def test_no_server_at_all_is_one_warning(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from sdpipe.errors import SdpipeError, TrackingError
+from sdpipe.errors import SdpipeError, TrackingError, without_passwords
 from sdpipe.files import project_root, replacing, sha256_of, work_folder
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def connected() -> Iterator[tuple[Any, str]]:
     try:
         yield mlflow, _open_store(mlflow)
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: a store's driver
-        raise TrackingError(f"MLflow: {' '.join(str(error).split())[:300]}") from error
+        raise TrackingError(f"MLflow: {without_passwords(' '.join(str(error).split()))[:300]}") from error
 
 
 def quietly(work: Callable[[], object]) -> None:
@@ -99,7 +99,9 @@ def quietly(work: Callable[[], object]) -> None:
 
 
 def _warn(text: str) -> None:
-    print(f"warning: {text}; nothing is lost, `sdpipe track` sends it later", file=sys.stderr)
+    print(
+        f"warning: {without_passwords(text)}; nothing is lost, `sdpipe track` sends it later", file=sys.stderr
+    )
 
 
 def store_uri() -> str:
