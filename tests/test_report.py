@@ -122,6 +122,79 @@ def test_a_damaged_run_is_named_and_left_out_and_the_rest_reported(tmp_path: Pat
     assert "models/half" in (tmp_path / "out" / "index.html").read_text()
 
 
+def replaced(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "key"),
+    [
+        (
+            "train.json",
+            '"test_error": 0.1',
+            '"test_error": -5',
+            "test_error: expected a number from 0 to 1, got -5",
+        ),
+        (
+            "train.json",
+            '"test_error": 0.1',
+            '"test_error": 10.5',
+            "test_error: expected a number from 0 to 1",
+        ),
+        (
+            "train.json",
+            '"num_train": 9000',
+            '"num_train": NaN',
+            "num_train: expected a number from 0, got nan",
+        ),
+        (
+            "train.json",
+            '"num_train": 9000',
+            f'"num_train": 1{"0" * 400}',
+            "num_train: expected a number from 0",
+        ),
+        ("timing.json", '"train_s": 30.0', '"train_s": -1', "train_s: expected a number from 0, got -1"),
+        ("history.csv", ",0.25,", ",nan,", "validation_error: expected a number from 0 to 1, got nan"),
+        ("history.csv", "2,0.1,1.0", "2,0.1,inf", "train_loss: expected a number from 0, got inf"),
+        ("timing.csv", "10.0", "-10.0", "epoch_s: expected a number from 0, got -10"),
+        ("ensemble.csv", "0.12", "nan", "ensemble_error: expected a number from 0 to 1, got nan"),
+    ],
+)
+def test_a_number_that_cannot_be_is_named_with_its_file(
+    tmp_path: Path, name: str, old: str, new: str, key: str
+) -> None:
+    """The run is left out, as every damaged one."""
+    folder = tmp_path / "models" / "odd"
+    write_ensemble(folder, write_run(folder))
+    write_run(tmp_path / "models" / "good", seed=1)
+    replaced(folder / name, old, new)
+    (problem,) = write_report([tmp_path / "models"], tmp_path / "out")
+    assert problem.startswith(f"{folder / name}: {key}")
+    assert [row["run"] for row in rows_of(tmp_path / "out" / "runs.csv")] == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "key"),
+    [
+        ("runs.csv", ",0.1,0.25,", ",-5,0.25,", "test_error: expected a number from 0 to 1, got -5"),
+        ("history.csv", ",0.25,", ",NaN,", "validation_error: expected a number from 0 to 1, got nan"),
+        ("ensemble.csv", "0.12", "NaN", "ensemble_error: expected a number from 0 to 1, got nan"),
+    ],
+)
+def test_a_number_that_cannot_be_is_named_in_a_report_too(
+    tmp_path: Path, name: str, old: str, new: str, key: str
+) -> None:
+    folder = tmp_path / "models" / "odd"
+    write_ensemble(folder, write_run(folder))
+    write_run(tmp_path / "good", seed=1)
+    write_report([tmp_path / "models"], tmp_path / "out")
+    replaced(tmp_path / "out" / name, old, new)
+    (problem,) = write_report([tmp_path / "out", tmp_path / "good"], tmp_path / "again")
+    assert problem.startswith(f"{tmp_path / 'out' / name}: odd: {key}")
+
+
 def test_no_run_at_all_says_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     with pytest.raises(DataError, match=r"no finished run: looked for RUN/weights\.safetensors.*models"):

@@ -9,7 +9,7 @@ from typing import Any
 from sdpipe.errors import DataError, SdpipeError
 from sdpipe.files import read_json
 from sdpipe.report.cells import read_table
-from sdpipe.report.runs import Numbers, Run, check_params, checked, from_row, unique
+from sdpipe.report.runs import Numbers, Run, check_numbers, check_params, checked, from_row, unique
 from sdpipe.training.run_files import read_rows
 from sdpipe.training.weights import ModelInfo, load_info
 
@@ -65,6 +65,8 @@ def _read_run(folder: Path) -> list[Run]:
     train, timing = read_json(folder / "train.json"), read_json(folder / "timing.json")
     if train.get("fingerprint") != info.fingerprint:
         raise DataError(f"{folder}: train.json and weights.safetensors are of different trainings")
+    check_numbers(train, f"{folder / 'train.json'}")
+    check_numbers(timing, f"{folder / 'timing.json'}")
     try:
         run = Run(
             run=folder.name,
@@ -95,10 +97,17 @@ def _pictures(info: ModelInfo) -> str:
 
 
 def _history(folder: Path) -> list[Numbers]:
-    history, timing = read_rows(folder / "history.csv"), read_rows(folder / "timing.csv")
+    history, timing = _checked_rows(folder / "history.csv"), _checked_rows(folder / "timing.csv")
     if [row.get("epoch") for row in history] != [row.get("epoch") for row in timing]:
         raise DataError(f"{folder}: history.csv and timing.csv have different epochs")
     return [_plain({**row, **times}) for row, times in zip(history, timing, strict=True)]
+
+
+def _checked_rows(path: Path) -> list[dict[str, float]]:
+    rows = read_rows(path)
+    for row in rows:
+        check_numbers(row, str(path))
+    return rows
 
 
 def _plain(row: Mapping[str, float]) -> Numbers:
@@ -125,6 +134,8 @@ _ENSEMBLE = ("members", "ensemble_error", "test_network_error", "ensemble_nll", 
 def _check_ensemble(rows: list[Numbers], where: str) -> list[Numbers]:
     if any(column not in row for row in rows for column in _ENSEMBLE):
         raise DataError(f"{where}: expected the columns {', '.join(_ENSEMBLE)}")
+    for row in rows:
+        check_numbers(row, where)
     return rows
 
 
@@ -147,6 +158,8 @@ def _fail(error: SdpipeError) -> list[Run]:
 
 def _from_row(row: dict[str, Any], history: list[Numbers], ensemble: list[Numbers], path: Path) -> list[Run]:
     _check_ensemble(ensemble, f"{path.with_name('ensemble.csv')}: {row.get('run')}")
+    for numbers in history:
+        check_numbers(numbers, f"{path.with_name('history.csv')}: {row.get('run')}")
     return [from_row(row, history, ensemble, path)]
 
 

@@ -1,5 +1,6 @@
 """A finished run as the report sees it, and as a row of runs.csv."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -70,6 +71,17 @@ def check_params(params: Mapping[str, Any], where: str) -> None:
         raise DataError(f"{where}: its params hold no {', '.join(missing)}; an older sdpipe trained it")
 
 
+def check_numbers(values: Mapping[str, Any], where: str) -> None:
+    """Raise DataError, naming the key, unless all numbers are finite and at least 0, and errors fractions."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        is_error = name.endswith("_error")
+        if not 0 <= value <= (1 if is_error else sys.float_info.max):
+            expected = "a number from 0 to 1" if is_error else "a number from 0"
+            raise DataError(f"{where}: {name}: expected {expected}, got {str(value)[:20]}")
+
+
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"warmup": {"epochs": 0}} as {"warmup.epochs": 0}."""
     flat: dict[str, Any] = {}
@@ -128,6 +140,7 @@ def from_row(
     unknown = [name for name, value in facts.items() if value is None and name not in _MAY_BE_UNKNOWN]
     if unknown:
         raise DataError(f"{where}: {', '.join(unknown)} missing")
+    check_numbers(facts, where)
     params = unflatten({key: value for key, value in row.items() if key not in FIRST_COLUMNS})
     params = {**{key: value for key, value in _AS_BEFORE.items() if key not in params}, **params}
     check_params(params, where)
