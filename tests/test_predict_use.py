@@ -11,12 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import ROOT, SIZE, random_images
+from conftest import ROOT, SIZE, export_to, random_images
 from PIL import Image
 
 from sdpipe.cli import main
@@ -25,6 +26,7 @@ from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.contact_sheet import ContactSheet, is_contact_sheet
 from sdpipe.runtime.predictor import Prediction, predict
 from sdpipe.runtime.sources import Failure
+from sdpipe.training.weights import Weights
 
 CLI = "from sdpipe.cli import main; main(prog_name='sdpipe')"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -106,6 +108,17 @@ def test_a_spreadsheet_computes_no_file_name(
     (folder / "0.png").rename(folder / "=1+1.png")
     rows = list(csv.DictReader(io.StringIO(call("=1+1.png", "--model", rgb_model_path, "--csv").stdout)))
     assert rows[0]["file"] == "./=1+1.png"
+
+
+def test_a_spreadsheet_computes_no_class_name(folder: Path, rgb_weights: Weights) -> None:
+    """A leading apostrophe makes text of it, as OWASP advises; numbers stay, and --json is as it is."""
+    names = ("=1+1", "-1", "@x")
+    model = folder.parent / "odd.onnx"
+    export_to(model, replace(rgb_weights, info=replace(rgb_weights.info, class_names=names)))
+    arguments = (folder / "0.png", "--model", model, "--top-k", 3)
+    (row,) = csv.DictReader(io.StringIO(call(*arguments, "--csv").stdout))
+    assert {row["label"], row["label_2"], row["label_3"]} == {"'=1+1", "-1", "'@x"}
+    assert {entry["label"] for entry in json.loads(call(*arguments, "--json").stdout)["top"]} == set(names)
 
 
 def test_the_contact_sheet_shows_the_pictures(folder: Path, rgb_model_path: Path) -> None:

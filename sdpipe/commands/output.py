@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -70,11 +71,11 @@ def _csv_printer(top_k: int, with_uncertainty: bool) -> Callable[[Result], None]
     writer.writerow(["file", "ok", "label", "probability", "error", "message", *more, *spread])
 
     def print_row(result: Result) -> None:
-        file = _no_formula(on_one_line(result.file))
+        file = _as_text(result.file, "./")  # the same file
         if is_failure(result):
             writer.writerow([file, "false", "", "", result.code, result.message, *[""] * len(more + spread)])
         else:
-            cells = [cell for label, value in result.top for cell in (on_one_line(label), value)]
+            cells = [cell for label, value in result.top for cell in (_as_text(label, "'"), value)]
             judged = [getattr(result.uncertainty, name) for name in spread]
             writer.writerow([file, "true", *cells[:2], "", "", *cells[2:], *judged])
 
@@ -88,9 +89,14 @@ class _StandardOutput:
         click.echo(text, nl=False)
 
 
-def _no_formula(file: str) -> str:
-    """A spreadsheet would compute a file name such as =1+1.png; ./=1+1.png is the same file."""
-    return f"./{file}" if file[:1] in ("=", "+", "@") or (file[:1] == "-" and len(file) > 1) else file
+def _as_text(name: str, mark: str) -> str:
+    """On one line, with a mark before what a spreadsheet would compute, such as =1+1; a number stays.
+
+    https://owasp.org/www-community/attacks/CSV_Injection
+    """
+    cell = on_one_line(name)
+    is_formula = re.match(r"[=+@-].", cell) and not re.fullmatch(r"[+-][\d.]+", cell)
+    return mark + cell if is_formula else cell
 
 
 class Progress:
