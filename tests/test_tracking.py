@@ -319,6 +319,6 @@ def test_a_database_that_cannot_be_opened_is_said_at_once(
     (project / "text").write_text("no database " * 1000)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / place}")
     started = time.perf_counter()
-    with pytest.raises(TrackingError, match=r"^MLflow: [^\n]+$"):
+    with pytest.raises(TrackingError, match=rf"^MLflow: sqlite:///{project / place}: [^\n]+$"):
         publish(RECORD)
     assert time.perf_counter() - started < 10

@@ -79,7 +79,8 @@ def connected() -> Iterator[tuple[Any, str]]:
     try:
         yield mlflow, _open_store(mlflow)
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: a store's driver
-        raise TrackingError(f"MLflow: {without_passwords(' '.join(str(error).split()))[:300]}") from error
+        text = " ".join(f"{store_uri()}: {error}".split())
+        raise TrackingError(f"MLflow: {without_passwords(text)[:300]}") from error
 
 
 def quietly(work: Callable[[], object]) -> None:
@@ -113,8 +114,7 @@ def _open_store(mlflow: Any) -> str:
     """Set the store, create what is missing. Returns the experiment's id."""
     from mlflow.store.db.db_types import DATABASE_ENGINES
 
-    uri = store_uri()
-    mlflow.set_tracking_uri(uri)
+    mlflow.set_tracking_uri(uri := store_uri())
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     # Two processes that create the same database at once crash each other; the client creates it.
     with FileLock(work_folder() / "mlflow.lock"):
