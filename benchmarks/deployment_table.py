@@ -16,9 +16,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The table under a sentence with hardware, date and n; without a newline at the end."""
     engines = [name for name in ENGINES if any(name in row["engines"] for row in _rows(results))]
     header = ["run", "file", "blocks", "test error", "KB"]
-    for name in engines:
-        header += [f"{ENGINES[name]}, ms at batch {batch.removeprefix('batch_')}" for batch in BATCHES]
-    header.append("throughput over fp32 at batch 64")
+    header += [f"{ENGINES[name]}, ms at 1 / 64" for name in engines]
+    header.append("throughput over fp32 at batch 64 (quartiles)")
     lines = [*_words(results), "", _line(header), _line(["---", "---", *["---:"] * (len(header) - 2)])]
     for run in results["runs"]:
         for row in run["rows"]:
@@ -42,11 +41,15 @@ def _words(results: Mapping[str, Any]) -> Iterator[str]:
             f"{run['num_test']:,} test images."
         )
     yield (
-        f"Median (quartiles), all by turns, n = {results['rounds']}, {results['threads']} threads "
+        f"Medians, all by turns, n = {results['rounds']}, {_threads(results['threads'])} "
         f"({results['hardware']}; {versions}; {results['date']}); throughput in onnxruntime, by rounds, over "
         "the same run's fp32 file; PyTorch runs the un-quantised weights that a file was made of, without "
         "the blocks that it lacks:"
     )
+
+
+def _threads(number: int) -> str:
+    return "1 thread" if number == 1 else f"{number} threads"
 
 
 def _cells(run: Mapping[str, Any], row: Mapping[str, Any], engines: list[str]) -> list[str]:
@@ -55,7 +58,9 @@ def _cells(run: Mapping[str, Any], row: Mapping[str, Any], engines: list[str]) -
     cells.append(f"{row['bytes'] / 1e3:,.0f}")
     for name in engines:
         found = row["engines"].get(name)
-        cells += ["" if found is None else spread_words(found[batch]["ms"], 1) for batch in BATCHES]
+        cells.append(
+            "" if found is None else " / ".join(f"{found[batch]['ms']['median']:.3g}" for batch in BATCHES)
+        )
     figures = row["engines"]["onnxruntime"][BATCHES[-1]]["throughput_ratio"]
     itself = row is run["rows"][0]
     return [*cells, "1" if itself else spread_words(figures, 2)]

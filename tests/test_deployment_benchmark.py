@@ -151,12 +151,22 @@ def signal_stack() -> tuple[int, int]:
 
 
 def test_the_readme_has_the_table_of_the_committed_measurement() -> None:
-    """Nothing in it was typed by hand; int8 and pruning hold their bounds on errors, pruning on speed."""
+    """Nothing in it was typed by hand, and what the README says of it is so."""
     results = read_json(ROOT / "benchmarks" / "deployment.json")
     assert markdown(results) in (ROOT / "README.md").read_text()
     for run in results["runs"]:
         rows = {row["variant"]: row for row in run["rows"]}
-        whole, int8, pruned = rows["fp32"], rows["int8"], rows["keep-17"]
-        assert int8["test_error"] - whole["test_error"] <= 0.002
-        assert pruned["test_error"] - whole["test_error"] <= 0.01
-        assert pruned["engines"]["onnxruntime"]["batch_64"]["throughput_ratio"]["median"] >= 1.5
+        gains = {
+            name: row["engines"]["onnxruntime"]["batch_64"]["throughput_ratio"]["median"]
+            for name, row in rows.items()
+        }
+        assert gains["int8"] >= 2.2
+        assert gains["keep-17"] >= 1.55
+        assert gains["keep-17.int8"] >= 3.4
+        more = {name: row["test_error"] - rows["fp32"]["test_error"] for name, row in rows.items()}
+        if "stochastic" in run["folder"]:
+            assert more["int8"] <= 0.0011
+            assert more["keep-17"] <= 0.0075
+        else:
+            assert more["int8"] <= 0.003
+            assert more["keep-17"] >= 0.13
