@@ -118,6 +118,40 @@ def test_a_sound_fold_passes_at_every_batch_size(run_folder: Path, dataset: Data
     assert metrics["relative_logit_diff"] == metrics["max_abs_logit_diff"] / metrics["logit_spread"]
 
 
+def coarse_weights() -> Weights:
+    """Logits about 200 that differ by 4: steps of float32 are 1.5e-5 there, 3.6e-6 of the spread."""
+    weights = make_weights()
+    weights.state["head.bias"] += 200
+    return weights
+
+
+def test_a_network_is_not_held_to_more_than_its_own_float32_has(tmp_path: Path, dataset: DataSet) -> None:
+    """The sound file of one that rounds coarsely passes, over the bound as it is."""
+    folder = make_run(tmp_path / "coarse", coarse_weights())
+    evaluate_run(folder, dataset, HISTORY, CONFIG, NUM_BINS)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["parity"] is True
+    assert TOLERANCE < metrics["relative_logit_diff"] < 5 * TOLERANCE
+
+
+def test_what_is_allowed_follows_from_float64(dataset: DataSet) -> None:
+    images_NHWC = dataset.test_images_NHWC
+    assert Reference(make_weights()).allowed(TOLERANCE, images_NHWC) == TOLERANCE
+    assert TOLERANCE < Reference(coarse_weights()).allowed(TOLERANCE, images_NHWC) < 30 * TOLERANCE
+    broken = make_weights()
+    broken.state["head.bias"] += float("nan")
+    assert Reference(broken).allowed(TOLERANCE, images_NHWC) == TOLERANCE
+
+
+def test_planted_faults_fail_where_float32_is_coarse_too(
+    tmp_path: Path, dataset: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = coarse_weights()
+    fold_with(weights, wrong_epsilon, monkeypatch)
+    with pytest.raises(ParityError, match="logits differ by"):
+        evaluate_run(make_run(tmp_path / "faulty", weights), dataset, HISTORY, CONFIG, NUM_BINS)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_fail_evaluate(
     tmp_path: Path, dataset: DataSet, fault: str, monkeypatch: pytest.MonkeyPatch

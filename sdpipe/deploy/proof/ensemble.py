@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sdpipe.deploy.config import EvaluateConfig
+from sdpipe.deploy.proof.layers import spread_over
 from sdpipe.deploy.proof.parity import Images, Reference, compare_logits, parity_faults
 from sdpipe.errors import ModelError
 from sdpipe.files import sha256_of
@@ -36,20 +36,20 @@ def prove_ensemble(
         )
     probs, size = weights.info.network.survival_probs, config.batch_sizes[-1]
     reference = Reference(weights)
-    switches: list[list[bool] | None] = [None, *draw_members(probs, _MEMBERS, SEED)]
-    parities = [
-        compare_logits(
-            _reference_logits(reference, images_NHWC, active, size),
-            _logits(
-                artifact, images_NHWC, np.asarray(probs if active is None else active, dtype=np.float32), size
-            ),
+    shown_NHWC = spread_over(images_NHWC, config.layer_images)
+    parities, faults = [], []
+    for active in (None, *draw_members(probs, _MEMBERS, SEED)):
+        allowed = reference.allowed(config.max_relative_logit_diff, shown_NHWC, active)
+        switches_L = np.asarray(probs if active is None else active, dtype=np.float32)
+        parity = compare_logits(
+            reference.logits(images_NHWC, active),
+            _logits(artifact, images_NHWC, switches_L, size),
             batch_size=size,
             threads=config.threads[0],
-            max_relative_logit_diff=config.max_relative_logit_diff,
+            max_relative_logit_diff=allowed,
         )
-        for active in switches
-    ]
-    faults = parity_faults(parities, config.max_relative_logit_diff)
+        parities.append(parity)
+        faults += parity_faults([parity], allowed)
     worst = max(parities, key=lambda parity: parity.relative_logit_diff)
     is_finite = np.isfinite(worst.relative_logit_diff)
     figures = {
@@ -66,15 +66,3 @@ def prove_ensemble(
 def _logits(artifact: Artifact, images_NHWC: Images, switches_L: np.ndarray, size: int) -> np.ndarray:
     starts = range(0, len(images_NHWC), size)
     return np.concatenate([artifact.run(images_NHWC[at : at + size], switches_L)[0] for at in starts])
-
-
-@torch.inference_mode()
-def _reference_logits(
-    reference: Reference, images_NHWC: Images, active: list[bool] | None, size: int
-) -> np.ndarray:
-    """Of the test network where `active` is None."""
-    logits = []
-    for at in range(0, len(images_NHWC), size):
-        normalised = reference.normalisation(torch.from_numpy(np.array(images_NHWC[at : at + size])))
-        logits.append(reference.network(normalised.permute(0, 3, 1, 2), active).numpy())
-    return np.concatenate(logits)

@@ -4,6 +4,8 @@ N: images, K: classes. The reference is what was trained, with BatchNorm and p_l
 mistake in fold or export cannot be on both sides.
 """
 
+import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +19,8 @@ from sdpipe.runtime.artifact import Artifact
 from sdpipe.training.weights import Weights
 
 REFERENCE_BATCH = 256  # images
+# A sound file is off by up to so many times what PyTorch's own float32 is (docs/parity.md).
+_ROUNDINGS = 10
 
 
 class Images(Protocol):
@@ -142,13 +146,29 @@ class Reference:
         self.normalisation = weights.normalisation
 
     @torch.inference_mode()
-    def __call__(self, images_NHWC: np.ndarray) -> np.ndarray:
-        """Logits (N, K) of one batch of uint8 images."""
-        images: Tensor = self.normalisation(torch.from_numpy(np.array(images_NHWC)))
-        logits_NK: np.ndarray[Any, Any] = self.network(images.permute(0, 3, 1, 2)).numpy()
+    def __call__(self, images_NHWC: np.ndarray, active: Sequence[bool] | None = None) -> np.ndarray:
+        """Logits (N, K) of one batch of uint8 images. active: b_1..b_L; None: the test network."""
+        logits_NK: np.ndarray[Any, Any] = self.network(self._normalise(images_NHWC), active).numpy()
         return logits_NK
 
-    def logits(self, images_NHWC: Images) -> np.ndarray:
+    def logits(self, images_NHWC: Images, active: Sequence[bool] | None = None) -> np.ndarray:
         """Logits (N, K) of all images."""
         batches = range(0, len(images_NHWC), REFERENCE_BATCH)
-        return np.concatenate([self(images_NHWC[at : at + REFERENCE_BATCH]) for at in batches])
+        return np.concatenate([self(images_NHWC[at : at + REFERENCE_BATCH], active) for at in batches])
+
+    @torch.inference_mode()
+    def allowed(self, bound: float, shown_NHWC: np.ndarray, active: Sequence[bool] | None = None) -> float:
+        """What a float32 file may be off, in parts of the logit spread: the bound, or more where float32 is.
+
+        shown_NHWC: a few images, on which the network is also run in float64. A network whose rounding grows
+        on its way, such as one that lost blocks it needed, cannot be proved more sharply than it computes.
+        """
+        exact = copy.deepcopy(self.network).double()
+        exact_NK = exact(self._normalise(shown_NHWC).double(), active).numpy()
+        rounding = float(np.abs(self(shown_NHWC, active) - exact_NK).max())
+        spread = float(exact_NK.max() - exact_NK.min())
+        return max(bound, _ROUNDINGS * rounding / spread) if math.isfinite(rounding) and spread else bound
+
+    def _normalise(self, images_NHWC: np.ndarray) -> Tensor:
+        normalised: Tensor = self.normalisation(torch.from_numpy(np.array(images_NHWC)))
+        return normalised.permute(0, 3, 1, 2)

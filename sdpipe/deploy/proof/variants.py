@@ -111,15 +111,15 @@ def prove(
             f"and that of its weights {weights.info.fingerprint} and {variant.name}"
         )
     reference = Reference(weights)
+    shown_NHWC = spread_over(images_NHWC, config.layer_images)
+    allowed = allowed_difference(variant, reference, shown_NHWC, config)
     if variant.kind == FLOAT32:
         reference_NK = reference.logits(images_NHWC)
     else:
         reference_NK = proved[variant.source].logits_NK
-    logits_NK, parities, wrong = _compare(variant, artifact, reference_NK, images_NHWC, config)
-    allowed = allowed_difference(variant, config)
+    logits_NK, parities, wrong = _compare(variant, artifact, reference_NK, images_NHWC, allowed, config)
     faults = parity_faults(parities, allowed) + wrong
     layers: list[QuantizedLayer] = []
-    shown_NHWC = spread_over(images_NHWC, config.layer_images)
     if variant.kind == INT8:
         wrong, layers = prove_integers(variant.source, variant.path, shown_NHWC, config.int8)
         faults += wrong
@@ -143,6 +143,7 @@ def _compare(
     artifact: Artifact,
     reference_NK: np.ndarray,
     images_NHWC: Images,
+    allowed: float,
     config: EvaluateConfig,
 ) -> tuple[np.ndarray, list[Parity], list[str]]:
     """Logits of the last run, the comparison of each, and probabilities that are wrong, in words."""
@@ -159,7 +160,7 @@ def _compare(
                 logits_NK,
                 batch_size=batch_size,
                 threads=threads,
-                max_relative_logit_diff=allowed_difference(variant, config),
+                max_relative_logit_diff=allowed,
             )
         )
         expected_NK = tempered(logits_NK, artifact.metadata.temperature)
@@ -169,13 +170,14 @@ def _compare(
     return logits_NK, parities, faults
 
 
-def allowed_difference(variant: Variant, config: EvaluateConfig) -> float:
+def allowed_difference(
+    variant: Variant, reference: Reference, shown_NHWC: np.ndarray, config: EvaluateConfig
+) -> float:
     """Of the logit spread."""
-    return {
-        FLOAT32: config.max_relative_logit_diff,
-        FLOAT16: config.fp16.max_relative_logit_diff,
-        INT8: config.int8.max_relative_logit_diff,
-    }[variant.kind]
+    if variant.kind == FLOAT32:
+        return reference.allowed(config.max_relative_logit_diff, shown_NHWC)
+    bounds = config.fp16 if variant.kind == FLOAT16 else config.int8
+    return bounds.max_relative_logit_diff
 
 
 def check_halves(variant: Variant, images_NHWC: np.ndarray) -> list[str]:
