@@ -282,6 +282,7 @@ def test_predict_imports_nothing_of_the_training_stack(pictures: Path, model_pat
         "sdpipe.runtime.metadata",
         "sdpipe.runtime.onnx_file",
         "sdpipe.runtime.predictor",
+        "sdpipe.runtime.shapes",
         "sdpipe.runtime.sources",
         "sdpipe.version",
     ]

@@ -15,6 +15,8 @@ from sdpipe.errors import DeviceError, ModelError
 from sdpipe.runtime import onnx_file
 from sdpipe.runtime.manifest import check_against_manifest
 from sdpipe.runtime.metadata import Metadata
+from sdpipe.runtime.onnx_file import OnnxFile
+from sdpipe.runtime.shapes import BATCH, Shape, infer_shapes, most_numbers
 
 onnxruntime.set_default_logger_severity(4)  # its errors come as exceptions; they are one line here
 
@@ -74,9 +76,7 @@ def open_artifact(
         check_against_manifest(path, raw)
     structure = onnx_file.parse(raw, str(path))
     metadata = Metadata.from_properties(structure.properties, str(path))
-    if structure.foreign:
-        found = ", ".join(structure.foreign[:3]) + ", ..." * (len(structure.foreign) > 3)
-        raise ModelError(f"{path}: holds what sdpipe does not export, so it is not run: {found}")
+    _check_structure(structure, metadata, path)
     use_cuda = device != "cpu" and cuda_works()
     if device == "cuda" and not use_cuda:
         raise DeviceError(
@@ -86,6 +86,25 @@ def open_artifact(
     session = _open_session(raw, providers, str(path), threads)
     _check_graph(session, metadata, path)
     return Artifact(path=path, metadata=metadata, session=session)
+
+
+def _check_structure(structure: OnnxFile, metadata: Metadata, path: Path) -> None:
+    """It may hold what sdpipe exports, and make of each image what that takes."""
+    foreign = list(structure.foreign)
+    if not foreign:
+        height, width = metadata.image_size
+        inputs: dict[str, Shape] = {INPUT: (BATCH, height, width, metadata.channels)}
+        if metadata.variant == ENSEMBLE:
+            inputs[SWITCHES] = (len(metadata.survival_probs),)
+        expected = (BATCH, len(metadata.class_names))
+        try:
+            made = infer_shapes(structure, inputs, most_numbers(height, width))
+            foreign += [f"{name} {made.get(name)}" for name in OUTPUTS if made.get(name) != expected]
+        except ValueError as error:
+            foreign.append(str(error))
+    if foreign:
+        found = ", ".join(each[:150] for each in foreign[:3]) + ", ..." * (len(foreign) > 3)
+        raise ModelError(f"{path}: holds what sdpipe does not export, so it is not run: {found}")
 
 
 def _check_graph(session: Any, metadata: Metadata, path: Path) -> None:

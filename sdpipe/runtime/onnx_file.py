@@ -1,16 +1,18 @@
 """What is in an ONNX file, read without onnx and before onnxruntime sees it.
 
 Only what sdpipe exports is let through: no data outside the file, no subgraphs, no functions, and the
-operators below. Numbers of fields: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; encoding:
+operators below; shapes.py judges what these make. Numbers of fields:
+https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; encoding:
 https://protobuf.dev/programming-guides/encoding
 """
 
+import math
 import os
-import struct
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sdpipe.errors import ModelError
 
@@ -28,27 +30,49 @@ OPERATORS = frozenset(
         "Mul", "Split",
     }
 )  # fmt: skip
-"""Of ONNX's own domain. None runs a subgraph, reads a file, draws at random, or makes much of little, but for
-Pad's zero channels."""
+"""Of ONNX's own domain. None runs a subgraph, reads a file or draws at random."""
 
 _MAX_FIELDS = 1_000_000  # a 1202-layer file has 60,000; each costs a microsecond
-_MAX_INTEGER = 4096
-_BOUNDED = {"strides": 1, "dilations": 1, "kernel_shape": 1, "group": 1, "pads": 0}  # their least values
-_PADDING = struct.Struct("<8q")  # before N, C, H, W and behind them
+_MAX_INTEGERS = 64  # in a list, or its bytes; a shape or an attribute has up to four
 _OWN_DOMAINS = frozenset({"", "ai.onnx"})
 _VARINT, _LENGTH = 0, 2  # wire types
 
 Field = tuple[int, int, int, memoryview]
 """Number, wire type, value if it is a varint, bytes if it has a length."""
 
+Attribute = int | list[int] | str | None
+"""None: a float, which is not read."""
+
+
+class Node(NamedTuple):
+    """One use of an operator, with the names of the values that it takes and makes."""
+
+    operator: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: dict[str, Attribute]
+
+
+class Tensor(NamedTuple):
+    """One that stands in the file, such as weights."""
+
+    shape: tuple[int, ...]
+    raw: memoryview  # its numbers as bytes, or nothing where the file has them in another form
+
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxFile:
     """The parts of a file that say what onnxruntime would do with it."""
 
-    operators: dict[str, int]  # how often each stands in the file, by name
     properties: dict[str, str]  # the metadata entries
+    nodes: list[Node]  # in the file's order
+    tensors: dict[str, Tensor]  # by name
     foreign: tuple[str, ...]  # what no file of ours holds, each once
+
+    @property
+    def operators(self) -> dict[str, int]:
+        """How often each stands in the file, by name."""
+        return dict(sorted(Counter(node.operator for node in self.nodes).items()))
 
 
 def read_model_file(path: Path) -> bytes:
@@ -73,12 +97,12 @@ def parse(raw: bytes, name: str) -> OnnxFile:
     reader = _Reader()
     try:
         reader.model(memoryview(raw))
-        reader.judge_paddings()
     except (IndexError, ValueError) as error:
         raise ModelError(f"{name}: damaged, or no ONNX file: {error}") from error
     return OnnxFile(
-        operators=dict(sorted(reader.operators.items())),
         properties=reader.properties,
+        nodes=reader.nodes,
+        tensors=reader.tensors,
         foreign=tuple(dict.fromkeys(reader.foreign)),
     )
 
@@ -87,12 +111,11 @@ class _Reader:
     """Walks through every occurrence of every field: a later one may overrule or join an earlier one."""
 
     def __init__(self) -> None:
-        self.operators: Counter[str] = Counter()
         self.properties: dict[str, str] = {}
+        self.nodes: list[Node] = []
+        self.tensors: dict[str, Tensor] = {}
         self.foreign: list[str] = []
         self.num_fields = 0
-        self._paddings: list[str] = []  # names of the tensors that say how much Pad adds
-        self._initializers: dict[str, bytes] = {}  # the small ones
 
     def model(self, message: memoryview) -> None:
         for number, wire_type, _, content in self._fields(message):
@@ -120,10 +143,10 @@ class _Reader:
             if number == 1:
                 self._node(_message(wire_type, content))
             elif number == 5:
-                name, data = self._tensor(_message(wire_type, content))
-                if name in self._initializers:
-                    raise ValueError(f"two tensors {name!r}")
-                self._initializers[name] = bytes(data) if len(data) <= _PADDING.size else b""
+                name, tensor = self._tensor(_message(wire_type, content))
+                if name in self.tensors:
+                    raise ValueError(f"two tensors {name!r:.40}")
+                self.tensors[name] = tensor
             elif number == 15:
                 self.foreign.append("sparse tensors")
             elif number not in (2, 10, 11, 12, 13, 14, 16):
@@ -132,9 +155,13 @@ class _Reader:
     def _node(self, message: memoryview) -> None:
         operator = domain = ""
         inputs: list[str] = []
+        outputs: list[str] = []
+        attributes: dict[str, Attribute] = {}
         for number, wire_type, _, content in self._fields(message):
             if number == 1:
                 inputs.append(_text(wire_type, content))
+            elif number == 2:
+                outputs.append(_text(wire_type, content))
             elif number == 4:
                 operator = _text(wire_type, content)
             elif number == 7:
@@ -142,61 +169,55 @@ class _Reader:
                 if domain not in _OWN_DOMAINS:
                     self.foreign.append(f"operators of {domain!r}")
             elif number == 5:
-                self._attribute(_message(wire_type, content))
-            elif number not in (2, 3, 6, 9):
+                name, value = self._attribute(_message(wire_type, content))
+                if name in attributes:
+                    raise ValueError(f"two attributes {name!r:.40}")
+                attributes[name] = value
+            elif number not in (3, 6, 9):
                 self.foreign.append(f"field {number} of an operator")
-        self.operators[operator] += 1
-        if operator == "Pad":
-            self._paddings += inputs[1:2]
+        self.nodes.append(Node(operator, inputs, outputs, attributes))
         if operator not in OPERATORS and domain in _OWN_DOMAINS:
             self.foreign.append(f"the operator {operator!r}")
 
-    def judge_paddings(self) -> None:
-        """Pad may add zero channels (option A), so many as a network has; it could fill the memory else."""
-        for name in self._paddings:
-            data = self._initializers.get(name, b"")
-            padding = _PADDING.unpack(data) if len(data) == _PADDING.size else (-1,) * 8
-            channels = padding[5]
-            if padding != (0, 0, 0, 0, 0, channels, 0, 0) or not 0 <= channels <= _MAX_INTEGER:
-                self.foreign.append("padding other than by channels")
-
-    def _attribute(self, message: memoryview) -> None:
+    def _attribute(self, message: memoryview) -> tuple[str, Attribute]:
+        """Its name and value."""
         name = ""
+        found: Attribute = None
         integers: list[int] = []
         for number, wire_type, value, content in self._fields(message):
             if number == 1:
                 name = _text(wire_type, content)
+            elif number == 3:
+                found = value
+            elif number == 4:
+                found = _text(wire_type, content)
             elif number in (6, 11):
                 self.foreign.append("a subgraph")
             elif number in (5, 10):
                 self._tensor(_message(wire_type, content))
-            elif number in (3, 8):
-                integers += [value] if wire_type == _VARINT else self._varints(_message(wire_type, content))
-            elif number not in (2, 4, 7, 9, 13, 20):
+            elif number == 8:
+                found = _extend(integers, wire_type, value, content)
+            elif number not in (2, 7, 9, 13, 20):
                 self.foreign.append(f"field {number} of an attribute")
-        # onnxruntime divides by these; a zero would end the process.
-        if name in _BOUNDED and not all(_BOUNDED[name] <= value <= _MAX_INTEGER for value in integers):
-            self.foreign.append(f"{name} {integers}")
+        return name, found
 
-    def _tensor(self, message: memoryview) -> tuple[str, memoryview]:
-        """Its name and raw data."""
-        name, raw_data = "", message[:0]
+    def _tensor(self, message: memoryview) -> tuple[str, Tensor]:
+        name, raw = "", message[:0]
+        shape: list[int] = []
         for number, wire_type, value, content in self._fields(message):
-            if number == 8:
+            if number == 1:
+                _extend(shape, wire_type, value, content)
+            elif number == 8:
                 name = _text(wire_type, content)
             elif number == 9:
-                raw_data = _message(wire_type, content)
+                raw = _message(wire_type, content)
             elif number == 13 or (number == 14 and value):
                 self.foreign.append("data outside the file")
-            elif number not in (1, 2, 4, 5, 7, 10, 11, 12, 14, 16):
+            elif number not in (2, 4, 5, 7, 10, 11, 12, 14, 16):
                 self.foreign.append(f"field {number} of a tensor")
-        return name, raw_data
-
-    def _varints(self, packed: memoryview) -> Iterator[int]:
-        at = 0
-        while at < len(packed):
-            value, at = _varint(packed, at)
-            yield value
+        if not 0 < math.prod(shape) <= len(message):
+            self.foreign.append(f"a tensor of the shape {shape!r:.80} in {len(message):,} bytes")
+        return name, Tensor(tuple(shape), raw)
 
     def _fields(self, message: memoryview) -> Iterator[Field]:
         at, nothing = 0, message[:0]
@@ -226,6 +247,20 @@ def _message(wire_type: int, content: memoryview) -> memoryview:
     if wire_type != _LENGTH:
         raise ValueError(f"wire type {wire_type} where a message stands")
     return content
+
+
+def _extend(integers: list[int], wire_type: int, value: int, content: memoryview) -> list[int]:
+    """Add one integer, or those that are packed into one field."""
+    if len(integers) >= _MAX_INTEGERS or len(content) > _MAX_INTEGERS:
+        raise ValueError(f"a list of over {_MAX_INTEGERS} integers")
+    if wire_type == _VARINT:
+        integers.append(value)
+        return integers
+    at, packed = 0, _message(wire_type, content)
+    while at < len(packed):
+        value, at = _varint(packed, at)
+        integers.append(value)
+    return integers
 
 
 def _text(wire_type: int, content: memoryview) -> str:

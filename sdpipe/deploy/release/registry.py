@@ -33,6 +33,7 @@ SHIPPED = (
     "runtime/metadata.py",
     "runtime/onnx_file.py",
     "runtime/serving.py",
+    "runtime/shapes.py",
 )
 
 # As in pyproject.toml; the CPU's package, which has wheels for every platform.
