@@ -192,16 +192,25 @@ def test_the_bytes_are_read_as_what_was_judged(tmp_path: Path, model_path: Path)
     ("entry", "value", "expected"),
     [
         ("schema_version", "99", "schema 99, this sdpipe reads schema"),
-        ("schema_version", '"3"', 'schema 3, this sdpipe'),
+        ("schema_version", '"3"', 'schema "3", this sdpipe'),
+        ("schema_version", json.dumps("3\n\x1b[31m" + "x" * 10_000), "schema .*, this sdpipe"),
         ("channels", "2", "expected 1 or 3"),
         ("channels", '"3"', "expected int"),
-        ("crop_fraction", "NaN", "expected more than 0"),
+        ("crop_fraction", "NaN", r"NaN, expected float, finite and under 2\^53"),
+        ("temperature", "NaN", r"NaN, expected float, finite and under 2\^53"),
+        ("temperature", "1e400", r"Infinity, expected float, finite and under 2\^53"),
+        ("p_L", "-Infinity", r"-Infinity, expected float, finite and under 2\^53"),
+        ("scales", "[0.5, NaN]", r"expected list\[float\], finite and under 2\^53"),
+        ("depth", "1" * 400, "expected int"),
         ("crop_fraction", "0", "expected more than 0"),
         ("image_size", "[9]", "expected a height and a width"),
         ("image_size", "[9, 100000]", "expected a height and a width"),
         ("image_size", "[9, true]", r"expected list\[int\]"),
         ("class_names", "[]", "expected at least one name"),
         ("class_names", '["cat", 3, "eel"]', r"expected list\[str\]"),
+        ("class_names", '["cat", "eel", "cat"]', "expected at least one name, each once"),
+        ("class_names", r'["cat", "\ud800", "eel"]', r"expected list\[str\], of whole characters"),
+        ("data_set", r'"\udfff"', "expected str, of whole characters"),
         ("class_names", "[" * 100_000, "missing or damaged"),
         ("p_L", '"' + "x" * 10_000 + '"', "expected float"),
     ],
@@ -218,6 +227,7 @@ def test_hostile_metadata_are_refused(
     with pytest.raises(ModelError, match=expected) as caught:
         open_artifact(path, "cpu")
     assert len(str(caught.value)) < 400
+    assert str(caught.value).isprintable()
 
 
 def test_a_foreign_file_is_said_to_be_foreign(tmp_path: Path, model_path: Path) -> None:

@@ -15,6 +15,8 @@ PREFIX = "sdpipe."
 MAX_SIDE = 1024
 """Pixels. Larger inputs are refused: a batch of them would fill the memory."""
 
+_MAX_NUMBER = 2**53
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
@@ -61,14 +63,14 @@ class Metadata:
                 ) from error
             if entry == "schema_version" and values[entry] != SCHEMA_VERSION:
                 raise ModelError(
-                    f"{name}: schema {values[entry]}, this sdpipe reads schema {SCHEMA_VERSION}; "
+                    f"{name}: schema {_short(values[entry])}, this sdpipe reads schema {SCHEMA_VERSION}; "
                     "export it again or install the sdpipe that made it"
                 )
         for column in fields(cls):
             if not _is(values[column.name], column.type):
                 raise ModelError(
                     f"{name}: its metadata entry {PREFIX}{column.name} is {_short(values[column.name])}, "
-                    f"expected {_type_name(column)}"
+                    f"expected {_expected(column)}"
                 )
         metadata = cls(**values)
         for entry, holds, expected in metadata._ranges():
@@ -83,7 +85,7 @@ class Metadata:
         """What prediction relies on: entry, whether it holds, what was expected."""
         size, names = self.image_size, self.class_names
         return [
-            ("class_names", bool(names), "at least one name"),
+            ("class_names", bool(names) and len({*names}) == len(names), "at least one name, each once"),
             (
                 "image_size",
                 len(size) == 2 and all(0 < side <= MAX_SIDE for side in size),
@@ -104,11 +106,15 @@ def _is(value: Any, kind: Any) -> bool:
         return isinstance(value, list) and all(_is(item, *get_args(kind)) for item in value)
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
+    if kind is str:
+        return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+    # JSON's numbers have no end, and Python's json also reads NaN and Infinity.
+    return isinstance(value, int | float if kind is float else kind) and abs(value) < _MAX_NUMBER
 
 
-def _type_name(column: Field[Any]) -> str:
-    return column.type.__name__ if isinstance(column.type, type) else str(column.type)
+def _expected(column: Field[Any]) -> str:
+    name = column.type.__name__ if isinstance(column.type, type) else str(column.type)
+    return name + (", of whole characters" if "str" in name else ", finite and under 2^53")
 
 
 def _short(value: Any) -> str:
