@@ -1,11 +1,13 @@
 """What a file computes is known before it runs: shapes as onnx infers them, and what would take too much."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from conftest import SIZE, export_to, make_weights, random_images
 from onnx import TensorProto, helper, numpy_helper
@@ -14,7 +16,9 @@ from test_hostile_models import edited, refusal
 from sdpipe.deploy.config import ExportConfig
 from sdpipe.deploy.export import export_ensemble, save_model
 from sdpipe.deploy.quantize import halve, insert_ranges, observe_ranges, variant_of
+from sdpipe.errors import ModelError
 from sdpipe.runtime import onnx_file
+from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.shapes import _DEFAULTS, BATCH, infer_shapes, most_numbers
 
 LIMIT = most_numbers(SIZE, SIZE)
@@ -180,6 +184,27 @@ def test_what_takes_more_than_a_network_is_refused(tmp_path: Path, model_path: P
     assert "holds what sdpipe does not export, so it is not run: " in text
     assert expected in text
     assert len(text) < 500
+
+
+def test_rows_that_are_not_the_images_are_refused(model_path: Path) -> None:
+    """Each image's row would be another's: a graph that averages over the batch, and is run unjudged."""
+    make, value = helper.make_node, helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            make("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
+            make("ReduceMean", ["x", "axes"], ["logits"], keepdims=0),
+            make("Softmax", ["logits"], ["probabilities"]),
+        ],
+        "rows",
+        [value("images", TensorProto.UINT8, ["N", 9, 9, 3])],
+        [value(name, TensorProto.FLOAT, ["N", 3]) for name in ("logits", "probabilities")],
+        [numpy_helper.from_array(np.array([0, 1]), "axes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    artifact = replace(open_artifact(model_path, "cpu"), session=session)
+    with pytest.raises(ModelError, match=r"logits of the shape \(9, 3\), expected \(2, 3\)"):
+        artifact.run(random_images(2, channels=3))
 
 
 def test_the_largest_pictures_have_room() -> None:

@@ -40,7 +40,8 @@ class Artifact:
         """Logits and probabilities, float32 (N, K), of uint8 images (N, H, W, C).
 
         switches_L: b_1..b_L, float32, for the sub-network ensemble only. Raises ModelError for an ensemble
-        without them, and if onnxruntime cannot compute, as when a device's memory is full.
+        without them, if onnxruntime cannot compute, as when a device's memory is full, and if what it made is
+        not one row for each image.
         """
         inputs = {INPUT: images_NHWC}
         if switches_L is not None:
@@ -54,6 +55,10 @@ class Artifact:
             logits_NK, probabilities_NK = self.session.run(list(OUTPUTS), inputs)
         except _failures() as error:
             raise ModelError(f"{self.path}: onnxruntime fails: {_one_line(error)}") from error
+        expected = (len(images_NHWC), len(self.metadata.class_names))
+        for name, found in zip(OUTPUTS, (logits_NK.shape, probabilities_NK.shape), strict=True):
+            if found != expected:
+                raise ModelError(f"{self.path}: {name} of the shape {found}, expected {expected}")
         return logits_NK, probabilities_NK
 
     @property
