@@ -14,6 +14,7 @@ from PIL import Image
 
 from sdpipe.errors import ImageError
 from sdpipe.runtime import image as image_module
+from sdpipe.runtime import picture_limits
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.image import decode
 
@@ -132,7 +133,7 @@ def test_a_decompression_bomb_is_refused_before_its_pixels_are_read(monkeypatch:
     with pytest.raises(ImageError) as caught:
         decode(bomb, 1, (8, 8))
     assert caught.value.code == "too_large"
-    monkeypatch.setattr(image_module, "MAX_PIXELS", 99)
+    monkeypatch.setattr(picture_limits, "MAX_PIXELS", 99)
     with pytest.raises(ImageError, match="10 x 10 pixels"):
         decode(encoded(Image.new("L", (10, 10))), 1, (8, 8))
 

@@ -18,11 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdpipe.errors import ImageError
-
-MAX_PIXELS = 64_000_000
-"""Larger pictures are refused before their pixels are decoded (192 MB as RGB)."""
-
-_MAX_PIXELS_OF = {"JPEG2000": 32_000_000, "WEBP": 48_000_000}  # 24 and 16 bytes a pixel while decoding
+from sdpipe.runtime.picture_limits import MAX_PIXELS, is_icon, judge_bytes, judge_head
 
 MAX_BYTES = 256 * 1024 * 1024
 """Larger files are refused before they are read."""
@@ -188,12 +184,12 @@ def check_size(num_bytes: int) -> None:
 
 def _open(raw: bytes, turn: Turn | None) -> Image.Image:
     try:
-        image: Image.Image = Image.open(io.BytesIO(raw), formats=FORMATS)
-        width, height = image.size
-        limit = min(MAX_PIXELS, _MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS))
-        if width * height > limit:
-            raise ImageError("too_large", f"{width} x {height} pixels, at most {limit:,} are decoded")
-        if turn is not None and width * height > _LARGE_PIXELS:
+        judge_bytes(raw)
+        if turn is not None and is_icon(raw):
+            turn.take()
+        image = Image.open(io.BytesIO(raw), formats=FORMATS)
+        judge_head(image, raw)
+        if turn is not None and image.width * image.height > _LARGE_PIXELS:
             turn.take()
         image.load()
         return ImageOps.exif_transpose(image)

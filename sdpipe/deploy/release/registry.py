@@ -32,6 +32,7 @@ SHIPPED = (
     "runtime/manifest.py",
     "runtime/metadata.py",
     "runtime/onnx_file.py",
+    "runtime/picture_limits.py",
     "runtime/serving.py",
     "runtime/shapes.py",
 )

@@ -1,0 +1,126 @@
+"""Pictures that are small files and much work: refused by their heads, and the largest that are not."""
+
+import struct
+import threading
+import time
+import zlib
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_image import encoded, pixels
+
+from sdpipe.errors import ImageError
+from sdpipe.runtime.image import Turn, decode
+
+
+def refusal(raw: bytes) -> ImageError:
+    """Why, within two seconds."""
+    started = time.process_time()
+    with pytest.raises(ImageError) as caught:
+        decode(raw, 3, (8, 8))
+    assert time.process_time() - started < 2
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def many_scans(size: tuple[int, int], number: int) -> bytes:
+    """A progressive JPEG whose second scan comes so many times more."""
+    raw = encoded(Image.new("L", size, 128), "JPEG", progressive=True)
+    starts = [at for at in range(len(raw)) if raw.startswith(b"\xff\xda", at)]
+    first, second = list(pairwise(starts))[1]
+    # Between two scans stand their tables, which may come again, too.
+    return raw[:second] + raw[first:second] * number + raw[second:]
+
+
+def test_scans_of_a_jpeg_are_counted() -> None:
+    """5,000 scans of 64 million pixels take 17 s; ten, as encoders write, and 600 small ones are read."""
+    error = refusal(many_scans((4000, 2000), 200))
+    assert (error.code, str(error)) == ("too_large", "206 scans of 4000 x 2000 pixels")
+    assert refusal(many_scans((16, 16), 700)).code == "too_large"
+    assert decode(many_scans((16, 16), 590), 1, None).tolist() == [[[128]] * 16] * 16
+    rgb = Image.fromarray(pixels(64, 64))
+    np.testing.assert_array_equal(
+        decode(encoded(rgb, "JPEG", progressive=True), 3, None), decode(encoded(rgb, "JPEG"), 3, None)
+    )
+
+
+def icon(content: bytes) -> bytes:
+    """An ICO file with one picture, which its directory says is 256 x 256."""
+    return struct.pack("<3H4B2H2I", 0, 1, 1, 0, 0, 0, 0, 1, 32, len(content), 22) + content
+
+
+def png(width: int, height: int) -> bytes:
+    """A head without pixels."""
+    chunk = b"IHDR" + struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
+    pixels = b"IDAT" + zlib.compress(b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(each) - 4) + each + struct.pack(">I", zlib.crc32(each))
+        for each in (chunk, pixels)
+    )
+
+
+def test_what_is_inside_an_icon_is_judged_by_its_own_head() -> None:
+    """A PNG and a bitmap of over 64 million pixels, also by a second head; an icon of 9 MiB."""
+    bitmap = struct.pack("<Iii2H6I", 40, 20_000, 20_000, 1, 1, 0, 0, 0, 0, 2, 0) + bytes(8)
+    second = png(8001, 8000)[8:]
+    for content in (png(8001, 8000), bitmap, png(8, 8)[:33] + second, png(8, 8) + bytes(9 * 2**20)):
+        assert refusal(icon(content)).code == "too_large"
+    assert refusal(icon(png(800, 800))).code == "damaged"
+
+
+def test_icons_are_decoded_one_at_a_time() -> None:
+    """Opening one decodes it, so it waits for its turn before that."""
+    raw = encoded(Image.new("RGB", (32, 32), (1, 2, 3)), "ICO")
+    reader = threading.Thread(target=decode, args=(raw, 3, None))
+    with Turn() as turn:
+        turn.take()
+        reader.start()
+        reader.join(0.3)
+        assert reader.is_alive()
+    reader.join(10)
+    assert not reader.is_alive()
+
+
+def run_lengths(size: int, coded: bytes) -> bytes:
+    """A BMP with 8 bits a pixel in run lengths."""
+    head = struct.pack("<Iii2H6I", 40, size, size, 1, 8, 1, len(coded), 0, 0, 256, 0)
+    head += b"".join(bytes((grey, grey, grey, 0)) for grey in range(256))
+    return b"BM" + struct.pack("<I2HI", 14 + len(head) + len(coded), 0, 0, 14 + len(head)) + head + coded
+
+
+SLOW = {
+    "plain grey": b"P2\n2500 2000\n255\n" + b"7 " * 5_000_000,
+    "plain colour": b"P3\n2500 2000\n255\n",
+    "plain bits": b"P1\n8000 8000\n",
+    "values up to 254": b"P6\n2500 2000\n254\n",
+    "comments between pixels": b"P2\n1000 1000\n255\n" + b"7 #\n" * 1_000_000,
+    "spaces between pixels": b"P2\n10 10\n255\n" + b" " * 2**20,
+    "runs that end nowhere": run_lengths(100, b"\0\2\0\0" * 100_000),
+    "QOI": b"qoif" + struct.pack(">2I2B", 2500, 2000, 3, 0) + bytes(100),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_what_python_decodes_has_lower_limits(name: str) -> None:
+    """Pillow's decoders in Python take up to a microsecond a pixel, and some of them for what is no pixel."""
+    assert refusal(SLOW[name]).code == "too_large"
+
+
+def test_the_head_of_a_ppm_is_short() -> None:
+    """It is read byte by byte: 10 MB of comment take a second, 256 MB half a minute."""
+    assert refusal(b"P5 #" + b"x" * 10_000_000 + b"\n1 1\n255\n\7").code == "damaged"
+    assert decode(b"P5 #" + b"x" * 60_000 + b"\n1 1\n255\n\7", 1, None).tolist() == [[[7]]]
+
+
+def test_pictures_within_the_limits_are_read_by_every_decoder() -> None:
+    """Full HD in QOI; 254 as the highest value; a large plain PGM with comments; 32 x 32 in run lengths."""
+    flat = Image.new("RGB", (1920, 1080), (1, 2, 3))
+    np.testing.assert_array_equal(decode(encoded(flat, "QOI"), 3, None), np.asarray(flat))
+    grey = pixels(200, 300, 1)[..., 0] // 2
+    odd = decode(b"P5\n300 200\n254\n" + grey.tobytes(), 1, None)[..., 0]
+    assert np.abs(odd.astype(int) - grey).max() <= 1
+    rows = b"".join(b" ".join(b"%d" % value for value in row) + b" # a row\n" for row in grey.tolist())
+    np.testing.assert_array_equal(decode(b"P2\n300 200\n255\n" + rows, 1, None)[..., 0], grey)
+    assert (decode(run_lengths(32, b"\x20\x09\0\0" * 32), 1, None) == 9).all()
