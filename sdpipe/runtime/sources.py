@@ -1,5 +1,6 @@
 """Where pictures come from: files, folders, globs, standard input and, if allowed, the web."""
 
+import fnmatch
 import glob
 import os
 import re
@@ -38,16 +39,16 @@ def expand(arguments: Iterable[str], *, allow_url: bool = False) -> Iterator[str
         elif is_url(argument):
             yield argument if allow_url else _url_not_allowed(argument)
         elif not _exists(argument) and glob.has_magic(argument):
-            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  Path.glob refuses absolute ones
+            matches = _matches(argument)
             for match in matches:
-                yield from _in_folder(match) if Path(match).is_dir() else [match]
+                yield from _in_folder(match) if _is_folder(match) else [match]
             if not matches:
                 yield Failure(file=argument, code="not_found", message="no file matches")
         elif not argument:
             yield Failure(file=argument, code="not_found", message="an empty file name")
         else:
             # What is neither folder nor file is the decoder's to explain.
-            yield from _in_folder(argument) if _exists(argument) and Path(argument).is_dir() else [argument]
+            yield from _in_folder(argument) if _is_folder(argument) else [argument]
 
 
 def is_url(name: str) -> bool:
@@ -67,21 +68,77 @@ def _exists(name: str) -> bool:
         return False
 
 
+def _is_folder(name: str) -> bool:
+    return os.path.isdir(name)  # noqa: PTH112  Path.is_dir raises for a link that may not or cannot be followed
+
+
+def _matches(pattern: str) -> list[str]:
+    """What a glob matches, sorted. `**` is any folder below, but no link, which may lead round in a circle.
+
+    Not glob.glob, which follows links, and gives up 1,000 folders deep.
+    """
+    paths = ["/" if pattern.startswith("/") else ""]
+    parts = [part for part in pattern.split("/") if part]
+    for at, part in enumerate(parts):
+        found: Iterable[str]
+        if part == "**" and at == len(parts) - 1:  # a folder is searched through anyway
+            found = (path or "." for path in paths if _is_folder(path or "."))
+        elif part == "**":
+            found = (folder for path in paths for folder, _ in _walk(path, []))
+        elif glob.has_magic(part):
+            found = (os.path.join(path, name) for path in paths for name in _names(path, part))  # noqa: PTH118
+        else:
+            found = (name for path in paths if _exists(name := os.path.join(path, part)))  # noqa: PTH118
+        paths = list(dict.fromkeys(found))
+    return sorted(path for path in paths if _is_folder(path) or not pattern.endswith("/"))
+
+
+def _names(folder: str, pattern: str) -> list[str]:
+    try:
+        names = os.listdir(folder or ".")  # noqa: PTH208  of names, not paths
+    except OSError:
+        return []
+    return [name for name in fnmatch.filter(names, pattern) if name[0] != "." or pattern[0] == "."]
+
+
+def _walk(top: str, unreadable: list[OSError]) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below it, each with the names of its files, sorted; hidden ones are left out.
+
+    Links are not followed. unreadable: takes the errors of what cannot be listed.
+    """
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder or ".") as entries:
+                visible = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            unreadable.append(error)
+            continue
+        below, files = [], []
+        for entry in sorted(visible, key=lambda entry: entry.name):
+            path = os.path.join(folder, entry.name)  # noqa: PTH118
+            if entry.is_dir(follow_symlinks=False):
+                below.append(path)
+            elif not (entry.is_symlink() and _is_folder(path)):
+                files.append(entry.name)
+        yield folder, files
+        waiting += reversed(below)
+
+
 def _in_folder(folder: str) -> Iterator[str | Failure]:
     """Pictures of a folder and those below it, sorted; hidden ones are left out."""
     endings = image_suffixes()
     unreadable: list[OSError] = []
     found = 0
-    for parent, folders, files in os.walk(folder, onerror=unreadable.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in endings:
+    for parent, names in _walk(folder, unreadable):
+        for name in names:
+            if Path(name).suffix.lower() in endings:
                 found += 1
                 yield str(Path(parent) / name)
     for error in unreadable:
-        yield Failure(
-            file=str(error.filename), code="no_permission", message=f"cannot be listed: {error.strerror}"
-        )
+        code = "no_permission" if isinstance(error, PermissionError) else "unreadable"
+        yield Failure(file=str(error.filename), code=code, message=f"cannot be listed: {error.strerror}")
     if not found and not unreadable:
         yield Failure(file=folder, code="no_pictures", message="the folder holds no pictures")
 
