@@ -306,6 +306,27 @@ def test_names_that_the_terminal_cannot_write(folder: Path, rgb_model_path: Path
         assert done.stdout.count(b"\n") >= 5
 
 
+def test_standard_input_that_gives_nothing_is_one_line(rgb_model_path: Path) -> None:
+    """One that does not block and has nothing yet, and one that is open for writing."""
+    command = [sys.executable, "-c", CLI, "predict", "-", "--model", str(rgb_model_path)]
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    try:
+        for stdin, expected in (
+            (reading, "standard input has nothing to read yet"),
+            (writing, "standard input cannot be read: "),
+        ):
+            done = subprocess.run(
+                command, stdin=stdin, capture_output=True, text=True, check=False, env=ENVIRONMENT
+            )
+            assert done.returncode == 1
+            assert done.stderr.startswith(f"error: -: {expected}")
+            assert len(done.stderr.splitlines()) == 1
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 def test_verify_asks_the_manifest(folder: Path, rgb_model_path: Path, tmp_path: Path) -> None:
     """predict and inspect refuse in one line without a manifest, and go on with one."""
     model = tmp_path / "model.onnx"

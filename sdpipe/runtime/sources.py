@@ -153,7 +153,12 @@ def read_source(name: str) -> Path | bytes:
 def _read_stdin() -> bytes:
     if sys.stdin is None:
         raise ImageError("unreadable", "standard input is closed")
-    raw = sys.stdin.buffer.read(MAX_BYTES + 1)
+    try:
+        raw = sys.stdin.buffer.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ImageError("unreadable", f"standard input cannot be read: {error}") from error
+    if raw is None:  # it does not block
+        raise ImageError("unreadable", "standard input has nothing to read yet")
     check_size(len(raw))
     return raw
 
