@@ -234,6 +234,7 @@ def test_urls_that_are_refused(server: str, rgb_model_path: Path, monkeypatch: p
         "data://x": "only http:// and https:// are fetched",
         f"{server}/to/file:///etc/passwd": "cannot be fetched: HTTP Error 302",
         f"{server}/to/ftp://127.0.0.1/x.png": "cannot be fetched: ",
+        f"{server}/to/http://127.0.0.1:99999999999999999999/x.png": "cannot be fetched: ",
         f"{server}/gone.png": "cannot be fetched: HTTP Error 404",
         f"{server}/long.png": "is over 256 MiB",
         f"{server}/slow.png": "no whole answer in 1 s",

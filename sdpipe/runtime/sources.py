@@ -205,7 +205,7 @@ def _fetch(url: str) -> bytes | ImageError:
             return b"".join(parts)
     except ImageError as error:
         return error
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: no URL that can be asked
+    except (OSError, HTTPException, ValueError, OverflowError) as error:  # the last two: no URL to be asked
         # An HTTPError's text is "HTTP Error 404: Not Found", a URLError's only wraps its reason.
         reason = str(error) if isinstance(error, HTTPError) else str(getattr(error, "reason", error))
         return ImageError("not_fetched", f"cannot be fetched: {' '.join(reason.split())[:200]}")
