@@ -4,6 +4,7 @@ H, W: height and width. The times are of one core of an AMD EPYC, Pillow 13.
 """
 
 import io
+from collections.abc import Iterator
 
 from PIL import Image, ImageFile
 
@@ -25,6 +26,10 @@ _MAX_COMMENTS = 1000  # of a plain PPM; each copies up to a megabyte
 _MAX_SCANNED = 20 * MAX_PIXELS
 _LEAST_SCANNED = 2**21
 
+# Pillow reads the head of a JPEG and all of a PNG part by part, at 0.7 and 1.8 microseconds each. libpng's
+# have 8 KiB, so that 32,000 fill the largest file that is read.
+_MAX_PARTS = 100_000
+
 _HEAD_BYTES = 2**16
 _MAX_ICON_BYTES = 2**23
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -39,6 +44,23 @@ def judge_bytes(raw: bytes) -> None:
     if raw[:1] == b"P" and raw[1:2] in b"0123456fy" and len(raw) > _HEAD_BYTES:
         # Pillow reads the head of a PPM byte by byte, and it may have comments of any length.
         Image.open(io.BytesIO(raw[:_HEAD_BYTES]), formats=("PPM",))
+    for num_parts, _ in enumerate(_parts(raw)):
+        if num_parts == _MAX_PARTS:
+            raise ImageError("too_large", f"over {_MAX_PARTS:,} parts")
+
+
+def _parts(raw: bytes) -> Iterator[int]:
+    """Where each chunk of a PNG begins, each segment in the head of a JPEG, or byte between them."""
+    at = 8 if raw.startswith(_PNG) else 2
+    if at == 8:
+        while at + 8 <= len(raw):
+            yield at
+            at += 12 + int.from_bytes(raw[at : at + 4])
+    elif raw.startswith(b"\xff\xd8"):
+        while at + 4 <= len(raw) and raw[at : at + 2] != b"\xff\xda":
+            yield at
+            has_length = raw[at] == 0xFF and 0xC0 <= raw[at + 1] < 0xFF and not 0xD0 <= raw[at + 1] <= 0xD9
+            at += 2 + int.from_bytes(raw[at + 2 : at + 4]) if has_length else 1
 
 
 def is_icon(raw: bytes) -> bool:
