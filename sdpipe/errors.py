@@ -20,7 +20,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -117,20 +117,26 @@ def errors_on_one_line() -> Iterator[None]:
     except (SdpipeError, OSError) as error:
         if os.environ.get("SDPIPE_DEBUG") == "1" or not _is_of_the_world(error):
             raise
-        print(f"error: {on_one_line(str(error))}", file=sys.stderr)
+        _tell(f"error: {on_one_line(str(error))}")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         raise SystemExit(128 + signal.SIGINT) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _tell(text: str) -> None:
+    """The exit code says it, too, where nobody reads."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _is_of_the_world(error: SdpipeError | OSError) -> bool:
     """Of OSErrors a full disk and its like, and those that name a file, unless it is one of sdpipe's own."""
     if isinstance(error, SdpipeError) or error.errno in _OF_THE_WORLD:
         return True
-    if not isinstance(error.filename, str | bytes):
+    if not isinstance(error.filename, str | bytes | os.PathLike):
         return False
     return not Path(os.fsdecode(error.filename)).is_relative_to(Path(__file__).parent)
 

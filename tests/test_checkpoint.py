@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
+from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder, remove_folder
 
 FINGERPRINT = "0123456789abcdef"
 
@@ -208,3 +208,43 @@ def test_reading_touches_nothing(tmp_path: Path) -> None:
     assert len(damaged) == 1
     assert sorted(tmp_path.rglob("*")) == before
     assert CheckpointFolder(tmp_path / "none", FINGERPRINT).read_newest() == (None, {})
+
+
+@pytest.mark.parametrize("odd", ["file", "link"])
+def test_what_stands_in_a_checkpoints_place_is_put_aside(tmp_path: Path, odd: str) -> None:
+    """It is no checkpoint, so it is not read; when that step is saved it keeps nothing from being written."""
+    checkpoints = saved(tmp_path / "run", 1, 2)
+    path = checkpoints.folder / "step-0000000003"
+    if odd == "file":
+        path.touch()
+    else:
+        path.symlink_to("step-0000000002")
+    found, damaged = checkpoints.load_newest()
+    assert found is not None
+    assert (found.num_steps, damaged) == (2, [])
+    checkpoints.save(checkpoint(3))
+    found, damaged = checkpoints.load_newest()
+    assert found is not None
+    assert (found.num_steps, damaged) == (3, [])
+
+
+def test_left_files_of_odd_kinds_are_no_obstacle(tmp_path: Path) -> None:
+    """A file where a folder was being written, and one under the name that a damaged checkpoint gets."""
+    checkpoints = saved(tmp_path, 1, 2)
+    (tmp_path / ".step-0000000003.abc.tmp").touch()
+    (tmp_path / "damaged-step-0000000002").touch()
+    (tmp_path / "step-0000000002" / "state.json").write_text("")
+    found, damaged = checkpoints.load_newest()
+    assert found is not None
+    assert (found.num_steps, len(damaged)) == (1, 1)
+    assert (tmp_path / "damaged-step-0000000002").is_dir()
+
+
+def test_a_removal_that_was_killed_is_done_by_the_next(tmp_path: Path) -> None:
+    """Its hidden folder would stand in the way of every removal of that name."""
+    saved(tmp_path, 1)
+    left = tmp_path / ".step-0000000001.old.tmp"
+    left.mkdir()
+    (left / "state.json").touch()
+    remove_folder(tmp_path / "step-0000000001")
+    assert list(tmp_path.iterdir()) == []

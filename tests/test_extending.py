@@ -152,3 +152,25 @@ def test_runs_of_one_lineage_may_end_and_begin_together(
         keeping, looking = pool.submit(keep_again), pool.submit(look_up)
         keeping.result()
         assert looking.result() == []
+
+
+def test_a_kill_while_an_end_is_replaced_is_no_obstacle(
+    project: Path, dataset: DataSet, mlflow_store: Path
+) -> None:
+    """What was hidden for removal is neither taken for a finished training nor in the way of the next."""
+    config = {"epochs": 1, "milestones": []}
+    expected = run_to(project / "out", dataset, **config)
+    (folder,) = [path for path in (project / ".sdpipe" / "finished").iterdir() if path.is_dir()]
+    (kept,) = [path for path in folder.iterdir() if path.is_dir()]
+    shutil.copytree(kept, kept.with_name(f".{kept.name}.old.tmp"))
+    found, told = Lineage(folder).find_start("another", train_config(**config | {"epochs": 2}), None)
+    assert found is not None
+    assert told == [f"extending the finished training {kept.name} of 1 epochs"]
+    shutil.rmtree(project / "out")
+    assert run_to(project / "out", dataset, **config) == expected
+    md5 = hashlib.md5((project / "out" / "weights.safetensors").read_bytes(), usedforsecurity=False)
+    train_run(  # done again, so that its end replaces the one that is kept
+        "plain", train_config(**config), machine(), dataset, "code", project / "out",
+        committed_md5=md5.hexdigest(),
+    )  # fmt: skip
+    assert [path.name for path in folder.iterdir()] == [kept.name]

@@ -1,10 +1,17 @@
-"""machine.launch: the stage becomes its launcher, once."""
+"""machine.launch: the stage becomes its launcher, once; and what a launcher hands to its processes."""
 
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
+
+from sdpipe.errors import ConfigError
+from sdpipe.training.world import joined_world
 
 STAGE = """
 import os, sys
@@ -44,3 +51,44 @@ def test_a_launcher_that_is_none_does_not_launch_for_ever() -> None:
     done = launch("env python", SDPIPE_LAUNCHED="1")
     assert done.returncode == 1
     assert "expected a launcher like torchrun, which sets WORLD_SIZE" in done.stderr
+
+
+JOIN = """
+from sdpipe.training.world import joined_world
+print("joining", flush=True)
+with joined_world("cpu"):
+    pass
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_who_waits_for_the_others_to_come_can_be_ended(number: signal.Signals) -> None:
+    """Nobody listens on that port, and it would wait for ten minutes."""
+    variables = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        variables["MASTER_PORT"] = str(free.getsockname()[1])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    with subprocess.Popen([sys.executable, "-c", JOIN], env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(2)  # it tries again and again by then
+        process.send_signal(number)
+        try:
+            assert process.wait(10) == -number
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WORLD_SIZE", ""), ("WORLD_SIZE", "two"), ("RANK", "2"), ("RANK", "x"), ("MASTER_PORT", "99999999")],
+)
+def test_odd_variables_of_a_launcher_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    variables = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "::1", "MASTER_PORT": "1"}
+    for each, text in (variables | {name: value}).items():
+        monkeypatch.setenv(each, text)
+    says = rf"^{name}: expected a number from \d+ to \d+, got '{value}'"
+    with pytest.raises(ConfigError, match=says), joined_world("cpu"):
+        pass

@@ -1,6 +1,7 @@
 """A training as a process: stopped, killed, refused, extended, and short of disk or memory."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -97,6 +98,45 @@ def test_a_killed_process_is_continued_and_leaves_the_same_files(
     client = MlflowClient(f"sqlite:///{mlflow_store}")
     history = client.get_metric_history(run.info.run_id, "validation_error")
     assert sorted(metric.step for metric in history) == list(range(1, epochs + 1))
+
+
+def test_who_reads_the_output_may_have_gone(project: Path, mlflow_store: Path) -> None:
+    """Ctrl-C reaches `| tee log` too, and it is gone first; the run is closed honestly all the same."""
+    make_dataset(project / "data")
+    process = start(project, 300)
+    wait_for_checkpoint(project, process)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    assert the_run(mlflow_store).info.status == "KILLED"
+
+
+def test_a_terminal_that_nobody_reads_does_not_keep_a_process_alive(
+    project: Path, mlflow_store: Path
+) -> None:
+    """Its last words wait for a reader; the grace is 1 s here."""
+    make_dataset(project / "data")
+    reader, writer = os.pipe()
+    os.write(writer, b"x" * fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ))  # full
+    with subprocess.Popen(
+        [sys.executable, WORKER, "3", "5", "slow"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.readline()  # "run plain, fingerprint ..."
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.slow

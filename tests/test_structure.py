@@ -74,14 +74,15 @@ def test_the_runtime_imports_nothing_of_the_training_side() -> None:
             assert others <= RUNTIME_MAY, path
 
 
-def test_only_tracking_and_registry_import_mlflow() -> None:
-    """Runs, registered models, and the file that MLflow itself runs when it serves one."""
+def test_few_files_import_mlflow() -> None:
+    """The store, runs, registered models, and the file that MLflow itself runs when it serves one."""
     importing = [
         str(path) for path in SOURCES if any(name.split(".")[0] == "mlflow" for name in imported_names(path))
     ]
     assert importing == [
         "sdpipe/deploy/release/registry.py",
         "sdpipe/deploy/release/served.py",
+        "sdpipe/training/mlflow_store.py",
         "sdpipe/training/tracking.py",
     ]
 

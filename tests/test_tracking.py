@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 from conftest import export_to, machine, train_config
+from loopback import serve
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from test_evaluate import CONFIG
@@ -322,3 +323,27 @@ def test_a_database_that_cannot_be_opened_is_said_at_once(
     with pytest.raises(TrackingError, match=rf"^MLflow: sqlite:///{project / place}: [^\n]+$"):
         publish(RECORD)
     assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize("query", ["?timeout=60", "?timeout=60&check_same_thread=false"])
+def test_a_database_may_have_options(project: Path, monkeypatch: pytest.MonkeyPatch, query: str) -> None:
+    """Those of SQLAlchemy, in the address; its file is made under its own name."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mine.db{query}")
+    publish(RunRecord(name="a", fingerprint="f", status="FINISHED", params={}, tags={}))
+    assert sorted(path.name for path in project.iterdir()) == [".sdpipe", "mine.db"]
+
+
+def test_an_address_that_is_none_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://[bad/x")
+    with pytest.raises(TrackingError, match=r"MLflow: http://\[bad/x is no address"):
+        publish(RunRecord(name="a", fingerprint="f", status="FINISHED", params={}, tags={}))
+
+
+def test_a_server_that_answers_something_else_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON of another shape, with 200, as a proxy's page for the login may be."""
+    with serve() as files:
+        for path in ("get-by-name?experiment_name=sdpipe", "create"):
+            files.content[f"/api/2.0/mlflow/experiments/{path}"] = b'{"experiment": 5}'
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", files.url)
+        with pytest.raises(TrackingError, match="MLflow: http://127.0.0.1"):
+            publish(RunRecord(name="a", fingerprint="f", status="FINISHED", params={}, tags={}))

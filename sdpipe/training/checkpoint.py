@@ -8,6 +8,7 @@ validation leaves `step-0000001234-unvalidated/`: behind the validation the same
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -57,8 +58,9 @@ class CheckpointFolder:
             self.folder.mkdir(parents=True)
             sync_folder(self.folder.parent)
         path = self.folder / _name(checkpoint.num_steps, checkpoint.is_unvalidated)
-        if path.exists():  # the same place in the same training is the same state
+        if _is_folder(path):  # the same place in the same training is the same state
             return
+        _put_aside(path)
         state = {
             "fingerprint": self.fingerprint,
             "num_steps": checkpoint.num_steps,
@@ -80,13 +82,10 @@ class CheckpointFolder:
         A damaged one is renamed to `damaged-step-...`, and what a killed process left half-done is removed.
         """
         for left in self.folder.glob(".step-*.tmp"):
-            shutil.rmtree(left)
+            _remove(left)
         found, damaged = self.read_newest()
         for path in damaged:
-            aside = path.with_name(f"damaged-{path.name}")
-            if aside.exists():
-                shutil.rmtree(aside)
-            path.rename(aside)
+            _put_aside(path)
         return found, list(damaged.values())
 
     def read_newest(self) -> tuple[Checkpoint | None, dict[Path, str]]:
@@ -102,9 +101,8 @@ class CheckpointFolder:
     def paths(self) -> list[Path]:
         """The folders of the checkpoints, the newest first."""
         found = self.folder.iterdir() if self.folder.exists() else []
-        return sorted((path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), key=_place)[
-            ::-1
-        ]
+        named = (path for path in found if _NAME.fullmatch(path.name) and _is_folder(path))
+        return sorted(named, key=_place)[::-1]
 
     def _read(self, path: Path) -> Checkpoint:
         """Raises ModelError or OSError unless every byte is as it was written."""
@@ -146,5 +144,26 @@ def _sums(contents: dict[str, bytes]) -> str:
 def remove_folder(path: Path) -> None:
     """Remove a checkpoint at once from view, then from disk."""
     hidden = path.with_name(f".{path.name}.old.tmp")
+    _remove(hidden)  # left by a process that was killed here
     path.rename(hidden)
-    shutil.rmtree(hidden)
+    _remove(hidden)
+
+
+def _put_aside(path: Path) -> None:
+    """Make room for a checkpoint; nothing that had its name is thrown away, but what was put aside before."""
+    if os.path.lexists(path):
+        aside = path.with_name(f"damaged-{path.name}")
+        _remove(aside)
+        path.rename(aside)
+
+
+def _remove(path: Path) -> None:
+    """Whatever stands there, if anything does."""
+    if _is_folder(path):
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

@@ -71,7 +71,8 @@ class Lineage:
         found: Checkpoint | None = None
         told: list[str] = []
         refused: list[str] = []
-        for folder in sorted(path for path in self.folder.iterdir() if path.is_dir()):
+        # Hidden is what a killed process left half-removed.
+        for folder in sorted(path for path in self.folder.glob("[!.]*") if path.is_dir()):
             checkpoint, damaged = CheckpointFolder(folder, folder.name).read_newest()
             told += damaged.values()
             if checkpoint is None:

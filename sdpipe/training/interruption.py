@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 GRACE_S = 7.0  # for the step, its validation and its checkpoint; 10 s are promised
+_LAST_WORD_S = 0.5
 
 
 class Interruption:
@@ -44,7 +45,8 @@ class Interruption:
         self._watchdog = threading.Timer(GRACE_S, self._give_up)
         self._watchdog.daemon = True
         self._watchdog.start()
-        _say("stopping after this step; Ctrl-C to stop at once")
+        # Not from here: the signal may have come in the middle of a line that the main thread writes.
+        _start_saying("stopping after this step; Ctrl-C to stop at once")
 
     def forget(self) -> None:
         """End the patience's clock: the block has ended."""
@@ -54,14 +56,22 @@ class Interruption:
     def _give_up(self) -> None:
         assert self.number is not None
         self._on_give_up()
-        _say(f"error: the step did not end in {GRACE_S:.0f} s; the last checkpoint stands")
+        saying = _start_saying(f"error: the step did not end in {GRACE_S:.0f} s; the last checkpoint stands")
+        saying.join(_LAST_WORD_S)
         os._exit(128 + self.number)
 
 
-def _say(text: str) -> None:
-    """Print a line where somebody still reads."""
+def say(text: str, *, to_stderr: bool = False) -> None:
+    """Print a line, if anybody still reads: a training goes on without, and closes its run behind it."""
     with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def _start_saying(text: str) -> threading.Thread:
+    """Standard error may be a terminal that nobody reads, which blocks who writes to it."""
+    thread = threading.Thread(target=say, args=(text,), kwargs={"to_stderr": True}, daemon=True)
+    thread.start()
+    return thread
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from sdpipe.errors import LoadingError
 from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import CheckpointConfig, MachineConfig, TrainConfig
-from sdpipe.training.interruption import Interruption
+from sdpipe.training.interruption import Interruption, say
 from sdpipe.training.progress import Progress, TrainResult
 from sdpipe.training.trainer import Trainer
 from sdpipe.training.world import World
@@ -148,8 +148,7 @@ def _show_epoch(bar: "tqdm[Any]", trainer: Trainer) -> None:
     )
     is_shown = len(trainer.progress.history) % max(1, num_validations // MAX_LINES) == 0
     if bar.disable and trainer.world.leads and is_shown:
-        print(
+        say(
             f"epoch {record.epoch:.4g}/{epochs}: loss {record.train_loss:.4f}, "
-            f"validation error {record.validation_error:.4f}",
-            flush=True,
+            f"validation error {record.validation_error:.4f}"
         )

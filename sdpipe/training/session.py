@@ -19,7 +19,7 @@ from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
 from sdpipe.training.compute import Compute, choose_compute
 from sdpipe.training.config import MachineConfig, TrainConfig
 from sdpipe.training.finished import LENGTH_KEYS, Lineage
-from sdpipe.training.interruption import Interruption, noticing_signals
+from sdpipe.training.interruption import Interruption, noticing_signals, say
 from sdpipe.training.loop import train
 from sdpipe.training.progress import Progress, TrainResult
 from sdpipe.training.records import epoch_metrics, start_record
@@ -107,7 +107,7 @@ class _Session:
             "compute": self.compute.reason,
             **git_state(project_root()),
         }
-        print(f"run {self.run}, fingerprint {self.name}: {self.compute.reason}{num_processes}", flush=True)
+        say(f"run {self.run}, fingerprint {self.name}: {self.compute.reason}{num_processes}")
         unfinished = self.checkpoints.folder
         unfinished.parent.mkdir(exist_ok=True)
         record = start_record(
@@ -135,7 +135,7 @@ class _Session:
                 self.lineage.keep(self.checkpoints, folder / "weights.safetensors")
         if interruption.requested:
             interruption.end()
-        print(
+        say(
             f"run {self.run}: test error {result.test_error:.4f} at epoch {info.best_epoch:g}, "
             f"the one of lowest validation error ({result.progress.best.validation_error:.4f})"
         )
@@ -160,11 +160,11 @@ class _Session:
             found, told_of_finished = self.lineage.find_start(self.name, self.config, self.committed_md5)
             told += told_of_finished
         for sentence in told:
-            print(f"run {self.run}: {sentence}", flush=True)
+            say(f"run {self.run}: {sentence}")
         if found is not None:
             done = Progress.from_json(found.state).epochs_done
             epochs = f"{done} of {self.config.epochs} epochs"
-            print(f"run {self.run}: continuing after step {found.num_steps}, {epochs}", flush=True)
+            say(f"run {self.run}: continuing after step {found.num_steps}, {epochs}")
         return found
 
     def _describe(self, progress: Progress) -> ModelInfo:
@@ -215,8 +215,8 @@ def _told_how_it_ends(tracker: LiveTracker, run: str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        print(f"run {run}: stopped; `dvc repro` continues from here", flush=True)
         tracker.close("KILLED", patience_s=INTERRUPTED_PATIENCE_S)
+        say(f"run {run}: stopped; `dvc repro` continues from here")
         raise
     except Exception:
         tracker.close("FAILED")

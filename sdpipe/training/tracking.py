@@ -7,36 +7,23 @@ on, so that a server that hangs or is down delays nothing; what it missed, `sdpi
 A run is found again by its fingerprint, so a training that was killed and continued stays one run.
 """
 
-import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
-from sdpipe.errors import SdpipeError, TrackingError, without_passwords
-from sdpipe.files import project_root, replacing, sha256_of, work_folder
+from sdpipe.errors import SdpipeError, without_passwords
+from sdpipe.files import sha256_of
+from sdpipe.training.mlflow_store import connected, store_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-EXPERIMENT = "sdpipe"  # MLFLOW_EXPERIMENT_NAME overrides it
 PATIENCE_S = 15.0  # how long the end of a stage waits for a slow server
 _METRICS_PER_CALL = 1000  # MLflow's limit for one log_batch
-
-# MLflow's own variables; its defaults would block for minutes on a server that is down.
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,25 +51,6 @@ def publish(record: RunRecord) -> str:
         return _Publisher(mlflow, experiment_id).publish(record)
 
 
-@contextmanager
-def connected() -> Iterator[tuple[Any, str]]:
-    """MLflow itself, with its store set and open, and the experiment's id.
-
-    Raises TrackingError if the store refuses, within the block too.
-    """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import mlflow
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield mlflow, _open_store(mlflow)
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: a store's driver
-        text = " ".join(f"{store_uri()}: {error}".split())
-        raise TrackingError(f"MLflow: {without_passwords(text)[:300]}") from error
-
-
 def quietly(work: Callable[[], object]) -> None:
     """Do what concerns MLflow for a stage: a store that is down costs PATIENCE_S and a warning at most."""
 
@@ -103,47 +71,6 @@ def _warn(text: str) -> None:
     print(
         f"warning: {without_passwords(text)}; nothing is lost, `sdpipe track` sends it later", file=sys.stderr
     )
-
-
-def store_uri() -> str:
-    """Where runs are kept: MLFLOW_TRACKING_URI, else mlflow.db in the project's root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
-
-
-def _open_store(mlflow: Any) -> str:
-    """Set the store, create what is missing. Returns the experiment's id."""
-    from mlflow.store.db.db_types import DATABASE_ENGINES
-
-    mlflow.set_tracking_uri(uri := store_uri())
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-    # Two processes that create the same database at once crash each other; the client creates it.
-    with FileLock(work_folder() / "mlflow.lock"):
-        if uri.startswith("sqlite:///"):
-            _create_database(mlflow, Path(uri.removeprefix("sqlite:///")))
-        if uri.startswith(tuple(DATABASE_ENGINES)):  # a server is not asked this way
-            _look_at(uri)
-        client = mlflow.MlflowClient()
-        experiment = client.get_experiment_by_name(name)
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        # A server knows where its artifacts go; for our own database we say it.
-        location = (project_root() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-        return str(client.create_experiment(name, artifact_location=location))
-
-
-def _create_database(mlflow: Any, path: Path) -> None:
-    """Make the tables beside and rename: MLflow cannot go on with half of them."""
-    if not path.exists():
-        with replacing(path) as beside:
-            _look_at(f"sqlite:///{beside}")
-            mlflow.MlflowClient(f"sqlite:///{beside}").search_experiments(max_results=1)
-
-
-def _look_at(uri: str) -> None:
-    """Connect to a database once. Where that fails, MLflow would try for 100 s."""
-    import sqlalchemy
-
-    sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
 
 
 class _Publisher:

@@ -8,6 +8,7 @@ blocks are active is a function of (seed, epoch, step) (`draws.py`) and the same
 
 import ctypes
 import os
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from sdpipe.network import ResNet
 from sdpipe.training.compute import cuda_device
 
 _TORCHRUN_SETS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_MAX_PORT = 65535
 TIMEOUT_S = 25  # a process that is silent for so long within a step is taken for dead
 PATIENCE_S = 600  # where one may rightly take longer: at the start, in a validation, while the leader saves
 _LOST = ("gloo", "NCCL", "pair closure", "Connection closed", "Connection reset", "Broken pipe", "imed out")
@@ -139,22 +141,24 @@ def joined_world(device: str) -> Iterator[World]:
     device: cpu, cuda or auto, as in params.yaml. Raises TrainingError when another process has died, and
     DeviceError where this one has no CUDA device.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _number("WORLD_SIZE", range(1, 2**31)) if "WORLD_SIZE" in os.environ else 1
     if size == 1:
         yield World(0, 1, 0)
         return
     missing = [name for name in _TORCHRUN_SETS if name not in os.environ]
     if missing:
         raise ConfigError(f"WORLD_SIZE is {size}, and torchrun's {', '.join(missing)} is not set")
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    rank, local_rank = _number("RANK", range(size)), _number("LOCAL_RANK", range(size))
+    _number("MASTER_PORT", range(1, _MAX_PORT + 1))
     on_cuda = device != "cpu" and torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(cuda_device(local_rank))
     _end_with_launcher()
     try:
         backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE_S))
-        group = dist.new_group(timeout=timedelta(seconds=TIMEOUT_S))
+        with _signals_end_at_once():
+            dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE_S))
+            group = dist.new_group(timeout=timedelta(seconds=TIMEOUT_S))
         assert isinstance(group, dist.ProcessGroup), "every process is in it"
         yield World(rank, size, local_rank, group)
     except RuntimeError as error:
@@ -165,6 +169,25 @@ def joined_world(device: str) -> Iterator[World]:
             ) from error
         raise
     dist.destroy_process_group()
+
+
+def _number(name: str, allowed: range) -> int:
+    """An environment variable of torchrun's."""
+    text = os.environ[name]
+    if not re.fullmatch("[0-9]{1,10}", text) or int(text) not in allowed:
+        raise ConfigError(f"{name}: expected a number from {allowed[0]} to {allowed[-1]}, got {text!r}")
+    return int(text)
+
+
+@contextmanager
+def _signals_end_at_once() -> Iterator[None]:
+    """While the others are waited for nothing could notice a signal, and nothing is there to save."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end_with_launcher() -> None:

@@ -11,7 +11,8 @@ from filelock import FileLock
 import sdpipe
 from sdpipe.deploy.release.release import MODEL, Deployed, read_deployed
 from sdpipe.files import work_folder
-from sdpipe.training.tracking import RunRecord, connected, publish, quietly
+from sdpipe.training.mlflow_store import connected
+from sdpipe.training.tracking import RunRecord, publish, quietly
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,0 +1,107 @@
+"""The MLflow store: where runs are kept, opened so that one that is down or odd is one line, and soon.
+
+Two processes that create the same database at once crash each other, and MLflow cannot go on with half of its
+tables; so a database in a file is made beside, under a lock.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from sdpipe.errors import TrackingError, without_passwords
+from sdpipe.files import project_root, replacing, work_folder
+
+EXPERIMENT = "sdpipe"  # MLFLOW_EXPERIMENT_NAME overrides it
+
+# MLflow's own variables; its defaults would block for minutes on a server that is down.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+@contextmanager
+def connected() -> Iterator[tuple[Any, str]]:
+    """MLflow itself, with its store set and open, and the experiment's id.
+
+    Raises TrackingError if the store refuses, within the block too.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    from google.protobuf.json_format import Error as JsonError  # type: ignore[import-untyped]
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its errors are raised, too
+    try:
+        yield mlflow, _open_store(mlflow)
+    except (
+        MlflowException,
+        SQLAlchemyError,
+        OSError,
+        ImportError,
+        JsonError,
+    ) as error:  # ImportError: a driver
+        text = " ".join(f"{store_uri()}: {error}".split())
+        raise TrackingError(f"MLflow: {without_passwords(text)[:300]}") from error
+
+
+def store_uri() -> str:
+    """Where runs are kept: MLFLOW_TRACKING_URI, else mlflow.db in the project's root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+
+
+def _open_store(mlflow: Any) -> str:
+    """Set the store, create what is missing. Returns the experiment's id."""
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
+    uri = store_uri()
+    try:
+        urlsplit(uri)
+    except ValueError as error:
+        raise TrackingError(f"MLflow: {without_passwords(uri)} is no address: {error}") from error
+    mlflow.set_tracking_uri(uri)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    with FileLock(work_folder() / "mlflow.lock"):
+        if uri.startswith(tuple(DATABASE_ENGINES)):  # a server is not asked this way
+            _create_database(mlflow, uri)
+            _look_at(uri)
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        # A server knows where its artifacts go; for our own database we say it.
+        location = (project_root() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+        return str(client.create_experiment(name, artifact_location=location))
+
+
+def _create_database(mlflow: Any, uri: str) -> None:
+    """Make a file's tables beside and rename: MLflow cannot go on with half of them."""
+    from sqlalchemy import make_url
+
+    url = make_url(uri)
+    if url.get_backend_name() != "sqlite" or not url.database or "uri" in url.query:
+        return
+    path = Path(url.database)
+    if not path.exists():
+        with replacing(path) as beside:
+            uri_beside = url.set(database=str(beside)).render_as_string()
+            _look_at(uri_beside)
+            mlflow.MlflowClient(uri_beside).search_experiments(max_results=1)
+
+
+def _look_at(uri: str) -> None:
+    """Connect to a database once. Where that fails, MLflow would try for 100 s."""
+    import sqlalchemy
+
+    sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
