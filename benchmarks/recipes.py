@@ -18,10 +18,10 @@ from torch import Tensor
 from benchmarks.bare import BareStep
 from benchmarks.settings import NUM_CHANNELS, NUM_CLASSES
 from benchmarks.table import print_tables, spread_words
-from benchmarks.timing import ratio, seconds, spread, take_turns
+from benchmarks.timing import device_name, ratio, seconds, spread, take_turns
 from sdpipe.errors import errors_on_one_line
 from sdpipe.files import write_json
-from sdpipe.provenance import hardware, processor_name
+from sdpipe.provenance import hardware
 from sdpipe.recipes import Recipe, load_recipes
 from sdpipe.runtime.turns import Turn
 from sdpipe.training.compute import Compute, choose_compute
@@ -46,10 +46,9 @@ _IMAGENET_CLASSES = 1000
 def measure(names: tuple[str, ...], steps: int, warmup: int) -> dict[str, Any]:
     """The rows of these recipes, with where, when and with what they were measured. Raises SdpipeError."""
     compute = choose_compute("auto", "auto")
-    is_cuda = compute.device.type == "cuda"
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "hardware": hardware(torch.cuda.get_device_name(compute.device) if is_cuda else processor_name()),
+        "hardware": hardware(device_name(compute.device)),
         "compute": compute.reason,
         "torch": torch.__version__,
         "rows": [row for name in names for row in _rows(load_recipes()[name], compute, steps, warmup)],

@@ -17,11 +17,12 @@ from benchmarks.epochs import measure_epochs
 from benchmarks.settings import Settings
 from benchmarks.steps import measure_steps
 from benchmarks.table import markdown
+from benchmarks.timing import device_name
 from sdpipe.architecture import groups_of
 from sdpipe.errors import errors_on_one_line
 from sdpipe.files import write_json
-from sdpipe.provenance import hardware, processor_name
-from sdpipe.training.compute import Compute, choose_compute
+from sdpipe.provenance import hardware
+from sdpipe.training.compute import choose_compute
 
 _COUNT = click.IntRange(min=1)
 
@@ -31,7 +32,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     compute = choose_compute("auto", "auto")
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "hardware": hardware(_device_name(compute)),
+        "hardware": hardware(device_name(compute.device)),
         "compute": compute.reason,
         "num_threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm")},
@@ -39,10 +40,6 @@ def measure(settings: Settings) -> dict[str, Any]:
         "steps": measure_steps(settings, compute),
         "epochs": measure_epochs(settings, compute),
     }
-
-
-def _device_name(compute: Compute) -> str:
-    return torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else processor_name()
 
 
 def _checked_depth(_context: click.Context, _parameter: click.Parameter, value: int) -> int:

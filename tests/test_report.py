@@ -166,13 +166,17 @@ def test_a_number_that_cannot_be_is_named_with_its_file(
     tmp_path: Path, name: str, old: str, new: str, key: str
 ) -> None:
     """The run is left out, as every damaged one."""
-    folder = tmp_path / "models" / "odd"
-    write_ensemble(folder, write_run(folder))
+    folder = run_with_ensemble(tmp_path / "models" / "odd")
     write_run(tmp_path / "models" / "good", seed=1)
     replaced(folder / name, old, new)
     (problem,) = write_report([tmp_path / "models"], tmp_path / "out")
     assert problem.startswith(f"{folder / name}: {key}")
     assert [row["run"] for row in rows_of(tmp_path / "out" / "runs.csv")] == ["good"]
+
+
+def run_with_ensemble(folder: Path) -> Path:
+    write_ensemble(folder, write_run(folder))
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -186,8 +190,7 @@ def test_a_number_that_cannot_be_is_named_with_its_file(
 def test_a_number_that_cannot_be_is_named_in_a_report_too(
     tmp_path: Path, name: str, old: str, new: str, key: str
 ) -> None:
-    folder = tmp_path / "models" / "odd"
-    write_ensemble(folder, write_run(folder))
+    run_with_ensemble(tmp_path / "models" / "odd")
     write_run(tmp_path / "good", seed=1)
     write_report([tmp_path / "models"], tmp_path / "out")
     replaced(tmp_path / "out" / name, old, new)
