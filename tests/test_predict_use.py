@@ -21,6 +21,7 @@ from conftest import ROOT, SIZE, export_to, random_images
 from PIL import Image
 
 from sdpipe.cli import main
+from sdpipe.errors import ImageError
 from sdpipe.runtime import sources
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.contact_sheet import ContactSheet, is_contact_sheet
@@ -175,6 +176,8 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", self.path.removeprefix("/to/"))
             self.end_headers()
+        elif self.path == "/silent.png":
+            time.sleep(3)
         elif self.path in ("/slow.png", "/drip.png"):
             if self.path == "/slow.png":
                 self.send_response(200)
@@ -248,6 +251,15 @@ def test_urls_that_are_refused(server: str, rgb_model_path: Path, monkeypatch: p
     for url, message in expected.items():
         assert found[url].startswith(message), (url, found[url])
     assert len(result.stderr.splitlines()) == len(expected)
+
+
+@pytest.mark.parametrize("path", ["slow.png", "silent.png"])
+def test_no_fetch_ends_with_half_an_answer(server: str, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Whoever waits may be late: then the fetch itself gives up, and hands over nothing cut off."""
+    monkeypatch.setattr(sources, "TIMEOUT_S", 0.5)
+    answer = sources._fetch(f"{server}/{path}")
+    assert isinstance(answer, ImageError)
+    assert str(answer) == "no whole answer in 0.5 s"
 
 
 def run_in_terminal(command: list[str], stdout: int) -> str:

@@ -175,10 +175,18 @@ def read_url(url: str) -> bytes:
     fetching = threading.Thread(target=lambda: answers.append(_fetch(url)), daemon=True)
     fetching.start()
     fetching.join(TIMEOUT_S)
-    answer = answers[0] if answers else ImageError("not_fetched", f"no whole answer in {TIMEOUT_S:g} s")
+    answer = answers[0] if answers else _too_slow()
     if isinstance(answer, ImageError):
         raise answer
     return answer
+
+
+def _too_slow() -> ImageError:
+    return ImageError("not_fetched", f"no whole answer in {TIMEOUT_S:g} s")
+
+
+def _not_fetched(reason: str) -> ImageError:
+    return ImageError("not_fetched", f"cannot be fetched: {' '.join(reason.split())[:200]}")
 
 
 def _fetch(url: str) -> bytes | ImageError:
@@ -199,13 +207,19 @@ def _fetch(url: str) -> bytes | ImageError:
             announced = answer.headers.get("Content-Length") or "0"
             check_size(int(announced) if announced.isdigit() else 0)
             parts, num_bytes = [], 0
-            while (part := answer.read1(_CHUNK_BYTES)) and time.monotonic() < deadline:
+            while part := answer.read1(_CHUNK_BYTES):
+                if time.monotonic() > deadline:
+                    return _too_slow()
                 parts.append(part)
                 check_size(num_bytes := num_bytes + len(part))
             return b"".join(parts)
     except ImageError as error:
         return error
+    except HTTPError as error:
+        error.close()
+        return _not_fetched(str(error))  # "HTTP Error 404: Not Found"
     except (OSError, HTTPException, ValueError, OverflowError) as error:  # the last two: no URL to be asked
-        # An HTTPError's text is "HTTP Error 404: Not Found", a URLError's only wraps its reason.
-        reason = str(error) if isinstance(error, HTTPError) else str(getattr(error, "reason", error))
-        return ImageError("not_fetched", f"cannot be fetched: {' '.join(reason.split())[:200]}")
+        # A URLError only wraps its reason.
+        if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
+            return _too_slow()
+        return _not_fetched(str(getattr(error, "reason", error)))
