@@ -3,6 +3,10 @@
 Exit 0: all went well. 1: something failed, and the rest was still done. 2: called wrong.
 """
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -16,15 +20,26 @@ from sdpipe.errors import errors_on_one_line
 from sdpipe.version import __version__
 
 
+@contextmanager
+def _ending_with_the_reader() -> Iterator[None]:
+    """`| head` closes the pipe when it has had enough, which is no error to talk about."""
+    try:
+        yield
+    except BrokenPipeError:
+        # What is still buffered would fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
 class _Commands(click.Group):
     """Errors are one line wherever they arise: in what a command reads of its options, does or prints."""
 
     def make_context(self, *arguments: Any, **keywords: Any) -> click.Context:
-        with errors_on_one_line():
+        with errors_on_one_line(), _ending_with_the_reader():
             return super().make_context(*arguments, **keywords)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with errors_on_one_line():
+        with errors_on_one_line(), _ending_with_the_reader():
             return super().invoke(ctx)
 
 

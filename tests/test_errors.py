@@ -173,3 +173,18 @@ def test_numbers_that_are_none_or_far_too_large(
     result = CliRunner().invoke(main, arguments, env={"SDPIPE_MODEL": str(model_path)})
     assert result.exit_code == 2
     assert words in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("recipe", "show", "imagenet"), ("recipe", "list"), ("predict", "-h")])
+def test_a_reader_who_has_had_enough_is_no_error(arguments: tuple[str, ...]) -> None:
+    """`sdpipe ... | head`: nothing on standard error, neither then nor when the interpreter ends."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    script = "from sdpipe.cli import main; main(prog_name='sdpipe')"
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT
+    )
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == 1
