@@ -37,6 +37,8 @@ _OF_THE_WORLD = (  # also where no file is named, as in writing to standard outp
 
 def on_one_line(text: str) -> str:
     """File names may hold newlines and terminal codes; a line of output must stay one line."""
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 

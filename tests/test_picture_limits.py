@@ -110,7 +110,7 @@ def test_what_python_decodes_has_lower_limits(name: str) -> None:
 
 def test_the_head_of_a_ppm_is_short() -> None:
     """It is read byte by byte: 10 MB of comment take a second, 256 MB half a minute."""
-    assert refusal(b"P5 #" + b"x" * 10_000_000 + b"\n1 1\n255\n\7").code == "damaged"
+    assert refusal(b"P5 #" + b"x" * 10_000_000 + b"\n1 1\n255\n\7").code == "too_large"
     assert decode(b"P5 #" + b"x" * 60_000 + b"\n1 1\n255\n\7", 1, None).tolist() == [[[7]]]
 
 
@@ -126,21 +126,70 @@ def test_pictures_within_the_limits_are_read_by_every_decoder() -> None:
     assert (decode(run_lengths(32, b"\x20\x09\0\0" * 32), 1, None) == 9).all()
 
 
-@pytest.mark.parametrize(
-    ("size", "head", "part"),
-    [
-        (33, png(8, 8), struct.pack(">I", 0) + b"tEXt" + struct.pack(">I", zlib.crc32(b"tEXt"))),
-        (2, encoded(Image.new("L", (8, 8)), "JPEG"), b"\xff\xfe\0\2"),
-        (2, encoded(Image.new("L", (8, 8)), "JPEG"), b"\xff"),
-    ],
-    ids=["PNG", "JPEG", "bytes between a JPEG's parts"],
-)
-def test_parts_are_counted(size: int, head: bytes, part: bytes) -> None:
-    """Ten million would take Pillow up to 18 s; 50,000 are read, if what they stand in is a picture."""
-    error = refusal(head[:size] + 10_000_000 * part + head[size:])
-    assert (error.code, str(error)) == ("too_large", "over 100,000 parts")
-    few = head[:size] + 50_000 * part + head[size:]
-    if head.startswith(b"\xff"):
-        assert decode(few, 1, None).tolist() == [[[0]] * 8] * 8
+JPEG = encoded(Image.new("L", (8, 8)), "JPEG")
+GIF = encoded(Image.new("L", (8, 8)), "GIF", optimize=False)
+JPEG_2000 = encoded(Image.new("L", (8, 8)), "JPEG2000")
+EMPTY_CHUNK = struct.pack(">I", 0) + b"tEXt" + struct.pack(">I", zlib.crc32(b"tEXt"))
+MANY_PARTS = {  # a picture, where in it a part stands any number of times, and the part
+    "PNG": (encoded(Image.new("L", (8, 8)), "PNG"), 33, EMPTY_CHUNK),
+    "JPEG": (JPEG, 2, b"\xff\xfe\0\2"),
+    "bytes between a JPEG's parts": (JPEG, 2, b"\xff"),
+    "GIF": (GIF, GIF.index(b",", 13 + 3 * 256), b"!\xfe\1x\0"),
+    "bytes between a GIF's parts": (GIF, GIF.index(b",", 13 + 3 * 256), b"\1"),
+    "JPEG 2000": (JPEG_2000, 32, struct.pack(">I4s", 8, b"free")),
+}
+
+
+@pytest.mark.parametrize("name", MANY_PARTS)
+def test_parts_are_counted(name: str) -> None:
+    """Ten million would take Pillow up to 18 s; tens of thousands are read."""
+    raw, at, part = MANY_PARTS[name]
+    error = refusal(raw[:at] + 10_000_000 * part + raw[at:])
+    assert (error.code, str(error)) == ("too_large", "read in over 500,000 parts")
+    assert decode(raw[:at] + 50_000 * part + raw[at:], 1, None).tolist() == [[[0]] * 8] * 8
+
+
+def tiff(num_strips: int, *, order: str, is_big: bool = False) -> bytes:
+    """A column of pixels of the value 9, each in a strip of its own; all are the same byte of the file."""
+    size, letter = (8, "Q") if is_big else (4, "I")
+    data = 1000
+    counts = data + 1 + num_strips * size
+    tags = [
+        (256, 1, 1), (257, 1, num_strips), (258, 1, 8), (259, 1, 1), (262, 1, 1), (273, num_strips, data + 1),
+        (277, 1, 1), (278, 1, 1), (279, num_strips, counts),
+    ]  # fmt: skip
+    head = {"<": b"II", ">": b"MM"}[order]
+    if is_big:
+        head += struct.pack(f"{order}HHHQQ", 43, 8, 0, 16, len(tags))
     else:
-        assert refusal(few).code == "damaged"  # png() has no pixels
+        head += struct.pack(f"{order}HIH", 42, 8, len(tags))
+    for tag, count, value in tags:
+        head += struct.pack(f"{order}HH{letter}{letter}", tag, 16 if is_big else 4, count, value)
+    head += bytes(size)
+    numbers = [num_strips * struct.pack(f"{order}{letter}", number) for number in (data, 1)]
+    return head.ljust(data, b"\0") + b"\x09" + b"".join(numbers)
+
+
+def test_strips_of_a_tiff_are_counted() -> None:
+    """Six million take Pillow 21 s and 2 GiB."""
+    for order, is_big in (("<", False), (">", False), ("<", True)):
+        error = refusal(tiff(6_000_000, order=order, is_big=is_big))
+        assert (error.code, str(error)) == ("too_large", "a tag of over 250,000 numbers")
+        few = decode(tiff(1000, order=order, is_big=is_big), 1, None)
+        assert few.tolist() == [[[9]]] * 1000
+    assert refusal(tiff(100, order="<")[:6]).code in ("damaged", "not_an_image")
+
+
+def test_exif_data_is_bounded_and_not_written_again() -> None:
+    """60 million numbers in it took 40 s and 10 GiB. Six million are read, and the picture is put upright."""
+    for count, is_refused in ((60_000_000, True), (6_000_000, False)):
+        exif = b"II*\0" + struct.pack("<IH", 8, 2) + struct.pack("<HHII", 0x112, 3, 1, 6)
+        exif += struct.pack("<HHII", 0x9999, 3, count, 64) + bytes(4)
+        exif = exif.ljust(64, b"\0") + b"\1\0" * count
+        raw = encoded(Image.new("L", (8, 4)), "PNG", exif=exif)
+        if is_refused:
+            assert str(refusal(raw)) == "over 16 MiB of EXIF data"
+        else:
+            started = time.process_time()
+            assert decode(raw, 1, None).shape == (8, 4, 1)
+            assert time.process_time() - started < 2

@@ -4,7 +4,6 @@ H, W: height and width; C: channels, 1 (grey) or 3 (RGB).
 """
 
 import ctypes
-import io
 import logging
 import os
 import stat
@@ -15,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sdpipe.errors import ImageError
-from sdpipe.runtime.picture_limits import MAX_PIXELS, is_icon, judge_bytes, judge_head
+from sdpipe.runtime.picture_limits import MAX_PIXELS, is_icon, judge_exif, open_within_limits
 
 MAX_BYTES = 256 * 1024 * 1024
 """Larger files are refused before they are read."""
@@ -32,6 +31,17 @@ FORMATS = (
 )  # fmt: skip
 """Pillow's names of the formats that are read. Left out: those that start another program (EPS), are
 documents or videos, or only hand on to another library."""
+
+_TURNINGS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation; 1 and what is no orientation need nothing. TIFF 6.0, section 8."""
 
 # What Pillow's decoders raise on damaged files, seen over its own test corpus; none of it is our bug,
 # since nothing but Pillow runs inside the try block.
@@ -151,16 +161,12 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 def _read(path: Path, turn: Turn | None) -> bytes:
     try:
-        if path.is_dir():
-            raise ImageError("is_a_folder", "is a folder, expected a picture")
-        if path.exists() and not path.is_file():
-            raise ImageError("not_a_file", "is no regular file, expected a picture")
+        _check_regular(os.stat(path))  # noqa: PTH116  Path.stat takes as long again
         # Not blocking: a file may have become a pipe since, and some of /proc wait for what comes.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as stream:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError("not_a_file", "is no regular file, expected a picture")
+            _check_regular(status)
             check_size(status.st_size)
             if turn is not None and status.st_size > _LARGE_BYTES:
                 turn.take()
@@ -176,6 +182,13 @@ def _read(path: Path, turn: Turn | None) -> bytes:
     return raw or b""
 
 
+def _check_regular(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError("is_a_folder", "is a folder, expected a picture")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("not_a_file", "is no regular file, expected a picture")
+
+
 def check_size(num_bytes: int) -> None:
     """Raise ImageError for more than MAX_BYTES."""
     if num_bytes > MAX_BYTES:
@@ -184,15 +197,14 @@ def check_size(num_bytes: int) -> None:
 
 def _open(raw: bytes, turn: Turn | None) -> Image.Image:
     try:
-        judge_bytes(raw)
         if turn is not None and is_icon(raw):
             turn.take()
-        image = Image.open(io.BytesIO(raw), formats=FORMATS)
-        judge_head(image, raw)
+        image = open_within_limits(raw, FORMATS)
         if turn is not None and image.width * image.height > _LARGE_PIXELS:
             turn.take()
         image.load()
-        return ImageOps.exif_transpose(image)
+        judge_exif(image)
+        return _upright(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -204,6 +216,12 @@ def _open(raw: bytes, turn: Turn | None) -> Image.Image:
     except _DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError("damaged", f"damaged or unsupported picture: {reason}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Not ImageOps.exif_transpose, which also writes all of the EXIF data again, however much it is."""
+    turning = _TURNINGS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turning is None else image.transpose(turning)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -23,6 +23,7 @@ THUMBNAIL_SIDE = 160
 
 _MAX_THREADS = 8
 _CHUNKS_AHEAD = 8
+_SMALL_BYTES = 4096  # 32 x 32 pixels as a PNG, 0.1 ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +87,9 @@ def _decode_ahead(
         def work() -> list[_Picture | Failure]:
             return [_decode(artifact, file, number < num_thumbnails) for number, file in chunk]
 
-        if all(file != STDIN for _, file in chunk):
-            return pool.submit(work)
         # A thread that waits for standard input could not be interrupted.
+        if all(file != STDIN for _, file in chunk) and not _is_small(chunk[0][1]):
+            return pool.submit(work)
         done: Future[list[_Picture | Failure]] = Future()
         done.set_result(work())
         return done
@@ -108,6 +109,16 @@ def _decode_ahead(
             yield from decoding.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _is_small(file: str | Failure) -> bool:
+    """Whether decoding it, and what comes with it, takes as long as handing it to a thread does."""
+    if isinstance(file, Failure):
+        return True
+    try:
+        return os.stat(file).st_size <= _SMALL_BYTES  # noqa: PTH116  a Path takes as long again
+    except (OSError, ValueError):  # the decoder's to explain; a URL is worth a thread
+        return False
 
 
 def _decode(artifact: Artifact, file: str | Failure, with_thumbnail: bool) -> _Picture | Failure:
@@ -144,20 +155,18 @@ def _predict_batch(
         _, probabilities_NK = artifact.run(images_NHWC)
         if ensemble is not None:
             judged = [*ensemble.judge(images_NHWC, probabilities_NK.argmax(axis=1))]
-    rows = zip(probabilities_NK, judged, strict=True)
+    rows = zip(_tops(artifact, probabilities_NK, top_k), judged, strict=True)
     for entry in waiting:
         if isinstance(entry, Failure):
             yield entry
         else:
-            probabilities_K, uncertainty = next(rows)
-            yield Prediction(
-                file=entry.file,
-                top=_top(artifact, probabilities_K, top_k),
-                thumbnail=entry.thumbnail,
-                uncertainty=uncertainty,
-            )
+            top, uncertainty = next(rows)
+            yield Prediction(file=entry.file, top=top, thumbnail=entry.thumbnail, uncertainty=uncertainty)
 
 
-def _top(artifact: Artifact, probabilities_K: np.ndarray, top_k: int) -> list[tuple[str, float]]:
-    best = np.argsort(-probabilities_K, kind="stable")[:top_k]
-    return [(artifact.metadata.class_names[k], float(probabilities_K[k])) for k in best]
+def _tops(artifact: Artifact, probabilities_NK: np.ndarray, top_k: int) -> Iterator[list[tuple[str, float]]]:
+    names = artifact.metadata.class_names
+    best_NK = np.argsort(-probabilities_NK, axis=1, kind="stable")[:, :top_k]
+    values_NK = np.take_along_axis(probabilities_NK, best_NK, axis=1)
+    for best, values in zip(best_NK.tolist(), values_NK.tolist(), strict=True):
+        yield [(names[k], value) for k, value in zip(best, values, strict=True)]
