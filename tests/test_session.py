@@ -114,27 +114,36 @@ def test_who_reads_the_output_may_have_gone(project: Path, mlflow_store: Path) -
     assert the_run(mlflow_store).info.status == "KILLED"
 
 
+@pytest.mark.parametrize("answers", [True, False], ids=["MLflow answers", "MLflow does not"])
 def test_a_terminal_that_nobody_reads_does_not_keep_a_process_alive(
-    project: Path, mlflow_store: Path
+    project: Path, mlflow_store: Path, answers: bool
 ) -> None:
-    """Its last words wait for a reader; the grace is 1 s here."""
+    """Its last words, and the warning about MLflow, wait for a reader; the grace is 1 s here."""
     make_dataset(project / "data")
+    silent = socket.create_server(("127.0.0.1", 0))
+    store = f"sqlite:///{mlflow_store}" if answers else f"http://127.0.0.1:{silent.getsockname()[1]}"
     reader, writer = os.pipe()
     os.write(writer, b"x" * fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ))  # full
-    with subprocess.Popen(
-        [sys.executable, WORKER, "3", "5", "slow"],
-        cwd=project,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        stdout=subprocess.PIPE,
-        stderr=writer,
-        text=True,
-    ) as process:
+    with (
+        silent,
+        subprocess.Popen(
+            [sys.executable, WORKER, "3", "5", "slow"],
+            cwd=project,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "MLFLOW_TRACKING_URI": store},
+            stdout=subprocess.PIPE,
+            stderr=writer,
+            text=True,
+        ) as process,
+    ):
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.readline()  # "run plain, fingerprint ..."
         time.sleep(1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 143
+        try:
+            assert process.wait(10) == 143
+        finally:
+            process.kill()
     os.close(reader)
     os.close(writer)
 

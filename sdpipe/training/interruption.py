@@ -56,8 +56,7 @@ class Interruption:
     def _give_up(self) -> None:
         assert self.number is not None
         self._on_give_up()
-        saying = _start_saying(f"error: the step did not end in {GRACE_S:.0f} s; the last checkpoint stands")
-        saying.join(_LAST_WORD_S)
+        tell(f"error: the step did not end in {GRACE_S:.0f} s; the last checkpoint stands")
         os._exit(128 + self.number)
 
 
@@ -65,6 +64,11 @@ def say(text: str, *, to_stderr: bool = False) -> None:
     """Print a line, if anybody still reads: a training goes on without, and closes its run behind it."""
     with suppress(OSError):
         print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def tell(text: str) -> None:
+    """Print a line to standard error, and wait half a second at most for who reads it."""
+    _start_saying(text).join(_LAST_WORD_S)
 
 
 def _start_saying(text: str) -> threading.Thread:

@@ -7,7 +7,6 @@ on, so that a server that hangs or is down delays nothing; what it missed, `sdpi
 A run is found again by its fingerprint, so a training that was killed and continued stays one run.
 """
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import SdpipeError, without_passwords
 from sdpipe.files import sha256_of
+from sdpipe.training.interruption import tell
 from sdpipe.training.mlflow_store import connected, store_uri
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ def quietly(work: Callable[[], object]) -> None:
 
 
 def _warn(text: str) -> None:
-    print(
-        f"warning: {without_passwords(text)}; nothing is lost, `sdpipe track` sends it later", file=sys.stderr
-    )
+    tell(f"warning: {without_passwords(text)}; nothing is lost, `sdpipe track` sends it later")
 
 
 class _Publisher:
