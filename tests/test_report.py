@@ -12,6 +12,7 @@ from report_runs import FULL, rows_of, two_seeds, write_ensemble, write_run
 
 from sdpipe.cli import main
 from sdpipe.errors import DataError, ModelError
+from sdpipe.recipes import load_recipes
 from sdpipe.report.cells import read_table, write_table
 from sdpipe.report.figures import plan_figures
 from sdpipe.report.html_tables import duration
@@ -305,6 +306,24 @@ def test_what_is_not_drawn_is_listed_with_the_command_that_makes_it(tmp_path: Pa
         assert f"<strong>{name}</strong>" in page
     assert "sdpipe recipe use figure8-left-small" in page
     assert "sdpipe ensemble" in page
+
+
+def test_every_recipe_named_beside_a_figure_makes_it(tmp_path: Path) -> None:
+    """By its runs alone; the page named some of which the figure was still not drawn."""
+    write_run(tmp_path / "other" / "s", p_L=0.5)
+    _, not_drawn = plan_figures(group(read_runs([tmp_path / "other"])[0]))
+    wanted: dict[str, set[str]] = {}
+    for figure in not_drawn:
+        for command in figure.commands:
+            wanted.setdefault(command.removeprefix("sdpipe recipe use "), set()).add(figure.number)
+    assert wanted.pop("sdpipe ensemble models/RUN") == {"Ensemble"}
+    assert set.union(*wanted.values()) == {figure.number for figure in not_drawn} - {"Ensemble"}
+    for name, figures in wanted.items():
+        recipe = load_recipes()[name]
+        for run, overrides in recipe.runs.items():
+            write_run(tmp_path / name / run, **{**recipe.train, **overrides})
+        drawings, _ = plan_figures(group(read_runs([tmp_path / name])[0]))
+        assert figures <= {drawing.number for drawing in drawings}, name
 
 
 def test_figure_5_compares_the_papers_110_and_1202_layers_whose_schedules_differ(tmp_path: Path) -> None:
