@@ -63,17 +63,23 @@ def test_one_member_is_the_sub_network_itself(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_command_writes_a_file_for_the_report(project: Path) -> None:
-    """Runs of constant depth are named and passed over; the others are still compared."""
+    """Runs of constant depth, which each recipe has, are named and passed over: no failure, unless asked for.
+
+    The others are compared in either case.
+    """
     dataset = make_dataset(project / "data" / "animals")
     for run, p_L in (("constant", 1.0), ("stochastic", 0.5)):
         weights = make_weights(p_L=p_L)
         object.__setattr__(weights.info, "dataset_digest", dataset.digest)
         (project / "models" / run).mkdir(parents=True)
         save_weights(project / "models" / run / "weights.safetensors", weights)
-    result = CliRunner().invoke(main, ["ensemble", "--members", "1,4"])
-    assert result.exit_code == 1
-    assert "constant depth has no sub-networks" in result.output
-    assert "M = 4" in result.output
+    command = ["ensemble", "--members", "1,4"]
+    for asked, status in (([], 0), (["models/constant", "models/stochastic"], 1)):
+        result = CliRunner().invoke(main, [*command, *asked])
+        assert result.exit_code == status
+        assert "models/constant: constant depth has no sub-networks" in result.output
+        assert ("error:" in result.output) == (status == 1)
+        assert "M = 4" in result.output
     path = project / "models" / "stochastic" / "ensemble.csv"
     header = path.read_text().splitlines()[0]
     assert header == ",".join(ensemble.COLUMNS)

@@ -137,9 +137,10 @@ def _member_counts(_context: click.Context, _parameter: click.Parameter, value: 
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of their draws.")
 def ensemble(folders: tuple[Path, ...], members: list[int], seed: int) -> None:
-    """Compare each run's test network with the average of sampled sub-networks. Default: all of models/.
+    """Compare each run's test network with the average of sampled sub-networks.
 
-    Writes models/RUN/ensemble.csv, which `sdpipe report` draws.
+    Default: all of models/ but those of constant depth, which have no sub-networks. Writes
+    models/RUN/ensemble.csv, which `sdpipe report` draws.
     """
 
     def load() -> Callable[[Path], None]:
@@ -148,7 +149,11 @@ def ensemble(folders: tuple[Path, ...], members: list[int], seed: int) -> None:
         from sdpipe.training.weights import load_info
 
         def compare(folder: Path) -> None:
-            dataset = open_dataset(Path("data") / load_info(folder / "weights.safetensors").dataset)
+            info = load_info(folder / "weights.safetensors")
+            if not folders and info.network.p_L == 1:
+                click.echo(f"{folder}: constant depth has no sub-networks; passed over")
+                return
+            dataset = open_dataset(Path("data") / info.dataset)
             for row in compare_ensemble(folder, dataset, members, seed):
                 click.echo(
                     f"{folder}: M = {row['members']}: error {row['ensemble_error']:.4f} (test network "
