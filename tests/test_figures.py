@@ -1,15 +1,18 @@
 """What is in the report's figures: the data on their axes, drawn from runs whose numbers are known."""
 
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from report_runs import write_ensemble, write_run
 
 from sdpipe.drawing import mark_drops
+from sdpipe.recipes import load_recipes, with_seeds
 from sdpipe.report.figures import plan_figures
 from sdpipe.report.plots import Sheet
 from sdpipe.report.reading import read_runs
@@ -143,8 +146,31 @@ def test_figure_8_right_shows_test_errors(tmp_path: Path) -> None:
     axes = drawn(tmp_path, "Figure 8 right").axes[0]
     assert axes.images[0].get_array().ravel().tolist() == pytest.approx([15, 12, 30, 31])
     texts = {text.get_position(): text.get_text() for text in axes.texts}
-    assert texts == {(0, 0): "15.00 ± 7.07", (1, 0): "12.00", (0, 1): "30.00", (1, 1): "31.00"}
+    assert texts == {(0, 0): "15.00\n± 7.07", (1, 0): "12.00", (0, 1): "30.00", (1, 1): "31.00"}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1 (constant)", "0.5"]
+
+
+def test_figure_8_left_shows_every_kind_of_training(tmp_path: Path) -> None:
+    """Two rules, drawn in two ways, with and without dropout: eight lines, more than there are colours."""
+    for rule, draw, dropout in product(("linear_decay", "uniform"), ("batch", "sample"), (0.0, 0.2)):
+        for p_L in (0.5, 0.8):
+            name = f"{rule}-{draw}-{dropout}-{p_L}"
+            write_run(tmp_path / name, p_L=p_L, rule=rule, draw=draw, dropout=dropout)
+    (axes,) = drawn(tmp_path, "Figure 8 left").axes
+    assert len(errorbars(axes)) == 8
+
+
+def test_numbers_of_figure_8_right_do_not_touch(tmp_path: Path) -> None:
+    """On the grid of the recipe figure8-right with two seeds: 6 depths, 6 p_L, errors like 12.34 ± 12.34."""
+    for run, overrides in with_seeds(load_recipes()["figure8-right"].runs, 2).items():
+        write_run(tmp_path / run, test_error=0.3 - 0.1745 * overrides["seed"], **overrides)
+    figure = drawn(tmp_path, "Figure 8 right")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
+    assert len(boxes) == 36
+    assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    column_px = figure.axes[0].get_window_extent(renderer).width / 6
+    assert max(box.width for box in boxes) < 0.9 * column_px
 
 
 def test_degradation_shows_the_depths_that_both_kinds_have(tmp_path: Path) -> None:

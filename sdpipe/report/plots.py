@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def draw_p_L(sheet: Sheet, lines: Mapping[str, Mapping[float, Spread]], constant
             mean, sd = 100 * constant.mean, 100 * (constant.sd or 0.0)
             axes.axhline(mean, color=COLOURS[0], ls="--", lw=1.2, label=f"constant depth, {mean:.2f} %")
             axes.axhspan(mean - sd, mean + sd, color=COLOURS[0], alpha=0.12, lw=0)
-        for colour, (name, points) in zip(COLOURS[1:], lines.items(), strict=False):
+        for colour, (name, points) in zip(cycle(COLOURS[1:]), lines.items(), strict=False):
             _errorbar(axes, {x: points[x] for x in sorted(points)}, name, colour, 100.0)
         axes.set(xlabel="p_L, survival probability of the last block", ylabel="test error (%)")
         axes.set_xticks(sorted({p_L for points in lines.values() for p_L in points}))
@@ -220,7 +221,8 @@ def draw_heatmap(
         for (p_L, depth), found in errors.items():
             row, column = p_Ls.index(p_L), depths.index(depth)
             dark = high > low and (values[row, column] - low) / (high - low) > 0.6
-            text = f"{100 * found.mean:.2f}" + (f" ± {100 * found.sd:.2f}" if found.sd is not None else "")
+            # In two lines, for beside each other both do not fit into a column of the paper's grid.
+            text = f"{100 * found.mean:.2f}" + (f"\n± {100 * found.sd:.2f}" if found.sd is not None else "")
             axes.text(
                 column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black"
             )
