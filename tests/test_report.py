@@ -56,6 +56,18 @@ def test_one_run_has_no_spread(tmp_path: Path) -> None:
     assert row["verdict"] == "stochastic is better; one run tells no spread"
 
 
+def test_equal_errors_are_equal_whatever_their_number(tmp_path: Path) -> None:
+    """Three times 0.1 have the mean 0.10000000000000002, twice 0.1 have 0.1: none is better for that."""
+    for seed in range(3):
+        write_run(tmp_path / "models" / f"c{seed}", p_L=1.0, test_error=0.1, seed=seed)
+    for seed in range(2):
+        write_run(tmp_path / "models" / f"s{seed}", p_L=0.5, test_error=0.1, seed=seed)
+    write_report([tmp_path / "models"], tmp_path / "out")
+    (row,) = read_table(tmp_path / "out" / "table1.csv")
+    assert (row["difference"], row["verdict"]) == (0, "equal")
+    assert "+0.00" in (tmp_path / "out" / "index.html").read_text()
+
+
 def test_a_report_of_a_report_is_the_same(tmp_path: Path) -> None:
     """Every byte, also with an ensemble, validations within an epoch, and params that are mappings."""
     models = tmp_path / "models"
