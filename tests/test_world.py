@@ -144,6 +144,18 @@ def test_all_stop_after_the_same_step_and_one_process_continues(tmp_path: Path) 
         assert record.train_loss == pytest.approx(expected.train_loss, rel=1e-4)
 
 
+def test_three_processes_that_were_stopped_end_in_the_same_bytes(tmp_path: Path) -> None:
+    """Of two gradients the sum is the same in any order; of three it is not."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    expected = results("continue", whole, processes=3)
+    results("stop", stopped, processes=3)
+    assert results("continue", stopped, processes=3) == expected
+    name = "weights.safetensors"
+    assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
 def assert_continues(folder: Path, processes: int = 2) -> None:
     process = start("run", folder, processes=processes, EPOCHS="100000")
     with all_ended(process, folder):

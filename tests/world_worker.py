@@ -1,8 +1,8 @@
 """What each process of tests/test_world.py runs: `torchrun --nproc-per-node N world_worker.py TASK FOLDER`.
 
 Tasks: `equal-VARIANT` trains one of world_variants.py, noting after each step a digest of everything a step
-changes; `bytes` counts what is sent; `stop` ends after 7 of 12 steps; `run` is the stage itself, which its
-test kills.
+changes; `bytes` counts what is sent; `stop` ends after 7 of 12 steps, and `continue` goes on to the end;
+`run` is the stage itself, which its test kills.
 """
 
 import hashlib
@@ -111,6 +111,19 @@ def stop(world: World, dataset: DataSet, folder: Path) -> None:
         write(folder, world, {"exit": ended.code})
 
 
+def go_on(world: World, dataset: DataSet, folder: Path) -> None:
+    """From the newest checkpoint, if there is one, to the final weights."""
+    checkpoints = CheckpointFolder(folder / "checkpoints", "0123456789abcdef") if world.leads else None
+    result = train(
+        config_of("arrays"), dataset, COMPUTE, world, checkpoints=checkpoints, machine=NEVER,
+        start=None if checkpoints is None else checkpoints.load_newest()[0],
+        on_epoch=lambda _progress: None, interruption=Interruption(lambda: None),
+    )  # fmt: skip
+    if world.leads:
+        save_tensors(folder / "weights.safetensors", result.state, {})
+    write(folder, world, [record.__dict__ for record in result.progress.history])
+
+
 def run(folder: Path) -> None:
     """The stage, for many epochs; notes its process id first."""
     (folder / f"pid{os.environ.get('RANK', 'alone')}").write_text(str(os.getpid()))
@@ -135,7 +148,7 @@ def main(task: str, folder: Path) -> None:
             equal(world, variant, folder)
         else:
             dataset = make_dataset(folder / f"data{world.rank}")
-            {"bytes": count_bytes, "stop": stop}[task](world, dataset, folder)
+            {"bytes": count_bytes, "stop": stop, "continue": go_on}[task](world, dataset, folder)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,9 @@ class World:
         around = DistributedDataParallel(
             getattr(own, name), process_group=self._group, forward_sync_buffers=False
         )
+        # Else DDP lays out its messages anew behind the first backward pass, and so behind each resume. With
+        # three processes or more, a gradient's place in a message decides in which order it is added up.
+        around.reducer._push_all_rebuilt_params()
         setattr(view, name, around)
 
 
