@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import train_alone, train_config
+from conftest import same, train_alone, train_config
+from test_training import StopAfter
 
 from sdpipe.data.store import DataSet
 from sdpipe.errors import DeviceError
 from sdpipe.training.compute import choose_compute
+from sdpipe.training.interruption import Interruption
+from sdpipe.training.progress import TrainResult
 from sdpipe.training.world import joined_world
 
 
@@ -26,6 +29,31 @@ def test_compiled_blocks_compute_the_same(dataset: DataSet, tmp_path: Path) -> N
     )
     for ours, theirs in zip(plain.progress.history, compiled.progress.history, strict=True):
         assert theirs.train_loss == pytest.approx(ours.train_loss, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")  # as above
+@pytest.mark.parametrize(
+    "overrides", [{"micro_batches": 3}, {"draw": "sample"}, {"dropout": 0.2, "recompute": True}], ids=str
+)
+def test_compiled_blocks_compute_the_same_bytes_after_a_stop(
+    dataset: DataSet, tmp_path: Path, overrides: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Stopped in a validation, the next process computes test networks before it trains."""
+    config = train_config(compile=True, epochs=2, milestones=[], **overrides)
+
+    def in_a_new_process(folder: str, interruption: Interruption | None = None) -> TrainResult:
+        torch.compiler.reset()
+        return train_alone(config, dataset, tmp_path / folder, interruption=interruption)
+
+    whole = in_a_new_process("whole")
+    with pytest.raises(SystemExit):
+        in_a_new_process("stopped", StopAfter(7))
+    assert (tmp_path / "stopped" / "step-0000000006-unvalidated").exists()
+    continued = in_a_new_process("stopped")
+    assert same(whole.state, continued.state)
+    assert whole.progress.history == continued.progress.history
+    assert "recompile_limit" not in caplog.text
 
 
 def test_cuda_and_precision_are_not_silently_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from torch.nn.utils import get_total_norm
 
 from sdpipe.errors import ConfigError
 from sdpipe.network import Active, Dropout, ResidualBlock, ResNet
+from sdpipe.training.compiling import compile_branches
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.graphs import launch_blocks_as_graphs
@@ -74,10 +75,7 @@ class TrainingStep:
         )
         self.guard = Guard(compute.device, FP16_STREAK if is_fp16 else 0)
         if config.compile:
-            for block in network.blocks:
-                assert isinstance(block, ResidualBlock)
-                # Only this function, so that recomputation stays around it.
-                block.branch.forward = torch.compile(block.branch.forward)  # type: ignore[method-assign]
+            compile_branches(network, is_dynamic=config.draw == "sample")
         if config.recompute:
             recompute_branches(network)
         self._view = world.replicate(network)

@@ -1,0 +1,43 @@
+"""torch.compile for the branches, so that what is compiled does not depend on what was computed before.
+
+PyTorch compiles for each shape when it is first seen, and computes what is behind a limit without. A training
+that is continued sees them in another order; it would compute other parts compiled, and so in other bytes.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from sdpipe.network import Dropout, ResidualBlock, ResNet
+
+_MANY = 64  # there are two shapes a group, each for two sizes of parts
+
+
+def compile_branches(network: ResNet, *, is_dynamic: bool) -> None:
+    """From now on, in training, each active branch of `network` is compiled; all equal ones are so once.
+
+    is_dynamic: for any number of images, where it differs from step to step. A mask of dropout has a seed of
+    its own each time, so it is drawn outside. It is the branches that change, so that recomputation stays
+    around.
+    """
+    torch._dynamo.config.recompile_limit = _MANY
+    for block in network.blocks:
+        assert isinstance(block, ResidualBlock)
+        for module in block.branch.modules():
+            if isinstance(module, Dropout):
+                drawn = torch.compiler.disable(module.forward)  # type: ignore[no-untyped-call]
+                module.forward = drawn  # type: ignore[method-assign]
+        plain = block.branch.forward
+        compiled = torch.compile(plain, dynamic=is_dynamic)
+        block.branch.forward = partial(_forward, block.branch, plain, compiled)  # type: ignore[method-assign]
+
+
+def _forward(
+    branch: nn.Module,
+    plain: Callable[[Tensor], Tensor],
+    compiled: Callable[[Tensor], Tensor],
+    hidden_NCHW: Tensor,
+) -> Tensor:
+    return compiled(hidden_NCHW) if branch.training else plain(hidden_NCHW)
