@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ALONE, CPU, run_epoch, same, train_alone, train_config
+from torch import nn
 
 from sdpipe.data.store import DataSet
 from sdpipe.errors import DataError
@@ -320,3 +321,13 @@ def test_p_L_warmup_starts_at_constant_depth(dataset: DataSet, tmp_path: Path) -
     history = train_alone(train_config(p_L_warmup_epochs=2, epochs=4), dataset, tmp_path).progress.history
     assert history[0].blocks_active == 9
     assert history[3].blocks_active < history[0].blocks_active
+
+
+def test_no_step_walks_through_the_modules(dataset: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 110 layers that took 2 ms a step, in which a GPU waits for the processor."""
+    trainer = Trainer(train_config(micro_batches=2), dataset, CPU, ALONE)
+    steps = trainer.steps()
+    next(steps)
+    monkeypatch.setattr(nn.Module, "named_modules", lambda *_args, **_options: pytest.fail("it does"))
+    monkeypatch.setattr(nn.Module, "train", lambda *_args: pytest.fail("it does"))
+    next(steps)

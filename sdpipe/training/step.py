@@ -40,6 +40,10 @@ class TrainingStep:
     def __init__(self, config: TrainConfig, network: ResNet, compute: Compute, world: World) -> None:
         """network: on the device. Raises ConfigError if a mini-batch has too few images for its parts."""
         self.network = network
+        # Noted once: to walk through the modules of a deep network takes milliseconds.
+        self._parameters = list(network.parameters())
+        self._stem_statistics = _floating_buffers(network.stem)
+        self._block_statistics = [_statistics_of(block) for block in network.blocks]
         self._compute = compute
         self._world = world
         self._batch_size = config.batch_size
@@ -52,7 +56,7 @@ class TrainingStep:
                 f"{world.size} processes)"
             )
         self.optimizer = torch.optim.SGD(
-            network.parameters(),
+            self._parameters,
             lr=config.learning_rate,
             momentum=config.momentum,
             nesterov=config.momentum > 0,
@@ -62,7 +66,7 @@ class TrainingStep:
         )
         # The paper's code steps all parameters from one zeroed gradient vector: an inactive block has
         # gradient 0, not None, so weight decay and momentum still move it.
-        for parameter in network.parameters():
+        for parameter in self._parameters:
             parameter.grad = torch.zeros_like(parameter)
             self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         is_fp16 = compute.precision == "fp16"
@@ -109,7 +113,8 @@ class TrainingStep:
         of all processes, and its images. Returns the mini-batch's mean loss, a scalar on the device; or None,
         without an update, if the guard knows of a loss or gradient that is not finite.
         """
-        self.network.train()
+        if not self.network.training:
+            self.network.train()
         if self._lacks_graphs:
             launch_blocks_as_graphs(self.network, parts[0][0], self._compute)
             self._lacks_graphs = False
@@ -125,7 +130,7 @@ class TrainingStep:
         for at, (images_NCHW, labels_N) in enumerate(parts):
             self._seed_dropout(drawn[at].dropout_seeds)
             weight = len(labels_N) * self._world.size / self._batch_size  # DDP divides by the size again
-            with gradients_kept_here(self._view, wanted=at < len(parts) - 1):
+            with gradients_kept_here(self._view, wanted=self._world.size > 1 and at < len(parts) - 1):
                 with self._compute.autocast():
                     part_loss = F.cross_entropy(self._view(images_NCHW, drawn[at].active), labels_N) * weight
                 torch.autograd.backward(self.scaler.scale(part_loss))
@@ -150,7 +155,7 @@ class TrainingStep:
     @property
     def gradients(self) -> list[Tensor]:
         """The gradient of each parameter, of all blocks."""
-        return [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
 
     def momentum(self) -> dict[str, Tensor]:
         """The momentum buffers by parameter name."""
@@ -167,11 +172,19 @@ class TrainingStep:
 
     def _statistics(self, active: Sequence[Active]) -> list[Tensor]:
         """Running means and variances that a step with these blocks active changes."""
-        changed: list[nn.Module] = [self.network.stem]
-        for block, is_active in zip(self.network.blocks, active, strict=True):
-            assert isinstance(block, ResidualBlock)
-            changed += [block.branch] if is_active else []
-            changed += [] if block.projection is None else [block.projection]
-        return [
-            buffer for module in changed for buffer in module.buffers() if torch.is_floating_point(buffer)
-        ]
+        changed = list(self._stem_statistics)
+        for (of_branch, of_projection), is_active in zip(self._block_statistics, active, strict=True):
+            changed += of_branch if is_active else []
+            changed += of_projection
+        return changed
+
+
+def _statistics_of(block: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Running means and variances of a block's branch, and of its projection."""
+    assert isinstance(block, ResidualBlock)
+    return _floating_buffers(block.branch), _floating_buffers(block.projection)
+
+
+def _floating_buffers(module: nn.Module | None) -> list[Tensor]:
+    buffers = () if module is None else module.buffers()
+    return [buffer for buffer in buffers if torch.is_floating_point(buffer)]
