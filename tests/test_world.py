@@ -93,6 +93,14 @@ def test_two_processes_follow_the_curve_of_one(equal: Trained, tmp_path: Path) -
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def test_blocks_drawn_for_each_image_are_noted_as_trained(tmp_path: Path) -> None:
+    """Two processes have a part each, as one has two: the same draws, and the same mean in the history."""
+    ranks = results("equal-sample-whole", tmp_path)
+    alone = train_alone(config_of("sample"), dataset_of("sample", tmp_path / "data"), tmp_path / "alone")
+    expected = [record.blocks_active for record in alone.progress.history]
+    assert [record["blocks_active"] for record in ranks[0]["history"]] == expected
+
+
 def test_each_image_is_counted_once(equal: Trained, tmp_path: Path) -> None:
     """The errors of two processes are those that one finds with the same weights."""
     variant, folder, (measured, _) = equal

@@ -14,11 +14,12 @@ _SETTINGS: dict[str, dict[str, object]] = {
     "pictures": AUGMENTED,
 }
 VARIANTS = tuple(_SETTINGS)
+_SETTINGS |= {"sample": {"draw": "sample"}, "sample-whole": {"draw": "sample", "micro_batches": 1}}
 
 
 def config_of(variant: str) -> TrainConfig:
-    """Two epochs of mini-batches in two parts."""
-    return train_config(epochs=2, milestones=[], micro_batches=2, **_SETTINGS[variant])
+    """Two epochs of mini-batches in two parts, or in one for each process."""
+    return train_config(epochs=2, milestones=[], **{"micro_batches": 2, **_SETTINGS[variant]})
 
 
 def dataset_of(variant: str, folder: Path) -> DataSet:

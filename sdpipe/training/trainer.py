@@ -124,8 +124,9 @@ class Trainer:
                 self.check_finite()
             else:
                 sums.loss += loss
-            active = draw(0, self.config.batch_size // self.config.micro_batches).active
-            sums.num_active += self._blocks_active(active)
+            num_images = len(parts[0][1])  # of the first part, where this process leads; its sums are kept
+            active = draw(0, num_images).active
+            sums.num_active += _blocks_active(active, num_images)
             if active[0]:
                 assert self.watched_weight.grad is not None, "gradients are zeroed, never None"
                 grad = self.watched_weight.grad.abs().mean()
@@ -146,13 +147,6 @@ class Trainer:
         )
         seeds = self.draws.dropout_seeds(epoch, step, part, len(probs)) if self.config.dropout else []
         return PartDraws(active=active, dropout_seeds=seeds)
-
-    def _blocks_active(self, active: Sequence[Active]) -> float:
-        """Active blocks; where they are drawn for each image, their mean over the images of one part."""
-        num_images = self.config.batch_size // self.config.micro_batches
-        return sum(
-            min(each.count, num_images) / num_images if isinstance(each, Segment) else each for each in active
-        )
 
     def check_finite(self) -> None:
         """Raise TrainingError if a step's loss or gradient was not finite. Waits for the device."""
@@ -292,3 +286,10 @@ class Trainer:
             num_train=len(self.train_indices),
             num_validation=len(self.validation_indices),
         )
+
+
+def _blocks_active(active: Sequence[Active], num_images: int) -> float:
+    """Active blocks; where they are drawn for each image, their mean over the images of one part."""
+    return sum(
+        min(each.count, num_images) / num_images if isinstance(each, Segment) else each for each in active
+    )
