@@ -269,11 +269,16 @@ def test_chunks_that_unfold_to_gigabytes_are_refused(kind: str) -> None:
 
 
 def test_formats_that_take_more_memory_have_lower_limits() -> None:
-    """OpenJPEG holds 24 bytes a pixel, WebP's decoder 16: they are refused by their heads."""
+    """OpenJPEG holds 24 bytes a pixel, WebP's and AVIF's 13 and more: they are refused by their heads."""
     raw = bytearray(encoded(Image.new("L", (16, 16)), "JPEG2000"))
     at = raw.index(b"ihdr") + 4
     raw[at : at + 8] = (6000).to_bytes(4, "big") * 2
     with pytest.raises(ImageError, match="6000 x 6000 pixels, at most 32,000,000"):
+        decode(bytes(raw), 1, None)
+    raw = bytearray(encoded(Image.new("L", (16, 16)), "AVIF"))
+    at = raw.index(b"ispe") + 8
+    raw[at : at + 8] = (7000).to_bytes(4, "big") * 2
+    with pytest.raises(ImageError, match="7000 x 7000 pixels, at most 40,000,000"):
         decode(bytes(raw), 1, None)
 
 

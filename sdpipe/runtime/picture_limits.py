@@ -5,6 +5,7 @@ H, W: height and width. The times are of one core of an AMD EPYC, Pillow 13.
 
 import io
 import math
+import re
 import struct
 
 import numpy as np
@@ -15,7 +16,12 @@ from sdpipe.errors import ImageError
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before their pixels are decoded (192 MB as RGB)."""
 
-_MAX_PIXELS_OF = {"JPEG2000": 32_000_000, "WEBP": 48_000_000}  # 24 and 16 bytes a pixel while decoding
+_MAX_PIXELS_OF = {"AVIF": 40_000_000, "JPEG2000": 32_000_000, "WEBP": 48_000_000}
+# While decoding they take 13 bytes a pixel (of 8 bits; those of 10 and 12 take more), 24 and 16.
+
+# What is read while a picture is opened is its head; of AVIF and WebP it is the whole file, which their
+# decoders hold up to three times. The tables of a JPEG cost 33 nanoseconds a byte.
+_MAX_HEAD_BYTES = 2**25
 
 # Decoders of Pillow's that are written in Python (QOI, plain and odd PPM, run lengths in BMP) take up to 0.9
 # microseconds a pixel, and 0.2 a byte that makes none. Full HD is 2,073,600 pixels.
@@ -27,6 +33,14 @@ _MAX_COMMENTS = 1000  # of a plain PPM; each copies up to a megabyte
 # write 10, or 18 for CMYK; small pictures may have 600.
 _MAX_SCANNED = 20 * MAX_PIXELS
 _LEAST_SCANNED = 2**21
+_MAX_PROGRESSIVE_BYTES = 2**25  # 32 nanoseconds a byte
+
+# Of JPEG 2000, a byte takes 0.12 microseconds, a tile 10 KB of memory, and a code block 500 bytes, even an
+# empty one. Encoders write blocks of 64 x 64; the smallest are 1 x 1.
+_MAX_JPEG_2000_BYTES = 2**24
+_MAX_BLOCKS = 2**17
+_MAX_TILES = 2**13
+_MAX_COMPONENTS = 4
 
 # Pillow reads a PNG, a GIF, and the heads of other formats, part by part, at 0.1 to 1 microseconds a read, of
 # which a part takes 2 to 5. libpng's parts have 8 KiB, so that 32,000 fill the largest file that is read.
@@ -69,10 +83,12 @@ def open_within_limits(raw: bytes, formats: tuple[str, ...]) -> ImageFile.ImageF
         if len(raw) > _MAX_ICON_BYTES:
             raise ImageError("too_large", f"an icon of over {_MAX_ICON_BYTES // 2**20} MiB")
         _judge_head(_inside(raw), raw)
+    stream = _Stream(raw)
     if raw.startswith(_TIFF):
         _judge_tiff(raw)
-    stream = _Stream(raw)
+        stream.bytes_left = math.inf  # also what other programs keep in its tags, such as layers
     image = Image.open(stream, formats=formats)
+    stream.bytes_left = math.inf
     if _judge_head(image, raw):
         stream.reads_left = math.inf  # these read byte by byte, within limits of their own
     return image
@@ -85,17 +101,22 @@ def judge_exif(image: ImageFile.ImageFile) -> None:
 
 
 class _Stream(io.BytesIO):
-    """Bytes that can be asked for so many times, whatever the format and its parts are."""
+    """Bytes that can be asked for so many times, and at first for so many, whatever the format is."""
 
     def __init__(self, raw: bytes) -> None:
         super().__init__(raw)
         self.reads_left: float = _MAX_READS
+        self.bytes_left: float = _MAX_HEAD_BYTES
 
     def read(self, size: int | None = -1, /) -> bytes:
         self.reads_left -= 1
         if self.reads_left < 0:
             raise ImageError("too_large", f"read in over {_MAX_READS:,} parts")
-        return super().read(size)
+        found = super().read(size)
+        self.bytes_left -= len(found)
+        if self.bytes_left < 0:
+            raise ImageError("too_large", f"over {_MAX_HEAD_BYTES // 2**20} MiB to be read before its pixels")
+        return found
 
 
 def _judge_tiff(raw: bytes) -> None:
@@ -199,7 +220,69 @@ def _judge_head(image: ImageFile.ImageFile, raw: bytes) -> bool:
         raise ImageError("too_large", f"{len(raw):,} bytes for {width} x {height} pixels")
     if "ppm_plain" in codecs and raw.count(b"#") > _MAX_COMMENTS:
         raise ImageError("too_large", f"over {_MAX_COMMENTS:,} comments")
-    num_scans = raw.count(b"\xff\xda") if "jpeg" in codecs else 0  # coded pixels do not hold these bytes
-    if num_scans * max(num_pixels, _LEAST_SCANNED) > _MAX_SCANNED:
-        raise ImageError("too_large", f"{num_scans:,} scans of {width} x {height} pixels")
+    if "jpeg" in codecs:
+        _judge_scans(image, raw)
+    if "jpeg2k" in codecs:
+        _judge_jpeg_2000(image.size, raw)
     return in_python
+
+
+def _judge_scans(image: ImageFile.ImageFile, raw: bytes) -> None:
+    """Raise ImageError for a JPEG with too many scans, or a progressive one of too many bytes."""
+    width, height = image.size
+    num_scans = raw.count(b"\xff\xda")  # coded pixels do not hold these bytes
+    if num_scans * max(width * height, _LEAST_SCANNED) > _MAX_SCANNED:
+        raise ImageError("too_large", f"{num_scans:,} scans of {width} x {height} pixels")
+    if "progressive" in image.info and len(raw) > _MAX_PROGRESSIVE_BYTES:
+        raise ImageError("too_large", f"a progressive JPEG of over {_MAX_PROGRESSIVE_BYTES // 2**20} MiB")
+
+
+def _judge_jpeg_2000(size: tuple[int, int], raw: bytes) -> None:
+    """Raise ImageError for a JPEG 2000 file in too many bytes, components, tiles or code blocks.
+
+    ISO/IEC 15444-1, A.5.1, A.6.1 and A.6.2: SIZ, COD and COC, wherever they may stand.
+    """
+    if len(raw) > _MAX_JPEG_2000_BYTES:
+        raise ImageError("too_large", f"JPEG 2000 of over {_MAX_JPEG_2000_BYTES // 2**20} MiB")
+    for match in re.finditer(rb"\xff\x4f\xff\x51", raw):
+        _judge_tiles(raw[match.end() : match.end() + 38])
+    for count, match in enumerate(re.finditer(rb"\xff[\x52\x53]\0", raw)):
+        num_blocks = _MAX_COMPONENTS * _count_blocks(raw[match.start() : match.start() + 48], size)
+        if count > _MAX_COMPONENTS * _MAX_TILES or num_blocks > _MAX_BLOCKS:
+            raise ImageError("too_large", f"over {_MAX_BLOCKS:,} code blocks")
+
+
+def _judge_tiles(siz: bytes) -> None:
+    """Raise ImageError for too many tiles or components; none for bytes that only look like a SIZ segment."""
+    if len(siz) < 38:
+        return
+    length, right, bottom, _, _, width, height, left, top, num_components = struct.unpack(">H2x8IH", siz)
+    if length != 38 + 3 * num_components or not width or not height:
+        return
+    if num_components > _MAX_COMPONENTS:
+        raise ImageError("too_large", f"{num_components:,} components")
+    if -(-(right - left) // width) * -(-(bottom - top) // height) > _MAX_TILES:
+        raise ImageError("too_large", f"over {_MAX_TILES:,} tiles")
+
+
+def _count_blocks(segment: bytes, size: tuple[int, int]) -> int:
+    """How many code blocks a COD or COC segment makes of a component; none of bytes that only look like one.
+
+    Section B.7: a block lies within a precinct, and a band of all levels but the first has half its size.
+    """
+    segment = segment.ljust(48, b"\0")
+    at, style = (9, segment[4]) if segment[1] == 0x52 else (6, segment[5])
+    levels, *sides = segment[at : at + 3]
+    precincts = segment[at + 5 : at + 6 + levels] if style & 1 else b""
+    if segment[3] != at + 3 + len(precincts) or levels > 32 or max(sides) > 8:
+        return 0
+    num_blocks = 0
+    for level, precinct in enumerate(precincts or b"\xff" * (levels + 1)):
+        is_half = int(level > 0)
+        shifts = [
+            levels - level + is_half + min(side + 2, max(0, room - is_half))
+            for side, room in zip(sides, (precinct & 15, precinct >> 4), strict=True)
+        ]
+        across, down = (-(-length >> shift) for length, shift in zip(size, shifts, strict=True))
+        num_blocks += (3 if is_half else 1) * across * down
+    return num_blocks
