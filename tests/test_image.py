@@ -1,6 +1,7 @@
 import io
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -42,6 +43,38 @@ def test_grey_to_rgb_repeats_and_rgb_to_grey_is_luma() -> None:
     )
     # ITU-R 601: 0.299 R + 0.587 G + 0.114 B of (10, 200, 30) is 123.81.
     assert decode(encoded(Image.new("RGB", (1, 1), (10, 200, 30))), 1, None).ravel().tolist() == [124]
+
+
+def test_sixteen_bits_give_the_same_pixels_in_any_encoding() -> None:
+    """The upper 8, of grey as of colours; a binary PPM of any size, since it is not decoded in Python."""
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 65536, (5, 7, 1), dtype=np.uint16)
+    colours = rng.integers(0, 65536, (5, 7, 3), dtype=np.uint16)
+    deep = Image.fromarray(grey[..., 0])
+    files = [(grey, encoded(deep, kind)) for kind in ("PNG", "TIFF", "PPM")]
+    files.append((grey, encoded(deep, "JPEG2000", irreversible=False)))
+    for values, letter in ((colours, b"6"), (np.repeat(grey, 3, 2), b"6"), (grey, b"5")):
+        files.append((values, b"P" + letter + b" 7 5 65535\n" + values.astype(">u2").tobytes()))
+        planes = values[::-1].transpose(2, 0, 1).astype(">u2").tobytes()  # SGI: planes, from below
+        head = struct.pack(">H2B4H", 474, 0, 2, 3 if values.shape[2] == 3 else 2, 7, 5, values.shape[2])
+        files.append((values, head.ljust(512, b"\0") + planes))
+        files.append((values, deep_png(values)))
+    for values, raw in files:
+        expected = np.broadcast_to(values >> 8, (5, 7, 3))
+        np.testing.assert_array_equal(decode(raw, 3, None), expected)
+    assert decode(b"P6 2000 1100 65535\n" + bytes(6 * 2000 * 1100), 3, (8, 8)).max() == 0
+
+
+def deep_png(values_HWC: np.ndarray) -> bytes:
+    """A PNG in 16 bits, grey or RGB, which Pillow writes in grey only."""
+    height, width, channels = values_HWC.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values_HWC)
+    kind = {1: 0, 3: 2}[channels]
+    head = b"IHDR" + struct.pack(">2I5B", width, height, 16, kind, 0, 0, 0)
+    chunks = (head, b"IDAT" + zlib.compress(rows), b"IEND")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    )
 
 
 def test_sixteen_bit_grey_keeps_its_range() -> None:

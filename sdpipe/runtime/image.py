@@ -124,8 +124,8 @@ def open_picture(source: Path | bytes, channels: int, turn: Turn | None = None) 
 
     turn: taken before a large picture.
 
-    The EXIF orientation is applied, transparency is laid over white, 16-bit grey keeps its upper 8 bits'
-    range, an animation gives its first frame. Raises ImageError with a code and a reason.
+    The EXIF orientation is applied, transparency is laid over white, 16 bits give their upper 8,
+    an animation gives its first frame. Raises ImageError with a code and a reason.
     """
     raw = source if isinstance(source, bytes) else _read(source, turn)
     if not raw:
@@ -262,8 +262,8 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _sixteen_bit_to_eight(image: Image.Image) -> Image.Image:
-    # convert("L") would saturate at 255. 65535 / 257 = 255 exactly.
+    # convert("L") would saturate at 255. Of colours Pillow takes the upper 8 bits, too.
     values_HW = np.asarray(image).astype(np.int64)
     if values_HW.size and (values_HW.min() < 0 or values_HW.max() > 65535):
         raise ImageError("unsupported_mode", "grey values outside 0..65535; convert it to 8 or 16 bits")
-    return Image.fromarray(((values_HW + 128) // 257).astype(np.uint8))
+    return Image.fromarray((values_HW >> 8).astype(np.uint8))

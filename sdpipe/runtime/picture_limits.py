@@ -89,9 +89,16 @@ def open_within_limits(raw: bytes, formats: tuple[str, ...]) -> ImageFile.ImageF
         stream.bytes_left = math.inf  # also what other programs keep in its tags, such as layers
     image = Image.open(stream, formats=formats)
     stream.bytes_left = math.inf
+    image.tile = [_in_c(tile) for tile in image.tile]
     if _judge_head(image, raw):
         stream.reads_left = math.inf  # these read byte by byte, within limits of their own
     return image
+
+
+def _in_c(tile: ImageFile._Tile) -> ImageFile._Tile:
+    """Of a binary PPM in 16 bits, the upper 8, as of other formats; Pillow rounds them, in Python."""
+    is_deep = tile.codec_name == "ppm" and tile.args == ("RGB", 65535)
+    return tile._replace(codec_name="raw", args="RGB;16B") if is_deep else tile
 
 
 def judge_exif(image: ImageFile.ImageFile) -> None:
