@@ -208,6 +208,15 @@ def test_any_lossless_encoding_of_grey_gives_the_same_logits(model_path: Path) -
         np.testing.assert_array_equal(each, logits[0])
 
 
+def test_exif_data_that_are_none_are_passed_over() -> None:
+    """Viewers show such a picture as it is, and Pillow passes them over in a JPEG; in others it raised."""
+    array = pixels(6, 9)
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True})):
+        for exif in (b"no data of the kind", b"Exif\0\0" + bytes(20), b"II*\0"):
+            raw = encoded(Image.fromarray(array), kind, exif=exif, **options)
+            np.testing.assert_array_equal(decode(raw, 3, None), array)
+
+
 def test_every_exif_orientation_is_applied() -> None:
     """As the EXIF standard defines them, 1 to 8, with numpy as the oracle."""
     array = pixels(4, 6)

@@ -219,8 +219,14 @@ def _open(raw: bytes, turn: Turn | None) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Not ImageOps.exif_transpose, which also writes all of the EXIF data again, however much it is."""
-    turning = _TURNINGS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    """Not ImageOps.exif_transpose, which also writes all of the EXIF data again, however much it is.
+
+    Data that are none say nothing of the orientation; of JPEG Pillow takes them so by itself.
+    """
+    try:
+        turning = _TURNINGS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (SyntaxError, struct.error):  # no TIFF file
+        return image
     return image if turning is None else image.transpose(turning)
 
 
