@@ -12,9 +12,12 @@ from conftest import random_images
 from google.protobuf import text_format
 
 from sdpipe.cli import main
+from sdpipe.deploy.config import ExportConfig
+from sdpipe.deploy.export import export_ensemble
 from sdpipe.errors import ModelError
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.triton import write_triton_repository
+from sdpipe.training.weights import Weights
 
 # protobuf's Python code of tritonclient warns where it is older than protobuf itself.
 pytestmark = pytest.mark.filterwarnings("ignore:Protobuf gencode")
@@ -105,6 +108,14 @@ def test_a_label_of_two_lines_is_refused(model_path: Path, tmp_path: Path) -> No
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(ModelError, match="has more than one line"):
         write_triton_repository(tmp_path / "model.onnx", tmp_path / "out", "animals", 8)
+
+
+def test_the_ensemble_is_refused(weights: Weights, tmp_path: Path) -> None:
+    """Its second input is not in the config, so Triton would not load it; what was there stays."""
+    export_ensemble(weights, tmp_path / "ensemble.onnx", ExportConfig(opset=20), temperature=1.0)
+    with pytest.raises(ModelError, match="is the sub-network ensemble"):
+        write_triton_repository(tmp_path / "ensemble.onnx", tmp_path / "out", "animals", 8)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_writes_it_and_says_where(model_path: Path, tmp_path: Path) -> None:

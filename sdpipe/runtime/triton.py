@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from sdpipe.errors import ModelError
-from sdpipe.runtime.artifact import INPUT, OUTPUTS, open_artifact
+from sdpipe.runtime.artifact import ENSEMBLE, INPUT, OUTPUTS, open_artifact
 from sdpipe.runtime.metadata import Metadata
 
 CONFIG, LABELS, MODEL = "config.pbtxt", "labels.txt", "1/model.onnx"
@@ -23,12 +23,15 @@ MAX_DELAY_US = 1000
 def write_triton_repository(model_path: Path, out: Path, name: str, max_batch_size: int) -> Path:
     """Write OUT/<name>/ with config.pbtxt, labels.txt and 1/model.onnx; returns it.
 
-    A folder that this wrote before is replaced. Raises ModelError if the model cannot be opened or has labels
-    that Triton cannot take, if the name is none for a folder, or if OUT/<name> is something else.
+    A folder that this wrote before is replaced. Raises ModelError if the model cannot be opened, is the
+    sub-network ensemble or has labels that Triton cannot take, if the name is none for a folder, or if
+    OUT/<name> is something else.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ModelError(f"{name!r}: expected letters, digits, -, _ and . in a model's name")
     metadata = open_artifact(model_path, "cpu").metadata
+    if metadata.variant == ENSEMBLE:
+        raise ModelError(f"{model_path}: is the sub-network ensemble, which has two inputs; serve its model")
     labels = metadata.class_names
     if bad := next((label for label in labels if not label or label.splitlines() != [label]), None):
         raise ModelError(f"{model_path}: label {bad!r} has more than one line, and {LABELS} one line a label")
