@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -353,6 +354,35 @@ def test_a_read_only_output_is_one_line_and_loses_nothing(project: Path, mlflow_
     assert "exit 1\n" in out
     assert "continuing after step 24, 4 of 4 epochs" in out
     assert results(project / "out") == reference(project)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("linked", ["runs", "runs/$NAME"])
+def test_checkpoints_may_stand_on_another_disk(project: Path, mlflow_store: Path, linked: str) -> None:
+    """Behind a link: the finished training's last state leaves it, and more epochs go on from there."""
+    make_dataset(project / "data")
+    train_run("plain", train_config(epochs=4, milestones=[]), machine(), open_dataset(project / "data"),
+              "code", project / "whole")  # fmt: skip
+    name = json.loads((project / "whole" / "train.json").read_text())["fingerprint"]
+    shutil.rmtree(project / ".sdpipe")
+    out = in_mounts(
+        f"""
+        NAME={name}
+        mkdir large
+        mount -t tmpfs none large
+        mkdir -p $(dirname .sdpipe/{linked})
+        mkdir large/checkpoints
+        ln -s $PWD/large/checkpoints .sdpipe/{linked}
+        $TRAIN 4 5
+        find large
+        $TRAIN 5 5
+        """,
+        project,
+    )
+    assert "step-" not in out
+    assert "extending the finished training" in out
+    (kept,) = project.glob(f".sdpipe/finished/*/{name}/step-*")
+    assert sorted(path.name for path in kept.iterdir()) == ["SHA256SUMS", "state.json", "tensors.safetensors"]
 
 
 @pytest.mark.slow

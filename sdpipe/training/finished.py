@@ -5,6 +5,7 @@ that it ended in. A lineage is what two trainings share that differ at most in t
 their milestones. Runs of one lineage may end and begin at the same time, so all is done under a lock.
 """
 
+import errno
 import hashlib
 import math
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from sdpipe.files import write_synced
+from sdpipe.files import replacing_folder, write_synced
 from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder, remove_folder
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.progress import Progress
@@ -42,10 +43,11 @@ class Lineage:
             kept.mkdir()
             digest = hashlib.md5(weights_path.read_bytes(), usedforsecurity=False).hexdigest()
             write_synced(kept / _MD5, digest.encode())
-            newest.rename(kept / newest.name)
+            _move(newest, kept / newest.name)
         for path in older:
             remove_folder(path)
-        shutil.rmtree(checkpoints.folder)
+        shutil.rmtree(checkpoints.folder.resolve())
+        checkpoints.folder.unlink(missing_ok=True)  # where it was a link
 
     def find_start(
         self, fingerprint: str, config: TrainConfig, committed_md5: str | None
@@ -89,6 +91,18 @@ class Lineage:
     def _locked(self) -> FileLock:
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder.with_suffix(".lock"))
+
+
+def _move(source: Path, target: Path) -> None:
+    """A folder of files, also to another disk: checkpoints may stand on one, behind a link."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with replacing_folder(target) as beside:
+            for path in source.iterdir():
+                write_synced(beside / path.name, path.read_bytes())
 
 
 def _reason_against(progress: Progress, steps_begun: int, config: TrainConfig) -> str | None:
