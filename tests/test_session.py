@@ -115,6 +115,21 @@ def test_who_reads_the_output_may_have_gone(project: Path, mlflow_store: Path) -
     assert the_run(mlflow_store).info.status == "KILLED"
 
 
+def test_a_process_without_output_trains_and_is_ended(project: Path, mlflow_store: Path) -> None:
+    """Standard output and error are closed, as some who start programs leave them."""
+    make_dataset(project / "data")
+    with subprocess.Popen(
+        ["sh", "-c", 'exec "$0" "$@" >&- 2>&-', sys.executable, WORKER, "100000", "5"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        text=True,
+    ) as process:
+        wait_for_checkpoint(project, process)
+        process.terminate()
+        assert process.wait(10) == 143
+    assert the_run(mlflow_store).info.status == "KILLED"
+
+
 @pytest.mark.parametrize("answers", [True, False], ids=["MLflow answers", "MLflow does not"])
 def test_a_terminal_that_nobody_reads_does_not_keep_a_process_alive(
     project: Path, mlflow_store: Path, answers: bool

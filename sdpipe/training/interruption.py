@@ -112,5 +112,6 @@ def ending_at_once() -> Iterator[None]:
             child.kill()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
-                stream.flush()
+                if stream is not None:
+                    stream.flush()
         os._exit(int(ended.code))

@@ -1,6 +1,7 @@
 """The training loop: one run, from arrays to the weights of the epoch with the lowest validation error."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,7 +83,7 @@ def train(
     saver = Saver(checkpoints, machine.checkpoint, world)
     total = config.epochs * trainer.steps_per_epoch
 
-    silent = None if world.leads else True
+    silent = None if world.leads and sys.stderr is not None else True
     with tqdm(total=total, initial=trainer.num_steps, unit="step", disable=silent) as bar:
         while trainer.epoch < config.epochs:
             with _saved_without_images(saver, trainer, interruption):
