@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.bare import BareStep
 from benchmarks.settings import NUM_CHANNELS, NUM_CLASSES
 from benchmarks.table import print_tables, spread_words
-from benchmarks.timing import device_name, ratio, seconds, spread, take_turns
+from benchmarks.timing import ratio, seconds, spread, take_turns
 from sdpipe.errors import errors_on_one_line
 from sdpipe.files import write_json
 from sdpipe.provenance import hardware
@@ -48,7 +48,7 @@ def measure(names: tuple[str, ...], steps: int, warmup: int) -> dict[str, Any]:
     compute = choose_compute("auto", "auto")
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "hardware": hardware(device_name(compute.device)),
+        "hardware": hardware(compute.device_name),
         "compute": compute.reason,
         "torch": torch.__version__,
         "rows": [row for name in names for row in _rows(load_recipes()[name], compute, steps, warmup)],

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sdpipe.provenance import processor_name
 from sdpipe.runtime.turns import Turn, play_rounds
 
 
@@ -24,11 +23,6 @@ def seconds(work: Callable[[], None], device: torch.device) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def device_name(device: torch.device) -> str:
-    """Of the GPU or of the processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def take_turns(turns: Mapping[str, Turn], *, rounds: int, warmup: int, label: str) -> dict[str, np.ndarray]:

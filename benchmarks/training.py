@@ -17,7 +17,6 @@ from benchmarks.epochs import measure_epochs
 from benchmarks.settings import Settings
 from benchmarks.steps import measure_steps
 from benchmarks.table import markdown
-from benchmarks.timing import device_name
 from sdpipe.architecture import groups_of
 from sdpipe.errors import errors_on_one_line
 from sdpipe.files import write_json
@@ -32,7 +31,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     compute = choose_compute("auto", "auto")
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "hardware": hardware(device_name(compute.device)),
+        "hardware": hardware(compute.device_name),
         "compute": compute.reason,
         "num_threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm")},

@@ -119,17 +119,17 @@ def errors_on_one_line() -> Iterator[None]:
     except (SdpipeError, OSError) as error:
         if os.environ.get("SDPIPE_DEBUG") == "1" or not _is_of_the_world(error):
             raise
-        _tell(f"error: {on_one_line(str(error))}")
+        tell(f"error: {on_one_line(str(error))}")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        _tell("interrupted")
+        tell("interrupted")
         raise SystemExit(128 + signal.SIGINT) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _tell(text: str) -> None:
-    """The exit code says it, too, where nobody reads."""
+def tell(text: str) -> None:
+    """Print a line to standard error, if anybody reads it."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 

@@ -278,6 +278,7 @@ def test_predict_imports_nothing_of_the_training_stack(pictures: Path, model_pat
         "sdpipe.runtime",
         "sdpipe.runtime.artifact",
         "sdpipe.runtime.image",
+        "sdpipe.runtime.jpeg_2000_limits",
         "sdpipe.runtime.manifest",
         "sdpipe.runtime.metadata",
         "sdpipe.runtime.onnx_file",
@@ -285,6 +286,7 @@ def test_predict_imports_nothing_of_the_training_stack(pictures: Path, model_pat
         "sdpipe.runtime.predictor",
         "sdpipe.runtime.shapes",
         "sdpipe.runtime.sources",
+        "sdpipe.runtime.tiff_limits",
         "sdpipe.version",
     ]
 

@@ -53,6 +53,17 @@ def steps_saved(project: Path) -> list[int]:
     return sorted(int(path.name.split("-")[1]) for path in project.glob(".sdpipe/runs/*/step-*"))
 
 
+def wait_for_the_run(store: Path) -> None:
+    """Until MLflow knows of it: a busy machine takes seconds to import MLflow."""
+    client = MlflowClient(f"sqlite:///{store}")
+    deadline = time.monotonic() + 60
+    while (found := client.get_experiment_by_name("sdpipe")) is None or not client.search_runs(
+        [found.experiment_id]
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def the_run(store: Path) -> Run:
     client = MlflowClient(f"sqlite:///{store}")
     experiment = client.get_experiment_by_name("sdpipe")
@@ -172,7 +183,7 @@ def test_a_step_that_does_not_end_is_abandoned(project: Path, mlflow_store: Path
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.readline()  # "run plain, fingerprint ..."
-    time.sleep(1)
+    wait_for_the_run(mlflow_store)
     process.terminate()
     sent = time.monotonic()
     _, errors = process.communicate(timeout=30)

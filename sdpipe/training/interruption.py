@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from sdpipe.errors import tell
+
 GRACE_S = 7.0  # for the step, its validation and its checkpoint; 10 s are promised
 _LAST_WORD_S = 0.5
 
@@ -46,7 +48,7 @@ class Interruption:
         self._watchdog.daemon = True
         self._watchdog.start()
         # Not from here: the signal may have come in the middle of a line that the main thread writes.
-        _start_saying("stopping after this step; Ctrl-C to stop at once")
+        _start_telling("stopping after this step; Ctrl-C to stop at once")
 
     def forget(self) -> None:
         """End the patience's clock: the block has ended."""
@@ -56,24 +58,24 @@ class Interruption:
     def _give_up(self) -> None:
         assert self.number is not None
         self._on_give_up()
-        tell(f"error: the step did not end in {GRACE_S:.0f} s; the last checkpoint stands")
+        tell_in_time(f"error: the step did not end in {GRACE_S:.0f} s; the last checkpoint stands")
         os._exit(128 + self.number)
 
 
-def say(text: str, *, to_stderr: bool = False) -> None:
+def say(text: str) -> None:
     """Print a line, if anybody still reads: a training goes on without, and closes its run behind it."""
     with suppress(OSError):
-        print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+        print(text, flush=True)
 
 
-def tell(text: str) -> None:
+def tell_in_time(text: str) -> None:
     """Print a line to standard error, and wait half a second at most for who reads it."""
-    _start_saying(text).join(_LAST_WORD_S)
+    _start_telling(text).join(_LAST_WORD_S)
 
 
-def _start_saying(text: str) -> threading.Thread:
+def _start_telling(text: str) -> threading.Thread:
     """Standard error may be a terminal that nobody reads, which blocks who writes to it."""
-    thread = threading.Thread(target=say, args=(text,), kwargs={"to_stderr": True}, daemon=True)
+    thread = threading.Thread(target=tell, args=(text,), daemon=True)
     thread.start()
     return thread
 

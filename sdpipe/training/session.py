@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from sdpipe.data.store import DataSet
 from sdpipe.errors import BusyError, TrainingError
 from sdpipe.files import project_root, work_folder
-from sdpipe.provenance import fingerprint, git_state, hardware, processor_name
+from sdpipe.provenance import fingerprint, git_state, hardware
 from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
 from sdpipe.training.compute import Compute, choose_compute
 from sdpipe.training.config import MachineConfig, TrainConfig
@@ -103,7 +103,7 @@ class _Session:
         """Train, save, track, and write the run's files to `folder`."""
         num_processes = f", {world.size} processes" if world.size > 1 else ""
         measured = {
-            "hardware": hardware(_device_name(self.compute)) + num_processes,
+            "hardware": hardware(self.compute.device_name) + num_processes,
             "compute": self.compute.reason,
             **git_state(project_root()),
         }
@@ -192,10 +192,6 @@ def _rows(progress: Progress) -> list[dict[str, float]]:
 def _decisive(compute: Compute) -> dict[str, str]:
     """What of the machine decides the result."""
     return {"device": compute.device.type, "precision": compute.precision, "torch": torch.__version__}
-
-
-def _device_name(compute: Compute) -> str:
-    return torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else processor_name()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from sdpipe.training.config import TrainConfig
 from sdpipe.training.graphs import launch_blocks_as_graphs
 from sdpipe.training.guard import FP16_STREAK, Guard
 from sdpipe.training.recompute import recompute_branches
-from sdpipe.training.world import World, gradients_kept_here
+from sdpipe.training.world import World
 
 _NEVER = 2**31 - 1
 
@@ -130,7 +130,7 @@ class TrainingStep:
         for at, (images_NCHW, labels_N) in enumerate(parts):
             self._seed_dropout(drawn[at].dropout_seeds)
             weight = len(labels_N) * self._world.size / self._batch_size  # DDP divides by the size again
-            with gradients_kept_here(self._view, wanted=self._world.size > 1 and at < len(parts) - 1):
+            with self._world.keeping_gradients(self._view, wanted=at < len(parts) - 1):
                 with self._compute.autocast():
                     part_loss = F.cross_entropy(self._view(images_NCHW, drawn[at].active), labels_N) * weight
                 torch.autograd.backward(self.scaler.scale(part_loss))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import SdpipeError, without_passwords
 from sdpipe.files import sha256_of
-from sdpipe.training.interruption import tell
+from sdpipe.training.interruption import tell_in_time
 from sdpipe.training.mlflow_store import connected, store_uri
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def quietly(work: Callable[[], object]) -> None:
 
 
 def _warn(text: str) -> None:
-    tell(f"warning: {without_passwords(text)}; nothing is lost, `sdpipe track` sends it later")
+    tell_in_time(f"warning: {without_passwords(text)}; nothing is lost, `sdpipe track` sends it later")
 
 
 class _Publisher:

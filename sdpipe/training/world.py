@@ -116,6 +116,15 @@ class World:
                 self._average_gradients(block, own, "projection")
         return view
 
+    @contextmanager
+    def keeping_gradients(self, view: nn.Module, *, wanted: bool) -> Iterator[None]:
+        """For all but the last part of a mini-batch: add up gradients without sending them."""
+        with ExitStack() as stack:
+            for module in view.modules() if wanted and self.size > 1 else ():
+                if isinstance(module, DistributedDataParallel):
+                    stack.enter_context(module.no_sync())
+            yield
+
     def _average_gradients(self, view: nn.Module, own: nn.Module, name: str) -> None:
         # Buffers are averaged by the training step, in the same message as the loss.
         around = DistributedDataParallel(
@@ -125,16 +134,6 @@ class World:
         # three processes or more, a gradient's place in a message decides in which order it is added up.
         around.reducer._push_all_rebuilt_params()
         setattr(view, name, around)
-
-
-@contextmanager
-def gradients_kept_here(view: nn.Module, *, wanted: bool) -> Iterator[None]:
-    """For all but the last part of a mini-batch: add up gradients without sending them."""
-    with ExitStack() as stack:
-        for module in view.modules() if wanted else ():
-            if isinstance(module, DistributedDataParallel):
-                stack.enter_context(module.no_sync())
-        yield
 
 
 @contextmanager

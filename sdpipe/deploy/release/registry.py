@@ -30,12 +30,14 @@ SHIPPED = (
     "runtime/__init__.py",
     "runtime/artifact.py",
     "runtime/image.py",
+    "runtime/jpeg_2000_limits.py",
     "runtime/manifest.py",
     "runtime/metadata.py",
     "runtime/onnx_file.py",
     "runtime/picture_limits.py",
     "runtime/serving.py",
     "runtime/shapes.py",
+    "runtime/tiff_limits.py",
 )
 
 # As in pyproject.toml; the CPU's package, which has wheels for every platform.
