@@ -225,13 +225,23 @@ def memory_on_one_line(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
-        # PyTorch has a class of its own for its allocator on the device only.
-        phrases = ("can't allocate memory", "STATUS_ALLOC_FAILED", "out of memory", "bad_alloc")
-        is_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        is_of_memory |= isinstance(error, OSError) and error.errno == errno.ENOMEM
-        if not is_of_memory and not any(phrase in str(error) for phrase in phrases):
+        if not _is_of_memory(error):
             raise
         raise TrainingError(
             f"out of memory at train.batch_size {config.batch_size} in {config.micro_batches} parts; "
             "the last checkpoint stands; more train.micro_batches need less memory"
         ) from error
+
+
+def _is_of_memory(error: BaseException | None) -> bool:
+    """Or arose while one of memory was handled, as where the capture of a CUDA graph is given up."""
+    if error is None:
+        return False
+    # PyTorch has a class of its own for its allocator on the device only.
+    phrases = ("can't allocate memory", "STATUS_ALLOC_FAILED", "out of memory", "bad_alloc")
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or any(phrase in str(error) for phrase in phrases)
+        or _is_of_memory(error.__context__)
+    )

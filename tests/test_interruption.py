@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM: noticed anywhere, one line, and an end in time."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from sdpipe.training.interruption import noticing_signals
+
+
+def test_a_second_sigterm_does_not_cut_the_saving_short() -> None:
+    """A scheduler sends one to every process, and torchrun sends it on; a second Ctrl-C is a person's."""
+    with noticing_signals(lambda: None) as interruption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.requested
+        with pytest.raises(SystemExit, match="143"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(("error", "code"), [("KeyboardInterrupt", 130), ("ValueError('ours')", 1)])
+def test_ctrl_c_while_a_stage_is_imported_is_one_line(error: str, code: int) -> None:
+    """The import of PyTorch and its kind takes seconds. Other errors keep their traceback."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import pipeline; raise {error}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == code
+    assert done.stderr == "interrupted\n" if code == 130 else "Traceback" in done.stderr
+
+
+ENDING = """
+import atexit, sys, time
+from sdpipe.errors import errors_on_one_line
+from sdpipe.training.interruption import ending_at_once
+atexit.register(lambda: time.sleep(30))
+with ending_at_once(), errors_on_one_line():
+    print("saved")
+    raise {raised}
+"""
+
+
+@pytest.mark.parametrize(("raised", "code"), [("KeyboardInterrupt", 130), ("SystemExit(143)", 143)])
+def test_an_interrupted_process_does_not_take_its_time_to_end(raised: str, code: int) -> None:
+    """What waits to be done at the interpreter's end (30 s here) is not waited for; what was said is seen."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING.format(raised=raised)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == code
+    assert done.stdout == "saved\n"
