@@ -11,6 +11,7 @@ class Files:
 
     def __init__(self) -> None:
         self.content: dict[str, bytes] = {}
+        self.status = 200
         self.cut_after: int | None = None  # bytes of a body, then the connection breaks
         self.cuts_left = 0
         self.knows_ranges = True
@@ -39,7 +40,7 @@ def serve() -> Iterator[Files]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            self.send_response(206 if start else 200)
+            self.send_response(206 if start else files.status)
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
             self.send_header("Content-Length", str(len(body) - start))

@@ -28,6 +28,7 @@ from sdpipe.deploy.quantize import halve
 from sdpipe.errors import TrackingError
 from sdpipe.files import read_json, write_json
 from sdpipe.track import track, track_quietly
+from sdpipe.training.mlflow_store import connected
 from sdpipe.training.records import record_from_files
 from sdpipe.training.run_files import read_rows
 from sdpipe.training.session import train_run
@@ -347,3 +348,19 @@ def test_a_server_that_answers_something_else_is_one_line(monkeypatch: pytest.Mo
         monkeypatch.setenv("MLFLOW_TRACKING_URI", files.url)
         with pytest.raises(TrackingError, match="MLflow: http://127.0.0.1"):
             publish(RunRecord(name="a", fingerprint="f", status="FINISHED", params={}, tags={}))
+
+
+def test_an_answer_that_mlflow_trips_over_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code of an error is a list, which MLflow looks up as a name: TypeError, within MLflow."""
+    with serve() as files:
+        files.status = 400
+        path = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=sdpipe"
+        files.content[path] = b'{"error_code": ["x"], "message": "y"}'
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", files.url)
+        with pytest.raises(TrackingError, match="^MLflow: http://127.0.0.1.* makes no sense: TypeError: "):
+            publish(RunRecord(name="a", fingerprint="f", status="FINISHED", params={}, tags={}))
+
+
+def test_a_bug_of_ours_is_no_fault_of_the_store(mlflow_store: Path) -> None:
+    with pytest.raises(TypeError, match="^ours$"), connected():
+        raise TypeError("ours")

@@ -6,6 +6,7 @@ tables; so a database in a file is made beside, under a lock.
 
 import logging
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from sdpipe.errors import TrackingError, without_passwords
+from sdpipe.errors import SdpipeError, TrackingError, without_passwords
 from sdpipe.files import project_root, replacing, work_folder
 
 EXPERIMENT = "sdpipe"  # MLFLOW_EXPERIMENT_NAME overrides it
@@ -45,15 +46,22 @@ def connected() -> Iterator[tuple[Any, str]]:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its errors are raised, too
     try:
         yield mlflow, _open_store(mlflow)
-    except (
-        MlflowException,
-        SQLAlchemyError,
-        OSError,
-        ImportError,
-        JsonError,
-    ) as error:  # ImportError: a driver
-        text = " ".join(f"{store_uri()}: {error}".split())
+    except SdpipeError:
+        raise
+    except Exception as error:
+        # ImportError: a database's driver.
+        is_expected = isinstance(error, MlflowException | SQLAlchemyError | OSError | ImportError | JsonError)
+        if not (is_expected or _arose_in_mlflow(error)):
+            raise
+        kind = "" if is_expected else f"an answer that makes no sense: {type(error).__name__}: "
+        text = " ".join(f"{store_uri()}: {kind}{error}".split())
         raise TrackingError(f"MLflow: {without_passwords(text)[:300]}") from error
+
+
+def _arose_in_mlflow(error: Exception) -> bool:
+    """It trips over what a server that is none of MLflow's answers, in ways that no list of errors has."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(str(frame.f_globals.get("__name__")).startswith("mlflow.") for frame, _line in frames)
 
 
 def store_uri() -> str:
