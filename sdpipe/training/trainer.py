@@ -158,8 +158,8 @@ class Trainer:
         raise TrainingError(
             f"epoch {epoch + 1}, step {step + 1} of {self.steps_per_epoch}: loss {loss:g}, "
             f"gradient norm {norm:g} at learning rate {self.learning_rate:g}, on training "
-            f"images {self.batches.indices(epoch, step).tolist()}; this step was not applied, and the last "
-            "checkpoint is good; a lower learning rate or a warm-up helps"
+            f"images {self.batches.indices(epoch, step).tolist()}; nothing of this step is kept, and the "
+            "last checkpoint is good; a lower learning rate or a warm-up helps"
         )
 
     def validate(self, stop: Callable[[], bool] = lambda: False) -> bool:
