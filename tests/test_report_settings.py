@@ -61,6 +61,20 @@ def test_seed_p_L_rule_draw_and_how_it_is_computed_are_one_setting(tmp_path: Pat
     assert [arm.runs[0].run for arm in setting.stochastic] == ["e", "d", "c"]  # most like the paper's first
 
 
+def test_a_warm_up_of_p_L_stands_against_the_same_constant_depth(tmp_path: Path) -> None:
+    """At constant depth there is nothing to warm up; with stochastic depth it is another training."""
+    write_run(tmp_path / "models" / "c", p_L=1.0, test_error=0.1)
+    write_run(tmp_path / "models" / "s", p_L=0.5, test_error=0.12)
+    write_run(tmp_path / "models" / "w", p_L=0.5, p_L_warmup_epochs=2, test_error=0.11)
+    (setting,) = group(read_runs([tmp_path / "models"])[0])
+    warm = "stochastic, p_L 0.5, p_L warmed up over 2 epochs"
+    assert [arm.name for arm in setting.arms] == ["constant depth", "stochastic, p_L 0.5", warm]
+    write_report([tmp_path / "models"], tmp_path / "out")
+    rows = read_table(tmp_path / "out" / "table1.csv")
+    assert [(row["p_L_warmup_epochs"], row["constant_error_mean"]) for row in rows] == [(0, 0.1), (2, 0.1)]
+    assert warm in (tmp_path / "out" / "index.html").read_text()
+
+
 def test_reduced_size_is_marked_wherever_it_shows(tmp_path: Path) -> None:
     """In every row, every caption and every picture; the paper's numbers stand apart from it."""
     two_seeds(tmp_path / "models", dataset="cifar10")

@@ -19,8 +19,6 @@ from sdpipe.report.settings import (
     Kind,
     Setting,
     Spread,
-    arm_name,
-    how_drawn,
     key_of,
     size_mark,
     slug,
@@ -61,7 +59,7 @@ def _drawn(drawings: Iterable[Drawing], settings: Sequence[Setting], kind: Kind)
 
 
 def _bars_name(settings: Sequence[Setting], kind: Kind) -> str:
-    return f"depths-{slug(f'{common_label(settings)} {arm_name(*kind)}')}"
+    return f"depths-{slug(f'{common_label(settings)} {kind.name}')}"
 
 
 def common_label(settings: Sequence[Setting]) -> str:
@@ -78,7 +76,7 @@ def _bars(settings: Sequence[Setting], kind: Kind) -> Drawing:
     arms = [arm for pair in pairs for arm in pair if arm]
     bars = {
         "constant depth": [constant.spread_of(_test_error) if constant else None for constant, _ in pairs],
-        arm_name(*kind): [arm.spread_of(_test_error) if arm else None for _, arm in pairs],
+        kind.name: [arm.spread_of(_test_error) if arm else None for _, arm in pairs],
     }
     return Drawing(
         number="Figure 5",
@@ -108,7 +106,7 @@ def p_L_figures(settings: Iterable[Setting]) -> list[Drawing]:
     for setting in settings:
         lines: dict[str, dict[float, Spread]] = {}
         for arm in setting.stochastic:
-            name = arm.rule.replace("_", " ") + how_drawn(arm.draw, arm.dropout)
+            name = arm.kind.rule.replace("_", " ") + arm.kind.extras
             lines.setdefault(name, {})[arm.p_L] = arm.spread_of(_test_error)
         if len({arm.p_L for arm in setting.stochastic}) > 1:
             drawings.append(_p_L(setting, lines))
@@ -131,19 +129,20 @@ def _p_L(setting: Setting, lines: dict[str, dict[float, Spread]]) -> Drawing:
 
 
 def heatmap_figures(settings: Iterable[Setting]) -> list[Drawing]:
-    """Figure 8 right: for each rule, draw and dropout with two depths and two values of p_L."""
+    """Figure 8 right: for each way to drop with two depths and two values of p_L."""
     drawings = []
     for group in group_by_all_but(settings, "depth"):
-        kinds = {arm.kind[1:] for setting in group for arm in setting.stochastic}
-        for rule, draw, dropout in sorted(kinds):
+        # Constant depth is the heatmap's row of p_L 1, whatever else its blocks would be dropped by.
+        kinds = {arm.kind._replace(p_L=1) for setting in group for arm in setting.stochastic}
+        for kind in sorted(kinds):
             cells = {
                 (arm.p_L, int(setting.get("depth"))): arm
                 for setting in group
                 for arm in setting.arms
-                if arm.dropout == dropout and (arm.p_L == 1 or (arm.rule, arm.draw) == (rule, draw))
+                if arm.kind._replace(p_L=1) == kind or (arm.p_L == 1 and arm.dropout == kind.dropout)
             }
             if min(len({cell[0] for cell in cells}), len({cell[1] for cell in cells})) > 1:
-                how = rule.replace("_", " ") + how_drawn(draw, dropout)
+                how = kind.rule.replace("_", " ") + kind.extras
                 drawings.append(_heatmap(group, cells, how))
     return drawings
 
@@ -245,7 +244,7 @@ def _ensemble_line(arm: Arm, colour: str) -> EnsembleLine:
         return {count: spread(row[column] for row in rows if row["members"] == count) for count in members}
 
     return EnsembleLine(
-        name=f"p_L {arm.p_L:g}" if arm.kind[1:] == PAPERS_KIND[1:] else arm.name,
+        name=f"p_L {arm.p_L:g}" if arm.kind == PAPERS_KIND._replace(p_L=arm.p_L) else arm.name,
         colour=colour,
         errors=by_members("ensemble_error"),
         test_network_error=spread(row["test_network_error"] for row in rows).mean,

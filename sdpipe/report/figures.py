@@ -107,8 +107,8 @@ def _not_drawn(drawings: Iterable[Drawing]) -> list[NotDrawn]:
 
 def _shown(setting: Setting) -> list[Arm]:
     """Constant depth, dropout, and of stochastic depth what is most like the paper's, drawn in either way."""
-    alike = {arm.kind[:2] for arm in setting.stochastic[:1]}
-    return [arm for arm in setting.arms if arm.p_L == 1 or arm.kind[:2] in alike]
+    alike = [(arm.kind.p_L, arm.kind.rule) for arm in setting.stochastic[:1]]
+    return [arm for arm in setting.arms if arm.p_L == 1 or (arm.kind.p_L, arm.kind.rule) in alike]
 
 
 def _left_out(setting: Setting) -> str:

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from sdpipe.report.runs import Run
-from sdpipe.report.settings import arm_name, data_name
+from sdpipe.report.settings import data_name, kind_of
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ def runs_table(runs: Iterable[Run]) -> str:
             (
                 run.run,
                 data_name(run),
-                ("plain net, " if run.params["skip"] == "plain" else "")
-                + arm_name(*(run.params[key] for key in ("p_L", "rule", "draw", "dropout"))),
+                ("plain net, " if run.params["skip"] == "plain" else "") + kind_of(run.params).name,
                 run.params["depth"],
                 run.params["seed"],
                 run.params["epochs"],
@@ -139,7 +138,7 @@ def degradation_html(rows: Iterable[Mapping[str, Any]]) -> str:
 def _training(row: Mapping[str, Any]) -> str:
     if "p_L" not in row:
         return "none"
-    return arm_name(*(row[key] for key in ("p_L", "rule", "draw", "dropout")))
+    return kind_of(row).name
 
 
 def _counts(row: Mapping[str, Any]) -> str:

@@ -3,21 +3,48 @@
 import hashlib
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdpipe.report.runs import Run, flatten
 
 # What is compared within a setting, and keys that say how a training is computed, not what.
-_COMPARED = frozenset({"seed", "p_L", "rule", "draw", "dropout"})
+_COMPARED = frozenset({"seed", "p_L", "rule", "draw", "dropout", "p_L_warmup_epochs"})
 _HOW = frozenset({"device", "precision", "compile", "recompute", "micro_batches"})
-_PAPERS_P_L = 0.5  # of the paper's tables
 
-Kind = tuple[float, str, str, float]
-"""p_L, rule, draw, dropout."""
 
-PAPERS_KIND: Kind = (_PAPERS_P_L, "linear_decay", "batch", 0.0)
+class Kind(NamedTuple):
+    """What tells the trainings of a setting apart, seeds aside: how blocks and channels are dropped."""
+
+    p_L: float
+    rule: str = "linear_decay"  # "" at constant depth, where it changes nothing
+    draw: str = "batch"  # the same
+    dropout: float = 0.0
+    p_L_warmup_epochs: int = 0  # 0 at constant depth
+
+    @property
+    def name(self) -> str:
+        """`constant depth`, or `stochastic, p_L 0.5` with what is unlike the paper's main setting."""
+        if self.p_L == 1:
+            return f"constant depth{self.extras}"
+        uniform = ", uniform" if self.rule == "uniform" else ""
+        return f"stochastic, p_L {self.p_L:g}{uniform}{self.extras}"
+
+    @property
+    def extras(self) -> str:
+        """What is unlike the paper's main setting beside p_L and rule, behind a comma."""
+        warmup = self.p_L_warmup_epochs
+        return "".join(
+            [
+                ", drawn for each image" if self.draw == "sample" else "",
+                f", p_L warmed up over {warmup} epochs" if warmup else "",
+                f", dropout {self.dropout:g}" if self.dropout else "",
+            ]
+        )
+
+
+PAPERS_KIND = Kind(p_L=0.5)
 """Of the stochastic trainings in the paper's tables."""
 
 
@@ -44,42 +71,27 @@ def spread(values: Iterable[float]) -> Spread:
 class Arm:
     """Runs that differ by their seeds only: one training of a setting."""
 
-    p_L: float
-    rule: str  # "" at constant depth, where it changes nothing
-    draw: str  # the same
-    dropout: float
+    kind: Kind  # what tells it from the other arms of its setting
     runs: tuple[Run, ...]
 
     @property
-    def kind(self) -> Kind:
-        """What tells it from the other arms of its setting."""
-        return (self.p_L, self.rule, self.draw, self.dropout)
+    def p_L(self) -> float:
+        """1 at constant depth."""
+        return self.kind.p_L
+
+    @property
+    def dropout(self) -> float:
+        """The probability that a value within a branch is dropped."""
+        return self.kind.dropout
 
     @property
     def name(self) -> str:
         """For legends and rows."""
-        return arm_name(*self.kind)
+        return self.kind.name
 
     def spread_of(self, value: Callable[[Run], float]) -> Spread:
         """Over the runs."""
         return spread(map(value, self.runs))
-
-
-def arm_name(p_L: float, rule: str, draw: str, dropout: float) -> str:
-    """`constant depth`, or `stochastic, p_L 0.5` with what is unlike the paper's main setting."""
-    if p_L == 1:
-        return f"constant depth{_with_dropout(dropout)}"
-    uniform = ", uniform" if rule == "uniform" else ""
-    return f"stochastic, p_L {p_L:g}{uniform}{how_drawn(draw, dropout)}"
-
-
-def how_drawn(draw: str, dropout: float) -> str:
-    """What is unlike the paper's main setting, behind a comma."""
-    return f"{', drawn for each image' if draw == 'sample' else ''}{_with_dropout(dropout)}"
-
-
-def _with_dropout(dropout: float) -> str:
-    return f", dropout {dropout:g}" if dropout else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,11 +164,8 @@ def group(runs: Sequence[Run]) -> list[Setting]:
 def _setting(label: str, runs: Iterable[Run]) -> Setting:
     by_kind: dict[Kind, list[Run]] = {}
     for run in runs:
-        by_kind.setdefault(_kind(run), []).append(run)
-    arms = [
-        Arm(p_L=p_L, rule=rule, draw=draw, dropout=dropout, runs=tuple(sorted(found, key=_by_seed)))
-        for (p_L, rule, draw, dropout), found in by_kind.items()
-    ]
+        by_kind.setdefault(kind_of(run.params), []).append(run)
+    arms = [Arm(kind=kind, runs=tuple(sorted(found, key=_by_seed))) for kind, found in by_kind.items()]
     least = min(arm.dropout for arm in arms)
     return Setting(
         label=label,
@@ -168,20 +177,27 @@ def _setting(label: str, runs: Iterable[Run]) -> Setting:
     )
 
 
-def _kind(run: Run) -> Kind:
-    params = run.params
+def kind_of(params: Mapping[str, Any]) -> Kind:
+    """That of a run with these parameters, or of a table's row with these columns; one may be younger."""
     if params["p_L"] == 1:
-        return (1.0, "", "", params["dropout"])
-    return (params["p_L"], params["rule"], params["draw"], params["dropout"])
+        return Kind(p_L=1.0, rule="", draw="", dropout=params["dropout"])
+    return Kind(**{key: params[key] for key in Kind._fields if key in params})
 
 
 def _by_seed(run: Run) -> tuple[int, str]:
     return (run.params["seed"], run.run)
 
 
-def _unlike_the_papers(arm: Arm) -> tuple[float, bool, bool, float, float]:
-    unlike = abs(arm.p_L - _PAPERS_P_L)
-    return (arm.dropout, arm.rule != "linear_decay", arm.draw != "batch", unlike, arm.p_L)
+def _unlike_the_papers(arm: Arm) -> tuple[float, bool, bool, int, float, float]:
+    kind, papers = arm.kind, PAPERS_KIND
+    return (
+        kind.dropout,
+        kind.rule != papers.rule,
+        kind.draw != papers.draw,
+        kind.p_L_warmup_epochs,
+        abs(kind.p_L - papers.p_L),
+        kind.p_L,
+    )
 
 
 def _labels(by_key: dict[frozenset[tuple[str, Any]], list[Run]]) -> dict[frozenset[tuple[str, Any]], str]:

@@ -129,7 +129,7 @@ def _difference(constant: Spread, compared: Spread) -> float:
 
 
 def _head(setting: Setting, arm: Arm | None) -> TableRow:
-    kind = dict(zip(("p_L", "rule", "draw", "dropout"), arm.kind, strict=True)) if arm else {}
+    kind = arm.kind._asdict() if arm else {}
     return {
         "setting": setting.label,
         "dataset": setting.get("dataset"),
@@ -174,7 +174,7 @@ def _paper(setting: Setting, arm: Arm | None) -> tuple[str | None, PaperResult |
         return None, None, None
     recipe = load_recipes()[known]
     depth, epochs = recipe.train["depth"], recipe.train["epochs"]
-    return known, recipe.results[epochs], f"{depth} layers, {epochs} epochs, p_L {PAPERS_KIND[0]:g}"
+    return known, recipe.results[epochs], f"{depth} layers, {epochs} epochs, p_L {PAPERS_KIND.p_L:g}"
 
 
 def _test_error(run: Run) -> float:
