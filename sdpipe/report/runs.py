@@ -72,13 +72,13 @@ def check_params(params: Mapping[str, Any], where: str) -> None:
 
 
 def check_numbers(values: Mapping[str, Any], where: str) -> None:
-    """Raise DataError, naming the key, unless all numbers are finite and at least 0, and errors fractions."""
+    """Raise DataError, naming the key, unless numbers are finite and not negative, and errors fractions."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        is_error = name.endswith("_error")
-        if not 0 <= value <= (1 if is_error else sys.float_info.max):
-            expected = "a number from 0 to 1" if is_error else "a number from 0"
+        is_error, is_divisor = name.endswith("_error"), name == "train_s"
+        if not 0 <= value <= (1 if is_error else sys.float_info.max) or (is_divisor and not value):
+            expected = f"a number {'over' if is_divisor else 'from'} 0{' to 1' if is_error else ''}"
             raise DataError(f"{where}: {name}: expected {expected}, got {str(value)[:20]}")
 
 
