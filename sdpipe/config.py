@@ -35,7 +35,7 @@ _NOT_YAML = (YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 def load_yaml(yaml: YAML, path: Path) -> Any:
     """What a file holds. Raises ConfigError if it is not YAML, and OSError."""
     try:
-        return yaml.load(path)
+        return yaml.load(path.read_text(encoding="utf-8-sig"))  # also as editors on Windows write it
     except _NOT_YAML as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}") from error
 

@@ -24,8 +24,8 @@ SMALL = "-small"
 BACKUP = "params.yaml.bak"
 # How a training is computed is the user's: a recipe does not write over it.
 _USERS = {"device", "precision", "compile", "recompute"}
-# Which of a recipe's runs it is, and into how many parts a batch is cut: not which recipe, either.
-_NOT_OF_THE_RECIPE = _USERS | {"seed", "p_L", "rule", "draw", "micro_batches"}
+# What is compared within a recipe, and into how many parts a batch is cut: not which recipe, either.
+_NOT_OF_THE_RECIPE = _USERS | {"seed", "p_L", "rule", "draw", "p_L_warmup_epochs", "micro_batches"}
 _WORDS = {"linear_decay": "linear", "A": "residual"}  # in the names of runs
 
 
@@ -192,20 +192,21 @@ def use_recipe(name: str, params: Path, num_seeds: int = 1) -> Path | None:
     Returns where the params.yaml before stands now; None if nothing had to be changed.
     """
     text = apply_recipe(name, params, num_seeds)
-    before = params.read_text()
-    if text == before:
+    before = params.read_bytes()
+    after = (text.replace("\n", "\r\n") if b"\r\n" in before else text).encode()
+    if after == before:
         return None
     backup = _backup(params, before)
-    for path, content in ((backup, before), (params.resolve(), text)):
+    for path, content in ((backup, before), (params.resolve(), after)):
         with replacing(path) as beside:
-            beside.write_text(content)
+            beside.write_bytes(content)
     return backup
 
 
-def _backup(params: Path, content: str) -> Path:
+def _backup(params: Path, content: bytes) -> Path:
     """The first of params.yaml.bak, params.yaml.bak2, ... that is free or holds this content."""
     names = (params.with_name(f"{BACKUP}{number if number > 1 else ''}") for number in count(1))
-    return next(path for path in names if not path.exists() or path.read_bytes() == content.encode())
+    return next(path for path in names if not path.exists() or path.read_bytes() == content)
 
 
 def full_size_recipe(

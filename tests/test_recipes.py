@@ -314,6 +314,18 @@ def test_use_keeps_the_file_before(params: Path) -> None:
     assert backup.read_text() == before
 
 
+def test_use_keeps_the_ends_of_lines(params: Path) -> None:
+    """A file from Windows stays one, and its backup has the same bytes."""
+    before = params.read_bytes().replace(b"\n", b"\r\n")
+    params.write_bytes(before)
+    backup = use_recipe("svhn-small", params)
+    assert backup is not None
+    assert backup.read_bytes() == before
+    assert params.read_bytes().count(b"\n") == params.read_bytes().count(b"\r\n")
+    assert b"\r\r" not in params.read_bytes()
+    assert use_recipe("svhn-small", params) is None
+
+
 def test_no_backup_is_ever_lost(params: Path) -> None:
     """Not the user's own file under two recipes, and no file is kept twice."""
     mine = params.read_text().replace("source: images ", "source: mine   ")
