@@ -23,6 +23,14 @@ def negative_log_likelihood(logits_NK: np.ndarray, labels_N: np.ndarray, tempera
     return float(-log_probabilities_NK[np.arange(len(labels_N)), labels_N].mean())
 
 
+def divergence(exact_NK: np.ndarray, other_NK: np.ndarray, temperature: float = 1.0) -> float:
+    """Mean Kullback-Leibler divergence of softmax(other / T) from softmax(exact / T), in nats, in float64."""
+    exact_log_NK, other_log_NK = (
+        log_softmax(logits_NK.astype(np.float64) / temperature, axis=1) for logits_NK in (exact_NK, other_NK)
+    )
+    return float((np.exp(exact_log_NK) * (exact_log_NK - other_log_NK)).sum(axis=1).mean())
+
+
 def fit_temperature(logits_NK: np.ndarray, labels_N: np.ndarray) -> float:
     """The temperature of lowest negative log-likelihood, 0.05 to 20.
 

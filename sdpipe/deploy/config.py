@@ -40,7 +40,7 @@ class QuantizeConfig(Section):
 
     images: Annotated[int, Field(ge=1)]  # of the training part
     seed: Seed  # which ones
-    # Those that are tried; the best on the validation part is taken.
+    # Those that are tried; the closest to float on the validation part is taken.
     methods: Annotated[
         tuple[Literal["minmax", "entropy", "percentile"], ...], Field(strict=False, min_length=1)
     ]
