@@ -51,8 +51,9 @@ def connected() -> Iterator[tuple[Any, str]]:
     except Exception as error:
         # ImportError: a database's driver.
         is_expected = isinstance(error, MlflowException | SQLAlchemyError | OSError | ImportError | JsonError)
-        if not (is_expected or _arose_in_mlflow(error)):
-            raise
+        is_answer = store_uri().startswith("http") and _arose_in_mlflow(error)
+        if not (is_expected or is_answer):
+            raise  # a bug, ours or MLflow's
         kind = "" if is_expected else f"an answer that makes no sense: {type(error).__name__}: "
         text = " ".join(f"{store_uri()}: {kind}{error}".split())
         raise TrackingError(f"MLflow: {without_passwords(text)[:300]}") from error
