@@ -55,6 +55,10 @@ def test_sixteen_bits_give_the_same_pixels_in_any_encoding() -> None:
     files.append((grey, encoded(deep, "JPEG2000", irreversible=False)))
     for values, letter in ((colours, b"6"), (np.repeat(grey, 3, 2), b"6"), (grey, b"5")):
         files.append((values, b"P" + letter + b" 7 5 65535\n" + values.astype(">u2").tobytes()))
+        plain = {b"6": b"P3", b"5": b"P2"}[letter]
+        files.append(
+            (values, plain + b" 7 5 # a comment\n65535\n" + " ".join(map(str, values.flat)).encode())
+        )
         planes = values[::-1].transpose(2, 0, 1).astype(">u2").tobytes()  # SGI: planes, from below
         head = struct.pack(">H2B4H", 474, 0, 2, 3 if values.shape[2] == 3 else 2, 7, 5, values.shape[2])
         files.append((values, head.ljust(512, b"\0") + planes))
@@ -63,6 +67,7 @@ def test_sixteen_bits_give_the_same_pixels_in_any_encoding() -> None:
         expected = np.broadcast_to(values >> 8, (5, 7, 3))
         np.testing.assert_array_equal(decode(raw, 3, None), expected)
     assert decode(b"P6 2000 1100 65535\n" + bytes(6 * 2000 * 1100), 3, (8, 8)).max() == 0
+    assert decode(b"P3 200 200 65535\n" + b"65535 " * 3 * 200 * 200, 3, None).min() == 255
 
 
 def deep_png(values_HWC: np.ndarray) -> bytes:

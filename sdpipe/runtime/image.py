@@ -4,6 +4,7 @@ H, W: height and width; C: channels, 1 (grey) or 3 (RGB).
 """
 
 import ctypes
+import io
 import logging
 import os
 import stat
@@ -14,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from sdpipe.errors import ImageError
-from sdpipe.runtime.picture_limits import MAX_PIXELS, is_icon, judge_exif, open_within_limits
+from sdpipe.runtime.picture_limits import MAX_PIXELS, is_deep_plain, is_icon, judge_exif, open_within_limits
 
 MAX_BYTES = 256 * 1024 * 1024
 """Larger files are refused before they are read."""
@@ -202,6 +203,8 @@ def _open(raw: bytes, turn: Turn | None) -> Image.Image:
         image = open_within_limits(raw, FORMATS)
         if turn is not None and image.width * image.height > _LARGE_PIXELS:
             turn.take()
+        if is_deep_plain(image):
+            return _deep_plain(image, raw)
         image.load()
         judge_exif(image)
         return _upright(image)
@@ -216,6 +219,14 @@ def _open(raw: bytes, turn: Turn | None) -> Image.Image:
     except _DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError("damaged", f"damaged or unsupported picture: {reason}") from error
+
+
+def _deep_plain(image: ImageFile.ImageFile, raw: bytes) -> Image.Image:
+    """The upper 8 bits of a plain text PPM, read as grey of three times the width; Pillow rounds colours."""
+    head = b"P2 %d %d 65535\n" % (3 * image.width, image.height)
+    grey = Image.open(io.BytesIO(head + raw[image.tile[0].offset :]), formats=("PPM",))
+    values_HW = np.asarray(_in_strips(grey, "L", _sixteen_bit_to_eight))
+    return Image.fromarray(values_HW.reshape(image.height, image.width, 3))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -26,6 +26,7 @@ _MAX_HEAD_BYTES = 2**25
 # microseconds a pixel, and 0.2 a byte that makes none. Full HD is 2,073,600 pixels.
 _MAX_PIXELS_IN_PYTHON = 2_100_000
 _MAX_BYTES_A_PIXEL = 12
+_MAX_BYTES_A_DEEP_PIXEL = 18  # three times five digits and a space
 _MAX_COMMENTS = 1000  # of a plain PPM; each copies up to a megabyte
 
 # A scan of a progressive JPEG goes over all of the picture again, at 0.2 to 4 nanoseconds a pixel. Encoders
@@ -67,8 +68,17 @@ def open_within_limits(raw: bytes, formats: tuple[str, ...]) -> ImageFile.ImageF
 
 def _in_c(tile: ImageFile._Tile) -> ImageFile._Tile:
     """Of a binary PPM in 16 bits, the upper 8, as of other formats; Pillow rounds them, in Python."""
-    is_deep = tile.codec_name == "ppm" and tile.args == ("RGB", 65535)
+    is_deep = tile.codec_name == "ppm" and _has_deep_colours(tile)
     return tile._replace(codec_name="raw", args="RGB;16B") if is_deep else tile
+
+
+def is_deep_plain(image: ImageFile.ImageFile) -> bool:
+    """Whether it is a plain text PPM with 16 bits a colour."""
+    return any(tile.codec_name == "ppm_plain" and _has_deep_colours(tile) for tile in image.tile)
+
+
+def _has_deep_colours(ppm_tile: ImageFile._Tile) -> bool:
+    return ppm_tile.args == ("RGB", 65535)
 
 
 def judge_exif(image: ImageFile.ImageFile) -> None:
@@ -120,7 +130,8 @@ def _judge_head(image: ImageFile.ImageFile, raw: bytes) -> bool:
     limit = _MAX_PIXELS_IN_PYTHON if in_python else _MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS)
     if num_pixels > limit:
         raise ImageError("too_large", f"{width} x {height} pixels, at most {limit:,} are decoded")
-    if in_python and len(raw) > _MAX_BYTES_A_PIXEL * num_pixels + _HEAD_BYTES:
+    bytes_a_pixel = _MAX_BYTES_A_DEEP_PIXEL if is_deep_plain(image) else _MAX_BYTES_A_PIXEL
+    if in_python and len(raw) > bytes_a_pixel * num_pixels + _HEAD_BYTES:
         raise ImageError("too_large", f"{len(raw):,} bytes for {width} x {height} pixels")
     if "ppm_plain" in codecs and raw.count(b"#") > _MAX_COMMENTS:
         raise ImageError("too_large", f"over {_MAX_COMMENTS:,} comments")
