@@ -69,6 +69,8 @@ def bad_bodies(image_HWC: np.ndarray) -> dict[str, Any]:
         "at most 1,024": {"inputs": [text_of(raw)] * 1025},
         "missing inputs": {"inputs": {"picture": [text_of(raw)]}},
         "valid JSON": b"{",
+        "recursion depth": b"[" * 100_000,
+        "4300 digits": b'{"inputs": [' + b"9" * 5000 + b"]}",
         "exactly one of the input fields": {"inputs": [], "instances": []},
     }
 

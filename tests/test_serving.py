@@ -117,6 +117,8 @@ def test_mlflow_serves_good_and_bad_input_under_load(server: str, project: Path)
         response = post(server, body)
         assert response.status_code == 400, reason
         assert reason in response.json()["message"]
+    nameless = requests.post(server, data=b"{}", timeout=10)  # requests gives bytes no Content-Type
+    assert nameless.status_code == 415, nameless.text
     load = send_load(server, artifact)
     print(load)
     assert load.wrong == []

@@ -4,7 +4,10 @@ It stands beside the ONNX file there, with a copy of sdpipe.runtime, and needs n
 A request's field is `image`: for each picture its encoded bytes in base64, or its pixels.
 """
 
+import sys
+from functools import wraps
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -24,6 +27,8 @@ class ServedModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Open the ONNX file that was registered."""
+        if "mlflow.pyfunc.scoring_server.app" in sys.modules:  # it is MLflow's server that loads it
+            _refuse_in_words(sys.modules["mlflow.pyfunc.scoring_server"])
         self.artifact = open_artifact(Path(context.artifacts["onnx"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> list[dict[str, Any]]:
@@ -40,6 +45,23 @@ class ServedModel(PythonModel):
             return answer(self.artifact, pictures)
         except SdpipeError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
+
+
+def _refuse_in_words(server: ModuleType) -> None:
+    """Answer status 4xx, with the reason, to requests at which MLflow's server trips with a 500.
+
+    They have no Content-Type, or JSON that is too deep or holds too long a number (MLflow 3.17).
+    """
+    invocations = server.invocations
+
+    @wraps(invocations)
+    def refusing(data: bytes, content_type: str | None, *rest: Any) -> Any:
+        try:
+            return invocations(data, content_type or "", *rest)
+        except (RecursionError, ValueError) as error:
+            raise MlflowException.invalid_parameter_value(f"the request cannot be parsed: {error}") from error
+
+    server.invocations = refusing  # type: ignore[attr-defined]
 
 
 set_model(ServedModel())
