@@ -41,6 +41,7 @@ from sdpipe.runtime.variants import COLUMNS
 from sdpipe.training.weights import Weights, save_weights
 
 CORES = len(os.sched_getaffinity(0))
+FINGERPRINT = "0123456789abcdef"  # of make_weights
 
 
 @pytest.fixture(autouse=True)
@@ -390,10 +391,10 @@ def test_nothing_deployed_is_one_line(project: Path) -> None:
 def write_variants(path: Path, **changes: str) -> None:
     """Three variants; the changes are to the last one's cells."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    last = ["keep-7", "pruned/keep-7.onnx", "0.1", "9000", "", "", "12", "true"]
+    last = ["keep-7", "pruned/keep-7.onnx", FINGERPRINT, "0.1", "9000", "", "", "12", "true"]
     rows = [
-        ["fp32", "model.onnx", "0.0525", "12345", "1.25", "40.04", "0", "True"],
-        ["int8", "model.int8.onnx", "0.06", "4000", "0.5", "20", "3", "True"],
+        ["fp32", "model.onnx", FINGERPRINT, "0.0525", "12345", "1.25", "40.04", "0", "True"],
+        ["int8", "model.int8.onnx", FINGERPRINT, "0.06", "4000", "0.5", "20", "3", "True"],
         [changes.get(name, cell) for name, cell in zip(COLUMNS, last, strict=True)],
     ]
     with path.open("w", newline="") as stream:
@@ -410,11 +411,24 @@ def test_inspect_shows_the_variants_side_by_side(deployed: Path) -> None:
     assert "*" not in table[2] + table[3]
     facts = json.loads(call("inspect", "models/model.onnx", "--json").stdout)
     assert facts["variants"][2] == {
-        "variant": "keep-7", "path": "pruned/keep-7.onnx", "test_error": 0.1, "bytes": 9000,
-        "batch_1_ms": None, "batch_64_ms": None, "disagreements_with_fp32": 12, "parity": True,
+        "variant": "keep-7", "path": "pruned/keep-7.onnx", "fingerprint": FINGERPRINT, "test_error": 0.1,
+        "bytes": 9000, "batch_1_ms": None, "batch_64_ms": None, "disagreements_with_fp32": 12, "parity": True,
     }  # fmt: skip
     Path("models/variants/variants.csv").rename("models/variants.csv")
     assert "int8" in call("inspect", "models/variants/keep-7.onnx").stdout
+
+
+def test_a_table_of_another_training_is_not_shown(deployed: Path) -> None:
+    """As models/variants.csv stands above models/<run>/, which has none until it was evaluated."""
+    write_variants(Path("models/variants.csv"))
+    run = Path("models/constant/model.onnx")
+    run.parent.mkdir()
+    model = onnx.load("models/model.onnx")
+    for entry in model.metadata_props:
+        entry.value = json.dumps("another") if entry.key == "sdpipe.fingerprint" else entry.value
+    onnx.save(model, run)
+    assert "variants" in json.loads(call("inspect", "models/model.onnx", "--json").stdout)
+    assert "variants" not in json.loads(call("inspect", str(run), "--json").stdout)
 
 
 def test_without_variants_inspect_is_as_before(deployed: Path) -> None:

@@ -167,6 +167,7 @@ def test_all_variants_are_proved_and_stand_side_by_side(run: Path, dataset: Data
     assert metrics["variants"]["int8"]["lowest_sqnr_db"] > CONFIG.int8.min_sqnr_db
     table = list(csv.DictReader((run / "variants.csv").read_text().splitlines()))
     assert [row["variant"] for row in table] == ["fp32", *metrics["variants"], "ensemble"]
+    assert {row["fingerprint"] for row in table} == {metrics["fingerprint"]}
     latency = json.loads((run / "latency.json").read_text())["batch_1"]
     assert set(latency) == {"pytorch_eager", "onnxruntime", *metrics["variants"]}
     assert {float(row["batch_1_ms"]) for row in table[:-1]} < {

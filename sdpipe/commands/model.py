@@ -142,7 +142,7 @@ def inspect(model: Path, as_json: bool, verify: bool) -> None:
     artifact = open_artifact(model, "cpu", verify=verify)
     facts = {"file": str(model), "bytes": model.stat().st_size, **asdict(artifact.metadata)}
     facts["operators"] = count_operators(model)
-    variants = read_variants(model)
+    variants = read_variants(model, artifact.metadata.fingerprint)
     if verify:
         facts["verified"] = True
     if as_json:

@@ -8,20 +8,23 @@ from typing import Any
 from sdpipe.errors import ModelError
 
 NAME = "variants.csv"
-TEXTS = ("variant", "path")
+TEXTS = ("variant", "path", "fingerprint")
 NUMBERS = ("test_error", "bytes", "batch_1_ms", "batch_64_ms", "disagreements_with_fp32")
 COLUMNS = (*TEXTS, *NUMBERS, "parity")
 
 
-def read_variants(model: Path) -> list[dict[str, Any]]:
+def read_variants(model: Path, fingerprint: str) -> list[dict[str, Any]]:
     """The rows of the variants.csv beside a model file, below it in `variants/`, or above it; else none.
 
-    Empty cells are None. Raises ModelError if the file is not such a table.
+    fingerprint: of the model's training; a table may stand there that is about another one. Empty cells are
+    None. Raises ModelError if the file is not such a table.
     """
     folder = model.resolve().parent
     for place in (folder, folder / "variants", folder.parent):
         if (place / NAME).is_file():
-            return _read(place / NAME)
+            rows = _read(place / NAME)
+            if any(row["fingerprint"] == fingerprint for row in rows):
+                return rows
     return []
 
 

@@ -184,6 +184,7 @@ def _write_variants(
     for name, figures in {"fp32": fp32, **metrics["variants"]}.items():
         timed = "onnxruntime" if name == "fp32" else name
         times = {f"{batch}_ms": call[timed]["median_ms"] for batch, call in latency.items() if timed in call}
-        row = {"variant": name, "path": figures["file"], **figures, **times}
+        facts = {"variant": name, "path": figures["file"], "fingerprint": metrics["fingerprint"]}
+        row = {**facts, **figures, **times}
         rows.append([row.get(column) for column in COLUMNS])
     write_csv(folder / NAME, COLUMNS, rows)

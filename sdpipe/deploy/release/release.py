@@ -163,7 +163,7 @@ def _copy(source: Path, destination: Path) -> None:
 def _write_table(candidate: Candidate, path: Path) -> None:
     """The rows of the run's variants.csv that are about what is deployed, with its place below `models`."""
     rows = []
-    for row in read_variants(candidate.run_folder / MODEL):
+    for row in read_variants(candidate.run_folder / MODEL, candidate.metrics["fingerprint"]):
         name = row["variant"]
         if name in candidate.variants:
             rows.append({**row, "path": f"{VARIANTS}/{candidate.variants[name].name}"})
