@@ -444,3 +444,15 @@ def test_a_damaged_table_of_variants_is_one_line(deployed: Path, cell: str) -> N
     assert result.stderr.startswith("error: ")
     assert "variants.csv: expected rows of variant, path" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_table_of_variants_without_end_is_not_read_whole(deployed: Path) -> None:
+    """It may come with a model from anywhere; 2**30 zeros stand on no disk, but would in memory."""
+    table = Path("models/variants.csv")
+    with table.open("wb") as stream:
+        stream.truncate(2**30)
+    started = time.monotonic()
+    result = call("inspect", "models/model.onnx")
+    assert time.monotonic() - started < 2
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {table.resolve()}: over 1,048,576 characters, no table of variants\n"

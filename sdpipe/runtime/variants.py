@@ -1,6 +1,7 @@
 """The variants of a network side by side, as `variants.csv` beside its files has them."""
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ NAME = "variants.csv"
 TEXTS = ("variant", "path", "fingerprint")
 NUMBERS = ("test_error", "bytes", "batch_1_ms", "batch_64_ms", "disagreements_with_fp32")
 COLUMNS = (*TEXTS, *NUMBERS, "parity")
+
+_MAX_CHARACTERS = 2**20  # a row has about 120
 
 
 def read_variants(model: Path, fingerprint: str) -> list[dict[str, Any]]:
@@ -31,7 +34,10 @@ def read_variants(model: Path, fingerprint: str) -> list[dict[str, Any]]:
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open(newline="", encoding="utf-8") as stream:
-            return [_row(cells) for cells in csv.DictReader(stream, strict=True)]
+            text = stream.read(_MAX_CHARACTERS + 1)
+        if len(text) > _MAX_CHARACTERS:
+            raise ModelError(f"{path}: over {_MAX_CHARACTERS:,} characters, no table of variants")
+        return [_row(cells) for cells in csv.DictReader(io.StringIO(text, newline=""), strict=True)]
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
     except (AttributeError, KeyError, ValueError, csv.Error) as error:  # a row too short has None in it
