@@ -11,6 +11,7 @@ from deployable import add_variants, deploy, make_run
 from PIL import Image
 
 from sdpipe.runtime.artifact import open_artifact
+from sdpipe.runtime.image import decode
 from sdpipe.runtime.predictor import Prediction, predict
 
 
@@ -85,6 +86,19 @@ def test_the_python_on_the_card_runs_and_agrees_with_predict(
     assert isinstance(expected, Prediction)
     label, probability = done.stdout.split()
     assert (label, float(probability)) == (expected.top[0][0], pytest.approx(expected.top[0][1], abs=1e-6))
+
+
+@pytest.mark.parametrize("crop_fraction", [1.0, 224 / 256])
+def test_the_card_is_right_about_a_picture_of_the_network_s_size(
+    tmp_path: Path, crop_fraction: float
+) -> None:
+    """It stays as it is only where all of it is taken."""
+    card = card_of(tmp_path, crop_fraction=crop_fraction).replace("\n", " ")
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    decoded = decode(tmp_path / "picture.png", 1, (9, 9), crop_fraction)
+    stays = bool((decoded[..., 0] == pixels).all())
+    assert ("A picture that has this size already stays as it is" in card) == stays
 
 
 def test_the_other_languages_name_the_tensors_of_the_file(tmp_path: Path) -> None:

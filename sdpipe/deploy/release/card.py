@@ -204,15 +204,14 @@ second input switches blocks on and off, for sub-networks at random.
 def _pictures(metadata: Metadata) -> str:
     height, width = metadata.image_size
     colours = "grey" if metadata.channels == 1 else "RGB"
-    part = (
-        "it" if metadata.crop_fraction == 1 else f"{metadata.crop_fraction:.4g} of each side, at the centre,"
-    )
+    is_whole = metadata.crop_fraction == 1
+    part = "it" if is_whole else f"{metadata.crop_fraction:.4g} of each side, at the centre,"
+    unchanged = "A picture that has this size already stays as\nit is. " if is_whole else ""
     return f"""## How a picture is prepared
 
 Its EXIF orientation is applied; transparency is laid over white; it becomes {colours}. The largest centred
 box with the aspect ratio {width} : {height} is found; {part} is cut out and resized to
-{width} x {height} (width x height), bilinear with antialiasing. A picture that has this size already stays as
-it is. `sdpipe predict` does all of it.
+{width} x {height} (width x height), bilinear with antialiasing. {unchanged}`sdpipe predict` does all of it.
 """
 
 
