@@ -393,6 +393,18 @@ def test_the_command_compares_and_picks(runs: Path, tmp_path: Path) -> None:
     assert "error: no file takes at most 1e-06 ms at batch 1; the fastest, models/stochastic/" in none.stderr
 
 
+def test_a_size_stands_in_the_table_once(runs: Path) -> None:
+    """Whether it was asked for after the stage made it, or before."""
+    run = runs / "stochastic"
+    assert call("--keep", "3,2").exit_code == 0
+    assert not (run / "pruned-extra" / "keep-3.onnx").exists()
+    shutil.copy(run / "pruned" / "keep-3.onnx", run / "pruned-extra")
+    assert call().exit_code == 0
+    with (runs / "pareto.csv").open() as stream:
+        paths = [row["path"].removeprefix("models/stochastic/") for row in csv.DictReader(stream)]
+    assert paths == ["model.onnx", "pruned/keep-5.onnx", "pruned/keep-3.onnx", "pruned-extra/keep-2.onnx"]
+
+
 def test_files_of_another_training_are_refused(runs: Path) -> None:
     path = runs / "stochastic" / "weights.safetensors"
     weights = load_weights(path)

@@ -54,6 +54,8 @@ def find_variants(folders: Sequence[Path]) -> list[list[Artifact]]:
         info = load_info(folder / "weights.safetensors")
         digests.add(info.dataset_digest)
         found = [path for place in _PLACES for path in sorted(folder.glob(place), key=_by_size)]
+        made = {path.name for path in found if path.parent.name == PRUNED}  # by the stage, perhaps since
+        found = [path for path in found if path.parent.name != EXTRA or path.name not in made]
         if not found or found[0].name != "model.onnx":
             raise ModelError(f"{folder / 'model.onnx'}: no such model file; run `dvc repro`")
         for path in found:

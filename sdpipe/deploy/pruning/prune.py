@@ -86,8 +86,8 @@ def prune_run(folder: Path, dataset: DataSet, config: PruneConfig, export: Expor
 def prune_further(folder: Path, dataset: DataSet, counts: Sequence[int]) -> None:
     """Write models/<run>/pruned-extra/ with further sizes, in the order and with the settings of pruned/.
 
-    Not into pruned/, since that is DVC's. Raises DataError if pruned/ cannot be read or belongs to another
-    training, ModelError if the network has no such size.
+    Not into pruned/, since that is DVC's; what stands there is not made again. Raises DataError if pruned/
+    cannot be read or belongs to another training, ModelError if the network has no such size.
     """
     weights = load_weights(folder / "weights.safetensors")
     facts = read_json(folder / PRUNED / "prune.json")
@@ -104,7 +104,8 @@ def prune_further(folder: Path, dataset: DataSet, counts: Sequence[int]) -> None
     config, export = PruneConfig(**facts["prune"]), ExportConfig(**facts["export"])
     material = open_material(weights.info, dataset, config)
     ells = read_order(folder / PRUNED / "order.csv")
-    for count in counts:
+    made = {size["name"] for size in facts["sizes"]}
+    for count in [count for count in counts if f"keep-{count}" not in made]:
         size = write_size(folder / EXTRA, weights, ells, count, material, config, export)
         write_json(folder / EXTRA / f"keep-{count}.json", {"fingerprint": weights.info.fingerprint, **size})
 
