@@ -234,6 +234,14 @@ def test_constant_depth_has_no_spread(tmp_path: Path, pictures: Path) -> None:
     assert "constant depth has no sub-networks" in line
 
 
+def test_a_pruned_file_is_not_judged_by_the_whole_network(tmp_path: Path, pictures: Path) -> None:
+    """Beside it in variants/ stands the ensemble of all blocks, of the same training."""
+    export_ensemble_to(tmp_path / "ensemble.onnx", make_weights(depth=8))
+    model = export_to(tmp_path / "keep-2.onnx", make_weights(depth=8, removed=[2]))
+    line = refused(pictures, "--model", model, "--uncertainty", M)
+    assert f"{model}: lacks blocks that the sub-networks have" in line
+
+
 def test_a_plain_net_has_an_ensemble_file_too(tmp_path: Path) -> None:
     """Stage export writes both files for every run; without skips the switches are all 1."""
     weights = make_weights(depth=8, skip="plain", p_L=1.0)

@@ -72,11 +72,13 @@ def open_ensemble(
     """The ensemble that stands beside a model's file, as ensemble.onnx or variants/ensemble.onnx.
 
     num_members: M, at least 2, else there is no spread. verify: against the SHA256SUMS beside it. Raises
-    ModelError if the model's training has no sub-networks, or if the file is missing, no ensemble, or of
-    another training.
+    ModelError if the model's training has no sub-networks, if the model lacks blocks that they have, or if
+    the file is missing, no ensemble, or of another training.
     """
     if all(prob == 1 for prob in model.metadata.survival_probs):
         raise ModelError(f"{model.path}: constant depth has no sub-networks; expected p_L below 1, got 1")
+    if 0 in model.metadata.scales:
+        raise ModelError(f"{model.path}: lacks blocks that the sub-networks have; expected the whole network")
     path = _beside(model.path)
     artifact = open_artifact(path, device, verify=verify)
     if artifact.metadata.variant != ENSEMBLE:
