@@ -405,6 +405,22 @@ def test_a_size_stands_in_the_table_once(runs: Path) -> None:
     assert paths == ["model.onnx", "pruned/keep-5.onnx", "pruned/keep-3.onnx", "pruned-extra/keep-2.onnx"]
 
 
+def test_a_size_made_with_other_settings_is_refused(runs: Path) -> None:
+    """Beside a family that the stage made anew it would be compared with what it is no part of."""
+    assert call("--keep", "2").exit_code == 0
+    path = runs / "stochastic" / "pruned" / "prune.json"
+    facts = json.loads(path.read_text())
+    facts["prune"]["keep"] = [0.9]
+    path.write_text(json.dumps(facts))
+    assert call().exit_code == 0
+    facts["prune"]["num_statistics"] += 1
+    path.write_text(json.dumps(facts))
+    result = call()
+    assert result.exit_code == 1
+    assert "pruned-extra/keep-2.onnx: made with other settings than models/stochastic/pruned" in result.stderr
+    assert call("--keep", "2").exit_code == 0
+
+
 def test_files_of_another_training_are_refused(runs: Path) -> None:
     path = runs / "stochastic" / "weights.safetensors"
     weights = load_weights(path)

@@ -10,10 +10,10 @@ from tqdm import tqdm
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.held_out import open_held_out
 from sdpipe.deploy.proof.parity import Images, onnx_logits
-from sdpipe.deploy.pruning.prune import EXTRA, PRUNED
+from sdpipe.deploy.pruning.prune import EXTRA, PRUNED, settings_of
 from sdpipe.deploy.timing.latency import measure_latency
 from sdpipe.errors import DataError, ModelError, SdpipeError
-from sdpipe.files import write_csv
+from sdpipe.files import read_json, write_csv
 from sdpipe.runtime.artifact import Artifact, open_artifact
 from sdpipe.training.weights import load_info
 
@@ -45,8 +45,8 @@ class Variant:
 def find_variants(folders: Sequence[Path]) -> list[list[Artifact]]:
     """The files of each run, opened on the processor; model.onnx stands first.
 
-    Raises ModelError if a run has no model.onnx, if a file cannot be read or is of another training, and
-    DataError if the runs were trained on different data.
+    Raises ModelError if a run has no model.onnx, if a file cannot be read, is of another training or was made
+    with other settings, and DataError if the runs were trained on different data.
     """
     families, digests = [], set()
     for folder in folders:
@@ -65,6 +65,8 @@ def find_variants(folders: Sequence[Path]) -> list[list[Artifact]]:
                     f"{path}: of training {artifact.metadata.fingerprint}, and {folder} holds "
                     f"{info.fingerprint}; run `dvc repro`, or delete it if it lies in {EXTRA}"
                 )
+            if path.parent.name == EXTRA:
+                _check_settings(path, folder)
             artifacts.append(artifact)
         families.append(artifacts)
     if len(digests) > 1:
@@ -72,6 +74,16 @@ def find_variants(folders: Sequence[Path]) -> list[list[Artifact]]:
             f"{', '.join(map(str, folders))}: trained on different data; compare one data set at a time"
         )
     return families
+
+
+def _check_settings(extra: Path, run_folder: Path) -> None:
+    """Raise ModelError unless a size of pruned-extra/ was made as those of pruned/ are now."""
+    made, now = extra.with_suffix(".json"), run_folder / PRUNED / "prune.json"
+    if not made.exists() or settings_of(read_json(made)) != settings_of(read_json(now)):
+        raise ModelError(
+            f"{extra}: made with other settings than {run_folder / PRUNED}; delete it, or make it again "
+            "with --keep"
+        )
 
 
 def _by_size(path: Path) -> tuple[int, str]:

@@ -9,7 +9,7 @@ models/<run>/pruned/
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,17 @@ def prune_further(folder: Path, dataset: DataSet, counts: Sequence[int]) -> None
     made = {size["name"] for size in facts["sizes"]}
     for count in [count for count in counts if f"keep-{count}" not in made]:
         size = write_size(folder / EXTRA, weights, ells, count, material, config, export)
-        write_json(folder / EXTRA / f"keep-{count}.json", {"fingerprint": weights.info.fingerprint, **size})
+        made_from = {"fingerprint": weights.info.fingerprint, **settings_of(facts)}
+        write_json(folder / EXTRA / f"keep-{count}.json", {**made_from, **size})
+
+
+def settings_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a size depends on beside the training, as prune.json and the JSON beside a further size have it.
+
+    Which other sizes the stage makes is left out.
+    """
+    prune = {name: value for name, value in facts.get("prune", {}).items() if name != "keep"}
+    return {"prune": prune, "export": facts.get("export")}
 
 
 def count_of(fraction: float, num_blocks: int) -> int:
