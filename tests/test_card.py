@@ -1,18 +1,21 @@
 """The model card says what the files say, and its code runs."""
 
+import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from deployable import add_variants, deploy, make_run
+from deployable import add_variants, deploy, make_run, write
 from PIL import Image
 
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.image import decode
 from sdpipe.runtime.predictor import Prediction, predict
+from sdpipe.training.weights import load_weights, save_weights
 
 
 def card_of(tmp_path: Path, channels: int = 1, crop_fraction: float = 1.0, variants: bool = False) -> str:
@@ -99,6 +102,24 @@ def test_the_card_is_right_about_a_picture_of_the_network_s_size(
     decoded = decode(tmp_path / "picture.png", 1, (9, 9), crop_fraction)
     stays = bool((decoded[..., 0] == pixels).all())
     assert ("A picture that has this size already stays as it is" in card) == stays
+
+
+def test_the_card_says_where_there_was_nothing_to_fit_and_nothing_to_skip(tmp_path: Path) -> None:
+    """No validation image is wrong, so T is 1 by rule; and a plain net, trained without skips."""
+    folder = make_run(tmp_path / "models" / "stochastic")
+    deploy(folder, tmp_path / "models")
+    card = (tmp_path / "models" / "README.md").read_text().replace("\n", " ")
+    assert "T was fitted on the validation part, 144 pictures." in card
+    assert "A residual network that was trained with stochastic depth" in card
+    weights = load_weights(folder / "weights.safetensors")
+    plain = replace(weights.info.network, skip="plain", p_L=1.0)
+    save_weights(folder / "weights.safetensors", replace(weights, info=replace(weights.info, network=plain)))
+    facts = json.loads((folder / "calibration.json").read_text())
+    write(folder / "calibration.json", facts | {"temperature": 1.0})
+    deploy(folder, tmp_path / "models")
+    card = (tmp_path / "models" / "README.md").read_text().replace("\n", " ")
+    assert "T stays 1, since the network misclassifies none of the 144 pictures" in card
+    assert "A plain network, one without skips, that was trained" in card
 
 
 def test_the_other_languages_name_the_tensors_of_the_file(tmp_path: Path) -> None:

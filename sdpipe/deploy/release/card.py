@@ -32,7 +32,7 @@ def write_card(candidate: Candidate) -> str:
     info = load_info(folder / "weights.safetensors")
     train, timing = read_json(folder / "train.json"), read_json(folder / "timing.json")
     sections = [
-        _head(candidate, metadata, train),
+        _head(candidate, metadata, info, train),
         loading_section(metadata),
         _errors(candidate, folder, train),
         _parity(candidate.metrics),
@@ -61,8 +61,9 @@ def _error(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, int | float) else ""
 
 
-def _head(candidate: Candidate, metadata: Metadata, train: Mapping[str, Any]) -> str:
+def _head(candidate: Candidate, metadata: Metadata, info: ModelInfo, train: Mapping[str, Any]) -> str:
     kind = "stochastic" if metadata.p_L < 1 else "constant"
+    network = "plain network, one without skips," if info.network.skip == "plain" else "residual network"
     size = " x ".join(str(side) for side in (*metadata.image_size, metadata.channels))
     names = metadata.class_names
     more = "" if len(names) <= _FEW_CLASSES else ", ... (all are in the file's metadata)"
@@ -82,8 +83,8 @@ def _head(candidate: Candidate, metadata: Metadata, train: Mapping[str, Any]) ->
     ]
     return f"""# {metadata.data_set}, {metadata.depth} layers, {kind} depth
 
-A residual network that was trained with {kind} depth (Huang et al. 2016, arXiv 1603.09382), folded into a
-plain full-depth network and exported as one ONNX file. Pixels go in as they are; normalisation is in the
+A {network} that was trained with {kind} depth (Huang et al. 2016, arXiv 1603.09382), folded into
+its full-depth test network and exported as one ONNX file. Pixels go in as they are; normalisation is in the
 graph. The stage `deploy` wrote this page from what the run left.
 
 {table(["", ""], rows)}
@@ -145,10 +146,13 @@ def _confidence(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         "negative log-likelihood",
         "test: expected calibration error",
     ]
+    pictures = f"{facts['num_validation']:,} pictures"
+    how = f"T was fitted on the validation part,\n{pictures}."
+    if facts["temperature"] == 1:
+        how = f"T stays 1, since the network\nmisclassifies none of the {pictures} of the validation part."
     return f"""## Confidence
 
-`probabilities` are softmax(`logits` / T). T was fitted on the validation part,
-{facts["num_validation"]:,} pictures.
+`probabilities` are softmax(`logits` / T). {how}
 
 {table(header, rows)}"""
 
