@@ -43,6 +43,13 @@ def test_plateau_is_that_of_pytorch() -> None:
     assert len(set(rates)) > 2, "the example has drops"
 
 
+def test_the_rate_falls_to_zero_at_last() -> None:
+    """An error of 0 cannot fall: with patience 1 each epoch but the first divides it, 400 times here."""
+    config = train_config(epochs=402, milestones=[], plateau_epochs=1)
+    assert learning_rate_at(config, 4, [0.0] * 4) == pytest.approx(1e-4, rel=1e-12)
+    assert learning_rate_at(config, 401, [0.0] * 401) == 0
+
+
 def test_plateau_and_milestones_exclude_each_other() -> None:
     with pytest.raises(ValidationError, match="expected 0 beside milestones"):
         train_config(plateau_epochs=3)

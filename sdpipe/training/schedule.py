@@ -19,7 +19,10 @@ def learning_rate_at(config: TrainConfig, epoch: int, errors: Sequence[float] = 
     drops = sum(epoch >= milestone for milestone in config.milestones)
     if config.plateau_epochs:
         drops = _num_plateaus(errors[config.warmup.epochs : epoch], config.plateau_epochs)
-    return float(config.learning_rate / config.drop_factor**drops)
+    rate = config.learning_rate
+    for _ in range(drops):  # a power would overflow where hundreds of plateaus bring it to 0
+        rate /= config.drop_factor
+    return rate
 
 
 def _num_plateaus(errors: Sequence[float], patience: int) -> int:
