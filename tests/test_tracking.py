@@ -334,6 +334,20 @@ def test_a_database_may_have_options(project: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(path.name for path in project.iterdir()) == [".sdpipe", "mine.db"]
 
 
+@pytest.mark.parametrize(("name", "beside"), [("jürgen", set()), ("100%25, why?", {"100%2525, why%3F"})])
+def test_the_store_is_in_the_project_whatever_its_folder_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, beside: set[str]
+) -> None:
+    """No folder is made elsewhere, where one may not write; but MLflow makes one for what must be quoted."""
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    publish(RECORD)
+    assert (folder / "mlflow.db").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {name, *beside}
+
+
 def test_an_address_that_is_none_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://[bad/x")
     with pytest.raises(TrackingError, match=r"MLflow: http://\[bad/x is no address"):

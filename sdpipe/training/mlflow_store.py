@@ -67,7 +67,15 @@ def _arose_in_mlflow(error: Exception) -> bool:
 
 def store_uri() -> str:
     """Where runs are kept: MLFLOW_TRACKING_URI, else mlflow.db in the project's root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _address_of(project_root() / "mlflow.db")
+
+
+def _address_of(database: Path) -> str:
+    """Of an SQLite file. Only what SQLAlchemy takes apart is quoted, since MLflow does not unquote.
+
+    It makes the folder that the address names, and so for a quoted letter one that nobody asked for.
+    """
+    return f"sqlite:///{str(database).replace('%', '%25').replace('?', '%3F')}"
 
 
 def _open_store(mlflow: Any) -> str:
@@ -104,7 +112,7 @@ def _create_database(mlflow: Any, uri: str) -> None:
     path = Path(url.database)
     if not path.exists():
         with replacing(path) as beside:
-            uri_beside = url.set(database=str(beside)).render_as_string()
+            uri_beside = _address_of(beside)
             _look_at(uri_beside)
             mlflow.MlflowClient(uri_beside).search_experiments(max_results=1)
 
