@@ -8,7 +8,7 @@ from conftest import same, train_alone, train_config
 from test_training import StopAfter
 
 from sdpipe.data.store import DataSet
-from sdpipe.errors import DeviceError
+from sdpipe.errors import DeviceError, TrainingError
 from sdpipe.training.compute import choose_compute
 from sdpipe.training.interruption import Interruption
 from sdpipe.training.progress import TrainResult
@@ -29,6 +29,17 @@ def test_compiled_blocks_compute_the_same(dataset: DataSet, tmp_path: Path) -> N
     )
     for ours, theirs in zip(plain.progress.history, compiled.progress.history, strict=True):
         assert theirs.train_loss == pytest.approx(ours.train_loss, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # as above
+def test_without_a_compiler_compiling_is_one_line(dataset: DataSet, tmp_path: Path) -> None:
+    """PyTorch brings none; slim containers have none."""
+    config = train_config(depth=8, epochs=1, milestones=[], compile=True)
+    compiler = {"cpp.cxx": (None, str(tmp_path / "c++")), "force_disable_caches": True}
+    with torch._inductor.config.patch(compiler), pytest.raises(TrainingError) as raised:  # type: ignore[no-untyped-call]
+        train_alone(config, dataset, tmp_path)
+    assert "train.compile: PyTorch cannot compile a branch" in str(raised.value)
+    assert "needs a C++ compiler" in str(raised.value)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sdpipe.errors import TrainingError
 from sdpipe.network import Dropout, ResidualBlock, ResNet
 
 _MANY = 64  # there are two shapes a group, each for two sizes of parts
@@ -20,7 +21,7 @@ def compile_branches(network: ResNet, *, is_dynamic: bool) -> None:
 
     is_dynamic: for any number of images, where it differs from step to step. A mask of dropout has a seed of
     its own each time, so it is drawn outside. It is the branches that change, so that recomputation stays
-    around.
+    around. A branch that cannot be compiled raises TrainingError when it is first active.
     """
     torch._dynamo.config.recompile_limit = _MANY
     for block in network.blocks:
@@ -40,4 +41,12 @@ def _forward(
     compiled: Callable[[Tensor], Tensor],
     hidden_NCHW: Tensor,
 ) -> Tensor:
-    return compiled(hidden_NCHW) if branch.training else plain(hidden_NCHW)
+    if not branch.training:
+        return plain(hidden_NCHW)
+    try:
+        return compiled(hidden_NCHW)
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        raise TrainingError(
+            f"train.compile: PyTorch cannot compile a branch ({str(error).splitlines()[0]}); it needs a C++ "
+            "compiler, `compile: false` needs none"
+        ) from error
