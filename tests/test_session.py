@@ -113,6 +113,19 @@ def test_a_killed_process_is_continued_and_leaves_the_same_files(
     assert sorted(metric.step for metric in history) == list(range(1, epochs + 1))
 
 
+def test_a_last_state_that_cannot_be_kept_is_no_good_end(project: Path, mlflow_store: Path) -> None:
+    """The stage fails, and MLflow says so, too; the checkpoints stay for the next start."""
+    make_dataset(project / "data")
+    (project / ".sdpipe").mkdir()
+    (project / ".sdpipe/finished").touch()  # as a folder on a disk that has gone
+    with start(project, 1) as process:
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert ".sdpipe/finished" in errors.splitlines()[-1]
+    assert the_run(mlflow_store).info.status == "FAILED"
+    assert list((project / ".sdpipe/runs").glob("*/step-*"))
+
+
 def test_who_reads_the_output_may_have_gone(project: Path, mlflow_store: Path) -> None:
     """Ctrl-C reaches `| tee log` too, and it is gone first; the run is closed honestly all the same."""
     make_dataset(project / "data")

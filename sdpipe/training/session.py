@@ -131,8 +131,8 @@ class _Session:
                     interruption.end()
                 info = self._describe(result.progress)
                 write_training(folder, result, info, measured)
-                tracker.close("FINISHED", {"test_error": result.test_error})
                 self.lineage.keep(self.checkpoints, folder / "weights.safetensors")
+                tracker.close("FINISHED", {"test_error": result.test_error})
         if interruption.requested:
             interruption.end()
         say(
