@@ -64,7 +64,7 @@ lock: .venv/installed
 
 ui: .venv/installed
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
-		--backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+		--backend-store-uri sqlite:///mlflow.db
 
 clean:
 	rm -rf .venv .venv-base data models/*/ models/model.onnx models/README.md models/deployed.json \

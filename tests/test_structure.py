@@ -2,6 +2,8 @@
 
 import ast
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -221,3 +223,13 @@ def test_every_command_stands_in_the_readme() -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     for target in set(targets) - {"help"}:
         assert f"make {target}" in readme + (ROOT / "CONTRIBUTING.md").read_text(), target
+
+
+def test_make_ui_works_where_the_folder_has_a_space(tmp_path: Path) -> None:
+    """MLflow's address of the store stays one word, and is the project's."""
+    folder = tmp_path / "my project"
+    folder.mkdir()
+    shutil.copy(ROOT / "Makefile", folder)
+    command = ["make", "-n", "-o", ".venv/installed", "ui"]
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert shlex.split(said)[-2:] == ["--backend-store-uri", "sqlite:///mlflow.db"]
