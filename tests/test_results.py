@@ -78,3 +78,11 @@ def test_the_ensemble_in_the_text_is_that_of_the_file() -> None:
         ]
         errors.append(100 * mean(float(row["test_network_error"]) for row in of_depth))
         assert f"| {depth} | {' | '.join(f'{error:.2f}' for error in errors)} |" in TEXT
+
+
+def test_active_blocks_in_the_text_are_those_of_the_runs() -> None:
+    """E(L~) = (3L - 1) / 4 (SD section 3): 26 / 4 of 9 blocks and 80 / 4 of 27."""
+    expected = {row["run"]: float(row["expected_depth"]) for row in rows(FOLDER / "runs.csv")}
+    assert (expected["d20-p50-s0"], expected["d56-p50-s0"]) == (26 / 4, 80 / 4)
+    skipped = [f"{100 * (1 - active / num):.0f}" for active, num in ((26 / 4, 9), (80 / 4, 27))]
+    assert f"6.5 of 9 and 20 of 27 are active, so {skipped[0]} and {skipped[1]} %" in TEXT
