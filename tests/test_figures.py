@@ -197,3 +197,16 @@ def test_the_ensembles_figure_shows_errors_and_likelihoods(tmp_path: Path) -> No
     assert lines(errors) == {"test network, p_L 0.5": close([(0, 10), (1, 10)])}
     assert errorbars(likelihoods) == {"p_L 0.5": close([(1, 0.5), (4, 0.4)])}
     assert [line.get_ydata()[0] for line in likelihoods.lines if line.get_linestyle() == "--"] == [0.3]  # type: ignore[index]
+
+
+def test_each_test_network_of_the_ensembles_counts_once(tmp_path: Path) -> None:
+    """Errors of the two: 0.1, beside three numbers of members, and 0.3, beside one; 0.2 is their mean."""
+    header = "fingerprint,members,seed,ensemble_error,test_network_error,ensemble_nll,test_network_nll\n"
+    for seed, (error, members) in enumerate([(0.1, (1, 4, 16)), (0.3, (1,))]):
+        fingerprint = write_run(tmp_path / f"s{seed}", p_L=0.5, seed=seed)
+        rows = "".join(f"{fingerprint},{count},0,0.4,{error},0.5,{error}\n" for count in members)
+        (tmp_path / f"s{seed}" / "ensemble.csv").write_text(header + rows)
+    errors, likelihoods = drawn(tmp_path, "Ensemble").axes
+    assert lines(errors) == {"test network, p_L 0.5": close([(0, 20), (1, 20)])}
+    (test_network,) = [line for line in likelihoods.lines if line.get_linestyle() == "--"]
+    assert test_network.get_ydata() == pytest.approx([0.2, 0.2])

@@ -237,7 +237,8 @@ def _ensemble(setting: Setting, arms: Sequence[Arm]) -> Drawing:
 
 
 def _ensemble_line(arm: Arm, colour: str) -> EnsembleLine:
-    rows = [row for run in arm.runs for row in run.ensemble]
+    found = [run.ensemble for run in arm.runs if run.ensemble]
+    rows = [row for ensemble in found for row in ensemble]
     members = sorted({row["members"] for row in rows})
 
     def by_members(column: str) -> dict[float, Spread]:
@@ -247,7 +248,7 @@ def _ensemble_line(arm: Arm, colour: str) -> EnsembleLine:
         name=f"p_L {arm.p_L:g}" if arm.kind == PAPERS_KIND._replace(p_L=arm.p_L) else arm.name,
         colour=colour,
         errors=by_members("ensemble_error"),
-        test_network_error=spread(row["test_network_error"] for row in rows).mean,
+        test_network_error=spread(ensemble[0]["test_network_error"] for ensemble in found).mean,
         nlls=by_members("ensemble_nll"),
-        test_network_nll=spread(row["test_network_nll"] for row in rows).mean,
+        test_network_nll=spread(ensemble[0]["test_network_nll"] for ensemble in found).mean,
     )
