@@ -41,6 +41,11 @@ def test_the_committed_params_are_right(params: dict[str, Any]) -> None:
         ("train.milestones", [45, 30], r"train\.milestones: expected rising"),
         ("train.warmup.epochs", -1, r"train\.warmup\.epochs"),
         ("train.warmup.epochs", 120, r"train\.warmup: expected fewer epochs than the 120"),
+        (
+            "train.p_L_warmup_epochs",
+            120,
+            r"train\.epochs: expected more than the 120 of p_L_warmup_epochs, got 120$",
+        ),
         ("train.learning_rate", float("nan"), r"train\.learning_rate"),
         ("train.rule", "linear", r"train\.rule: expected 'linear_decay' or 'uniform', got 'linear'"),
         ("train.dataset", "cifr10", r"train\.dataset: expected one of digits"),

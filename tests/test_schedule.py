@@ -57,7 +57,7 @@ def test_plateau_and_milestones_exclude_each_other() -> None:
 
 def test_p_L_warms_up_from_constant_depth() -> None:
     """p_L 0.5 over 5 epochs: 1, 0.9, 0.8, 0.7, 0.6, then 0.5; p_27 of 54 blocks is halfway to 1 (eq. 4)."""
-    config = train_config(p_L=0.5, p_L_warmup_epochs=5)
+    config = train_config(p_L=0.5, p_L_warmup_epochs=5, epochs=7)
     lasts = [survival_probs_at(config, 54, epoch)[53] for epoch in range(7)]
     assert lasts == pytest.approx([1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.5])
     assert survival_probs_at(config, 54, 2)[26] == pytest.approx(0.9)

@@ -107,6 +107,13 @@ class TrainConfig(Section):
             raise ValueError(f"expected 1 where skip is plain, since no block can be skipped, got {p_L}")
         return p_L
 
+    @field_validator("epochs")
+    @classmethod
+    def _check_epochs(cls, epochs: int, info: ValidationInfo) -> int:
+        if epochs <= (warmup := info.data.get("p_L_warmup_epochs", 0)):
+            raise ValueError(f"expected more than the {warmup} of p_L_warmup_epochs, got {epochs}")
+        return epochs
+
     @field_validator("micro_batches")
     @classmethod
     def _check_micro_batches(cls, micro_batches: int, info: ValidationInfo) -> int:
