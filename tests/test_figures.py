@@ -210,3 +210,15 @@ def test_each_test_network_of_the_ensembles_counts_once(tmp_path: Path) -> None:
     assert lines(errors) == {"test network, p_L 0.5": close([(0, 20), (1, 20)])}
     (test_network,) = [line for line in likelihoods.lines if line.get_linestyle() == "--"]
     assert test_network.get_ydata() == pytest.approx([0.2, 0.2])
+
+
+def test_figure_7_leaves_out_where_block_1_was_never_active(tmp_path: Path) -> None:
+    """The history says 0 there, which is no gradient: nothing is drawn, and no mean over seeds has it."""
+    for seed in (0, 1):
+        write_run(tmp_path / f"s{seed}", p_L=0.5, seed=seed)
+        write_run(tmp_path / f"c{seed}", p_L=1.0, seed=seed)
+    path = tmp_path / "s0" / "history.csv"
+    path.write_text(path.read_text().replace(",0.005\n", ",0.0\n"))  # of epoch 2
+    (axes,) = drawn(tmp_path, "Figure 7").axes
+    assert lines(axes)["stochastic, p_L 0.5, mean of 2"] == close([(1, 0.01), (3, 0.01 / 3)])
+    assert all(line.get_ydata().min() > 0 for line in axes.lines if line.get_linestyle() == "-")  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -127,13 +127,19 @@ def draw_gradient(sheet: Sheet, lines: Sequence[Line]) -> Figure:
     with _drawing(sheet, 3.8) as (figure, grid):
         axes = grid[0, 0]
         for line in lines:
-            _draw_line(axes, line, "mean_abs_grad", 1.0)
+            _draw_line(axes, _where_measured(line), "mean_abs_grad", 1.0)
         axes.set(xlabel="epoch", ylabel="mean absolute gradient")
         _log_scale(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         _mark_drops(axes, lines)
         _legend(figure, axes)
     return figure
+
+
+def _where_measured(line: Line) -> Line:
+    """Without the rows of gradient 0: block 1 was active in none of their steps."""
+    histories = [[row for row in history if row["mean_abs_grad"]] for history in line.histories]
+    return replace(line, histories=histories)
 
 
 def _mark_drops(axes: Any, lines: Sequence[Line]) -> None:
