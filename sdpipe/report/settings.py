@@ -202,7 +202,7 @@ def _unlike_the_papers(arm: Arm) -> tuple[float, bool, bool, int, float, float]:
 
 def _labels(by_key: dict[frozenset[tuple[str, Any]], list[Run]]) -> dict[frozenset[tuple[str, Any]], str]:
     """Data, layers, and whatever else tells settings of the same data and layers apart."""
-    base = {key: _base_label(runs[0]) for key, runs in by_key.items()}
+    base = {key: _base_label(runs) for key, runs in by_key.items()}
     labels = {}
     for key, label in base.items():
         alike = [other for other in by_key if base[other] == label]
@@ -218,11 +218,13 @@ def _short(name: str, value: Any) -> str:
     return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _base_label(run: Run) -> str:
-    params = run.params
+def _base_label(runs: Sequence[Run]) -> str:
+    params = runs[0].params
+    least = min(run.params["dropout"] for run in runs)  # that of the constant depth compared with
     net = "plain net, " if params["skip"] == "plain" else ""
     augmented = "" if params["shift_px"] or params["flip"] else ", no augmentation"
-    return f"{data_name(run)}{augmented}, {net}{params['depth']} layers"
+    dropout = f", dropout {least:g}" if least else ""
+    return f"{data_name(runs[0])}{augmented}, {net}{params['depth']} layers{dropout}"
 
 
 def data_name(run: Run) -> str:
