@@ -19,6 +19,7 @@ from sdpipe.report.html_tables import duration
 from sdpipe.report.reading import read_runs
 from sdpipe.report.settings import group
 from sdpipe.report.write import write_report
+from sdpipe.training.records import record_from_files
 from sdpipe.training.weights import load_info, load_weights
 
 
@@ -403,3 +404,14 @@ def test_load_info_is_what_load_weights_reads(tmp_path: Path) -> None:
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("folder", [".", "../run", "./"])
+def test_a_run_has_the_name_of_its_folder_from_within_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """In the report and, by the record of it, in MLflow."""
+    write_run(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    ((run,), _) = read_runs([Path(folder)])
+    assert (run.run, record_from_files(Path(folder)).name) == ("run", "run")

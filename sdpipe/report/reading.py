@@ -10,7 +10,7 @@ from sdpipe.errors import DataError, SdpipeError
 from sdpipe.files import read_json
 from sdpipe.report.cells import read_table
 from sdpipe.report.runs import Numbers, Run, check_numbers, check_params, checked, from_row, unique
-from sdpipe.training.run_files import read_rows
+from sdpipe.training.run_files import read_rows, run_name
 from sdpipe.training.weights import ModelInfo, load_info
 
 _OF_A_RUN = ("weights.safetensors", "history.csv", "timing.csv", "train.json", "timing.json", "metrics.json")
@@ -69,7 +69,7 @@ def _read_run(folder: Path) -> list[Run]:
     check_numbers(timing, f"{folder / 'timing.json'}")
     try:
         run = Run(
-            run=folder.name,
+            run=run_name(folder),
             fingerprint=info.fingerprint,
             dataset_digest=info.dataset_digest,
             pictures=_pictures(info),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpipe.files import read_json
-from sdpipe.training.run_files import read_rows
+from sdpipe.training.run_files import read_rows, run_name
 from sdpipe.training.tracking import RunRecord
 from sdpipe.training.weights import load_weights
 
@@ -95,7 +95,7 @@ def record_from_files(folder: Path) -> RunRecord:
     info = load_weights(folder / "weights.safetensors").info
     timing = read_json(folder / "timing.json")
     started = start_record(
-        folder.name,
+        run_name(folder),
         fingerprint=info.fingerprint,
         data_digest=info.dataset_digest,
         train_params=info.train_params,

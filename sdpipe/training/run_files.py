@@ -43,6 +43,11 @@ def write_training(folder: Path, result: TrainResult, info: ModelInfo, measured:
     write_json(folder / "timing.json", {"train_s": train_s, "images_per_s": images_per_s, **measured})
 
 
+def run_name(folder: Path) -> str:
+    """That of models/<run>/, also where its path is `.`; a link has its own."""
+    return folder.absolute().name
+
+
 def read_rows(path: Path) -> list[dict[str, float]]:
     """The rows of history.csv or timing.csv, all numbers. Raises DataError if it is missing or damaged."""
     try:
