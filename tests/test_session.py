@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from conftest import ROOT, machine, make_dataset, train_config
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from picture_files import make_pictures
 from session_runs import results, run_to
 
 from sdpipe.data.store import DataSet, open_dataset
@@ -138,6 +140,47 @@ def test_who_reads_the_output_may_have_gone(project: Path, mlflow_store: Path) -
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 130
     assert the_run(mlflow_store).info.status == "KILLED"
+
+
+@pytest.mark.parametrize("fault", ["", "pictures"])
+def test_a_terminal_that_is_closed_loses_nothing(project: Path, mlflow_store: Path, fault: str) -> None:
+    """Its end is SIGHUP to all that runs in it, workers included, and no line can be written any more."""
+    if fault:
+        make_pictures(project)
+    else:
+        make_dataset(project / "data")
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, WORKER, "300", "5", fault],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    wait_for_checkpoint(project, process)
+    before = steps_saved(project)[-1]
+    os.close(ours)
+    assert process.wait(10) == 128 + signal.SIGHUP
+    assert steps_saved(project)[-1] >= before
+    assert the_run(mlflow_store).info.status == "KILLED"
+
+
+def test_nohup_is_heard(project: Path, mlflow_store: Path) -> None:
+    """Whoever starts a training by it wants it to outlive the terminal."""
+    make_dataset(project / "data")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(project, 30)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_for_checkpoint(project, process)
+    process.send_signal(signal.SIGHUP)
+    assert "test error" in process.communicate(timeout=60)[0].splitlines()[-1]
+    assert process.returncode == 0
 
 
 def test_a_process_without_output_trains_and_is_ended(project: Path, mlflow_store: Path) -> None:

@@ -148,8 +148,9 @@ def _stack(images: list[np.ndarray | _Unreadable]) -> Tensor | _Unreadable:
 
 
 def _take_signals(_worker: int) -> None:
-    """Ctrl-C is the parent's, which finishes its step and ends the workers, by SIGTERM if need be."""
+    """Ctrl-C and the terminal's end are the parent's, which finishes its step and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler came along
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a question that the loop asks between steps, with an end to patience."""
+"""What asks a training to end, as a question that its loop asks between steps, with an end to patience."""
 
 import multiprocessing
 import os
@@ -13,6 +13,7 @@ from sdpipe.errors import tell
 
 GRACE_S = 7.0  # for the step, its validation and its checkpoint; 10 s are promised
 _LAST_WORD_S = 0.5
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interruption:
@@ -25,14 +26,15 @@ class Interruption:
 
     @property
     def requested(self) -> bool:
-        """True once SIGTERM or SIGINT came."""
+        """True once one of the signals came."""
         return self.number is not None
 
     def end(self) -> None:
-        """Raise what the signal stands for: KeyboardInterrupt, or SystemExit(143)."""
+        """Raise what the signal stands for: KeyboardInterrupt, or SystemExit of 128 + its number."""
+        assert self.number is not None
         if self.number == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + signal.SIGTERM)
+        raise SystemExit(128 + self.number)
 
     def notice(self, number: int, _frame: FrameType | None) -> None:
         """The signal handler. A second Ctrl-C ends the process at once.
@@ -80,16 +82,21 @@ def _start_telling(text: str) -> threading.Thread:
     return thread
 
 
+def ending_signals() -> list[signal.Signals]:
+    """SIGTERM, Ctrl-C's, and that of a terminal that closes, unless `nohup` has it ignored."""
+    is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in _ENDING if number != signal.SIGHUP or not is_nohup]
+
+
 @contextmanager
 def noticing_signals(on_give_up: Callable[[], None]) -> Iterator[Interruption]:
-    """Turn SIGTERM and SIGINT into `Interruption.requested` while the block runs (main thread only).
+    """Turn what `ending_signals` names into `Interruption.requested` while the block runs (main thread only).
 
     on_give_up: called, in another thread, when the block has not ended GRACE_S after the signal; the process
     ends behind it.
     """
     interruption = Interruption(on_give_up)
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, interruption.notice) for number in numbers}
+    before = {number: signal.signal(number, interruption.notice) for number in ending_signals()}
     try:
         yield interruption
     finally:
@@ -108,7 +115,7 @@ def ending_at_once() -> Iterator[None]:
     try:
         yield
     except SystemExit as ended:
-        if ended.code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        if ended.code not in [128 + number for number in _ENDING]:
             raise
         for child in multiprocessing.active_children():  # those that decode pictures
             child.kill()

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sdpipe.errors import ConfigError, TrainingError
 from sdpipe.network import ResNet
 from sdpipe.training.compute import cuda_device
+from sdpipe.training.interruption import ending_signals
 
 _TORCHRUN_SETS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _MAX_PORT = 65535
@@ -184,7 +185,7 @@ def _number(name: str, allowed: range) -> int:
 @contextmanager
 def _signals_end_at_once() -> Iterator[None]:
     """While the others are waited for nothing could notice a signal, and nothing is there to save."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in ending_signals()}
     try:
         yield
     finally:
