@@ -41,17 +41,17 @@ def _one_group_each(network: NetworkConfig) -> dict[str, list[bool]]:
     return {f"{_GROUP}{group}": [number == group for number in numbers] for group in range(numbers[-1] + 1)}
 
 
-def _time_shares(
-    network: NetworkConfig, counted: list[list[bool]], taken_s: dict[str, np.ndarray]
-) -> np.ndarray:
+def _alone_s(network: NetworkConfig, taken_s: dict[str, np.ndarray]) -> list[float]:
+    """Median seconds of a step without any branch, then of what each group's branches add to it."""
+    medians_s = [float(np.median(taken_s[name])) for name in _one_group_each(network)]
+    return [medians_s[0], *(group_s - medians_s[0] for group_s in medians_s[1:])]
+
+
+def _time_shares(network: NetworkConfig, counted: list[list[bool]], alone_s: list[float]) -> np.ndarray:
     """For each counted round the time that its active blocks should take, over the time of all."""
-    always_s = float(np.median(taken_s[f"{_GROUP}0"]))
     numbers = np.array(_group_numbers(network))
-    block_s = np.zeros(len(numbers))
-    for group in range(1, numbers[-1] + 1):
-        group_s = float(np.median(taken_s[f"{_GROUP}{group}"])) - always_s
-        block_s[numbers == group] = group_s / np.count_nonzero(numbers == group)
-    return np.asarray((always_s + np.array(counted) @ block_s) / (always_s + block_s.sum()))
+    block_s = np.array([alone_s[number] / np.count_nonzero(numbers == number) for number in numbers])
+    return np.asarray((alone_s[0] + np.array(counted) @ block_s) / sum(alone_s))
 
 
 class _Drawing:
@@ -125,12 +125,15 @@ def _active(drawing: _Drawing, warmup: int, taken_s: dict[str, np.ndarray]) -> d
     costs = multiply_adds(drawing.network, IMAGE_SIZE, IMAGE_SIZE)
     counted = drawing.drawn[warmup:]
     shares = np.array([costs.active_share(active) for active in counted])
-    time_shares = _time_shares(drawing.network, counted, taken_s)
+    alone_s = _alone_s(drawing.network, taken_s)
+    time_shares = _time_shares(drawing.network, counted, alone_s)
     return {
         "num_blocks": drawing.network.num_blocks,
         "mean_blocks": float(np.mean([sum(active) for active in counted])),
         "mean_share": float(shares.mean()),
         "ratio_to_share": ratio(taken_s["stochastic"], shares * taken_s[REFERENCE]),
+        "no_branch_s": alone_s[0],
+        "groups_s": {str(group): alone_s[group] for group in range(1, len(alone_s))},
         "mean_time_share": float(time_shares.mean()),
         "ratio_to_time_share": ratio(taken_s["stochastic"], time_shares * taken_s[REFERENCE]),
     }
