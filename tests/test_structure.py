@@ -230,6 +230,6 @@ def test_make_ui_works_where_the_folder_has_a_space(tmp_path: Path) -> None:
     folder = tmp_path / "my project"
     folder.mkdir()
     shutil.copy(ROOT / "Makefile", folder)
-    command = ["make", "-n", "-o", ".venv/installed", "ui"]
+    command = ["make", "-n", "--no-print-directory", "-o", ".venv/installed", "ui"]
     said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
     assert shlex.split(said)[-2:] == ["--backend-store-uri", "sqlite:///mlflow.db"]

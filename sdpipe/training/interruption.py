@@ -30,11 +30,13 @@ class Interruption:
         return self.number is not None
 
     def end(self) -> None:
-        """Raise what the signal stands for: KeyboardInterrupt, or SystemExit of 128 + its number."""
-        assert self.number is not None
+        """Raise what the signal stands for: KeyboardInterrupt, or SystemExit of 128 + its number.
+
+        Where another process of the training has it, as of SIGTERM.
+        """
         if self.number == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + self.number)
+        raise SystemExit(128 + (self.number or signal.SIGTERM))
 
     def notice(self, number: int, _frame: FrameType | None) -> None:
         """The signal handler. A second Ctrl-C ends the process at once.
