@@ -3,7 +3,6 @@
 H, W: height and width; C: channels, 1 (grey) or 3 (RGB).
 """
 
-import ctypes
 import io
 import logging
 import os
@@ -108,16 +107,6 @@ class Turn:
     def __exit__(self, *_error: object) -> None:
         if self._is_held:
             self._lock.release()
-
-
-def give_memory_back() -> None:
-    """Let glibc return what a large picture took as soon as it is gone, where several threads decode.
-
-    It would keep up to hundreds of megabytes for each thread. Not for a training, whose tensors come and go.
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries lack it
-    if set_option is not None:
-        set_option(-3, 2**20)  # M_MMAP_THRESHOLD of malloc.h, in bytes; else it rises by itself
 
 
 def open_picture(source: Path | bytes, channels: int, turn: Turn | None = None) -> Image.Image:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from sdpipe.errors import ImageError
 from sdpipe.runtime.artifact import Artifact
-from sdpipe.runtime.image import Turn, centre_box, cut, give_memory_back, open_picture
+from sdpipe.runtime.image import Turn, centre_box, cut, open_picture
+from sdpipe.runtime.memory import give_memory_back
 from sdpipe.runtime.sources import STDIN, Failure, read_source
 
 if TYPE_CHECKING:  # most predictions do not load it

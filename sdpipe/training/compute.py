@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sdpipe.errors import DeviceError
 from sdpipe.provenance import processor_name
+from sdpipe.runtime.memory import keep_memory
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -92,6 +93,7 @@ def _choose_on_cuda(precision: str, local_rank: int) -> Compute:
 
 
 def _choose_on_cpu(precision: str) -> Compute:
+    keep_memory()
     has_bf16 = _cpu_has_bf16()
     num_threads = torch.get_num_threads()
     chosen, why = _choose(

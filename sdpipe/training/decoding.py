@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from sdpipe.data.crops import random_scale_box, random_size_box
 from sdpipe.data.pictures import ChooseBox, PictureFiles
 from sdpipe.errors import DataError, LoadingError
+from sdpipe.runtime.memory import give_memory_back
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import RandomScaleCrop, RandomSizeCrop
 from sdpipe.training.draws import Draws
@@ -60,7 +61,7 @@ class FileImages:
             collate_fn=_stack,
             pin_memory=compute.device.type == "cuda",
             persistent_workers=workers > 0,
-            worker_init_fn=_take_signals,
+            worker_init_fn=_start_worker,
         )
 
     def batches(
@@ -147,8 +148,12 @@ def _stack(images: list[np.ndarray | _Unreadable]) -> Tensor | _Unreadable:
         )
 
 
-def _take_signals(_worker: int) -> None:
-    """Ctrl-C and the terminal's end are the parent's, which finishes its step and ends the workers."""
+def _start_worker(_worker: int) -> None:
+    """Ctrl-C and the terminal's end are the parent's, which finishes its step and ends the workers.
+
+    The parent keeps its memory for tensors; a worker has pictures.
+    """
+    give_memory_back()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler came along
