@@ -115,6 +115,20 @@ class Segment:
     start: int
     count: int  # at least 2, so that BatchNorm has a variance
 
+    def cut(self, num_images: int) -> tuple[list[int], list[bool]]:
+        """Where to cut a mini-batch: the sizes of its rows of images, and for which of them b_l is 1.
+
+        No row is empty: joined with one, a gradient would lose its memory layout.
+        """
+        wrapped = self.start + self.count - num_images  # images from the first on
+        rows = (
+            [(wrapped, True), (self.start - wrapped, False), (num_images - self.start, True)]
+            if wrapped > 0
+            else [(self.start, False), (self.count, True), (-wrapped, False)]
+        )
+        sizes, are_active = zip(*(row for row in rows if row[0]), strict=True)
+        return list(sizes), list(are_active)
+
 
 Active = bool | Segment
 
@@ -204,23 +218,33 @@ class ResidualBlock(nn.Module):
             return identity
         return skip(hidden_NCHW, self.shape.out_channels, self.shape.stride)
 
-    def _forward_segment(self, hidden_NCHW: Tensor, active: Segment) -> Tensor:
+    def _forward_segment(self, hidden_NCHW: Tensor, segment: Segment) -> Tensor:
         """Eq. (2) with a b_l for each image: the branch sees the active images only, BatchNorm included.
 
         Split and joined again, which is much cheaper than a gather: its backward pass is a copy.
         """
-        num, end = len(hidden_NCHW), active.start + active.count
-        wraps = end > num  # the active images are then the first part and the last
-        sizes = [end - num, num - active.count, num - active.start]
-        if not wraps:
-            sizes = [active.start, active.count, num - end]
-        inputs = torch.split(hidden_NCHW, sizes)
-        identities = list(torch.split(self.identity(hidden_NCHW), sizes))
-        at = (0, 2) if wraps else (1,)
-        outputs = self.branch(torch.cat([inputs[part] for part in at]) if wraps else inputs[1])
-        for part, output in zip(at, torch.split(outputs, [sizes[part] for part in at]), strict=True):
-            identities[part] = output + identities[part]
-        return F.relu_(torch.cat([identity for identity in identities if len(identity)]))
+        sizes, are_active = segment.cut(len(hidden_NCHW))
+        rows = torch.split(hidden_NCHW, sizes)
+        active = _join(rows, are_active)
+        identities, active_identity = rows, active
+        identity_NCHW = self.identity(hidden_NCHW)
+        if identity_NCHW is not hidden_NCHW:
+            identities = torch.split(identity_NCHW, sizes)
+            active_identity = _join(identities, are_active)
+        if self.projection is not None:
+            identities = tuple(map(F.relu, identities))  # eq. (3); else they are >= 0
+        outputs = F.relu_(self.branch(active) + active_identity)
+        active_sizes = [size for size, is_active in zip(sizes, are_active, strict=True) if is_active]
+        output = iter(torch.split(outputs, active_sizes))
+        return torch.cat(
+            [next(output) if on else identity for identity, on in zip(identities, are_active, strict=True)]
+        )
+
+
+def _join(rows: Sequence[Tensor], are_wanted: Sequence[bool]) -> Tensor:
+    """The wanted rows behind one another; a single one as it is, not copied."""
+    wanted = [row for row, is_wanted in zip(rows, are_wanted, strict=True) if is_wanted]
+    return wanted[0] if len(wanted) == 1 else torch.cat(wanted)
 
 
 def _stem(config: NetworkConfig) -> nn.Sequential:

@@ -144,16 +144,33 @@ def test_he_initialisation() -> None:
     assert not torch.equal(other.get_parameter("blocks.4.branch.conv2.weight"), weight)
 
 
+@pytest.mark.parametrize("skip", ["A", "C"])
 @pytest.mark.parametrize(("start", "count"), [(0, 5), (3, 4), (2, 6), (5, 6), (7, 2), (1, 7)])
-def test_a_segment_is_equation_2_for_each_image(start: int, count: int) -> None:
-    """Against one image at a time, in eval mode so that BatchNorm joins no images."""
+def test_a_segment_is_equation_2_for_each_image(start: int, count: int, skip: str) -> None:
+    """Against one image at a time, forward and backward, in eval mode so that BatchNorm joins no images."""
     for stride, ins in ((1, 8), (2, 4)):
         shape = BlockShape(in_channels=ins, width=8, out_channels=8, stride=stride)
-        block = ResidualBlock(shape, config(), survival_prob=0.5).eval()
-        hidden = torch.rand(8, ins, 6, 6)
+        block = ResidualBlock(shape, config(skip=skip), survival_prob=0.5).eval()
+        hidden = torch.rand(8, ins, 6, 6, requires_grad=True)
         active = {at % 8 for at in range(start, start + count)}
         expected = torch.cat([block(hidden[at : at + 1], at in active) for at in range(8)])
-        torch.testing.assert_close(block(hidden, Segment(start=start, count=count)), expected)
+        computed = block(hidden, Segment(start=start, count=count))
+        torch.testing.assert_close(computed, expected)
+        towards, wanted = torch.rand_like(expected), [hidden, *block.parameters()]
+        gradients = torch.autograd.grad(computed, wanted, towards)
+        torch.testing.assert_close(gradients, torch.autograd.grad(expected, wanted, towards))
+
+
+@pytest.mark.parametrize(("start", "count"), [(0, 5), (3, 5), (3, 4), (5, 6)])
+def test_a_segment_keeps_channels_last(start: int, count: int) -> None:
+    """Forward and backward, also at the batch's ends: an empty row would cost the gradient its layout."""
+    shape = BlockShape(in_channels=4, width=4, out_channels=4, stride=1)
+    block = ResidualBlock(shape, config(), survival_prob=0.5).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    hidden = torch.rand(8, 4, 5, 5).to(memory_format=torch.channels_last).requires_grad_()
+    computed = block(hidden, Segment(start=start, count=count))
+    (gradient,) = torch.autograd.grad(computed, hidden, torch.rand_like(computed))
+    assert computed.is_contiguous(memory_format=torch.channels_last)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_batchnorm_sees_the_active_images_only() -> None:
