@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from benchmarks.settings import NUM_CHANNELS, NUM_CLASSES
 from sdpipe.errors import TrainingError
-from sdpipe.network import Active, ResidualBlock, ResNet, initialise
+from sdpipe.network import ResidualBlock, ResNet, initialise
+from sdpipe.segment import Active
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.step import PartDraws, TrainingStep

@@ -15,8 +15,9 @@ from benchmarks.bare import BareStep
 from benchmarks.cost import multiply_adds
 from benchmarks.settings import IMAGE_SIZE, NUM_CHANNELS, NUM_CLASSES, Settings, train_config
 from benchmarks.timing import ratio, seconds, spread, take_turns
-from sdpipe.network import Active, NetworkConfig
+from sdpipe.network import NetworkConfig
 from sdpipe.runtime.turns import Turn
+from sdpipe.segment import Active
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
 from sdpipe.training.draws import Draws

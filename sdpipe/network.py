@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdpipe.architecture import BlockShape, block_shapes, check_widths, groups_of
+from sdpipe.segment import Active, Segment
 
 
 def linear_decay(num_blocks: int, p_L: float) -> tuple[float, ...]:
@@ -102,35 +103,6 @@ def skip(hidden_NCHW: Tensor, out_channels: int, stride: int) -> Tensor:
         )
     num_new = out_channels - hidden_NCHW.shape[1]
     return F.pad(hidden_NCHW, (0, 0, 0, 0, 0, num_new)) if num_new else hidden_NCHW
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """The images of a mini-batch for which a block is active: `count` in a row from `start`, from 0.
-
-    Behind the last image the row goes on with the first. A mini-batch is in random order, so each image is as
-    likely as any other, and with a random start for each block an image's b_1..b_L are independent.
-    """
-
-    start: int
-    count: int  # at least 2, so that BatchNorm has a variance
-
-    def cut(self, num_images: int) -> tuple[list[int], list[bool]]:
-        """Where to cut a mini-batch: the sizes of its rows of images, and for which of them b_l is 1.
-
-        No row is empty: joined with one, a gradient would lose its memory layout.
-        """
-        wrapped = self.start + self.count - num_images  # images from the first on
-        rows = (
-            [(wrapped, True), (self.start - wrapped, False), (num_images - self.start, True)]
-            if wrapped > 0
-            else [(self.start, False), (self.count, True), (-wrapped, False)]
-        )
-        sizes, are_active = zip(*(row for row in rows if row[0]), strict=True)
-        return list(sizes), list(are_active)
-
-
-Active = bool | Segment
 
 
 class Dropout(nn.Module):

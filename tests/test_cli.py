@@ -280,6 +280,7 @@ def test_predict_imports_nothing_of_the_training_stack(pictures: Path, model_pat
         "sdpipe.runtime.image",
         "sdpipe.runtime.jpeg_2000_limits",
         "sdpipe.runtime.manifest",
+        "sdpipe.runtime.memory",
         "sdpipe.runtime.metadata",
         "sdpipe.runtime.onnx_file",
         "sdpipe.runtime.picture_limits",

@@ -8,7 +8,8 @@ import torch
 from conftest import CPU, make_weights
 from torch import Tensor, nn
 
-from sdpipe.network import Active, ResNet, Segment
+from sdpipe.network import ResNet
+from sdpipe.segment import Active, Segment
 from sdpipe.training.graphs import launch_blocks_as_graphs
 
 BATCH = 4

@@ -11,13 +11,13 @@ from sdpipe.network import (
     NetworkConfig,
     ResidualBlock,
     ResNet,
-    Segment,
     expected_depth,
     initialise,
     linear_decay,
     skip,
     uniform,
 )
+from sdpipe.segment import Segment
 
 
 def config(depth: int = 20, **overrides: object) -> NetworkConfig:

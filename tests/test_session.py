@@ -142,6 +142,11 @@ def test_who_reads_the_output_may_have_gone(project: Path, mlflow_store: Path) -
     assert the_run(mlflow_store).info.status == "KILLED"
 
 
+def _take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs these tests may have started them by nohup
+
+
 @pytest.mark.parametrize("fault", ["", "pictures"])
 def test_a_terminal_that_is_closed_loses_nothing(project: Path, mlflow_store: Path, fault: str) -> None:
     """Its end is SIGHUP to all that runs in it, workers included, and no line can be written any more."""
@@ -158,7 +163,7 @@ def test_a_terminal_that_is_closed_loses_nothing(project: Path, mlflow_store: Pa
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=_take_terminal,
     )
     os.close(theirs)
     wait_for_checkpoint(project, process)

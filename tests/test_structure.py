@@ -25,7 +25,7 @@ LAYERS = [
     ("sdpipe/config.py", "sdpipe/files.py", "sdpipe/drawing.py"),
     ("sdpipe/runtime",),
     ("sdpipe/data",),
-    ("sdpipe/architecture.py", "sdpipe/network.py"),
+    ("sdpipe/architecture.py", "sdpipe/segment.py", "sdpipe/network.py"),
     ("sdpipe/provenance.py",),
     ("sdpipe/training",),
     ("sdpipe/deploy",),

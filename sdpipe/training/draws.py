@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from sdpipe.network import Active, Segment
+from sdpipe.segment import Active, Segment
 
 _MIN_ACTIVE = 2  # images; BatchNorm has no variance of one
 

@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sdpipe.network import Active, ResidualBlock, ResNet
+from sdpipe.network import ResidualBlock, ResNet
+from sdpipe.segment import Active
 from sdpipe.training.compute import Compute
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from sdpipe.errors import ConfigError
-from sdpipe.network import Active, Dropout, ResidualBlock, ResNet
+from sdpipe.network import Dropout, ResidualBlock, ResNet
+from sdpipe.segment import Active
 from sdpipe.training.compiling import compile_branches
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig

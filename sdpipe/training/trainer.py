@@ -16,7 +16,8 @@ from torch import Tensor
 from sdpipe.data.split import split_validation
 from sdpipe.data.store import DataSet
 from sdpipe.errors import DataError, TrainingError
-from sdpipe.network import Active, ResNet, Segment, initialise
+from sdpipe.network import ResNet, initialise
+from sdpipe.segment import Active, Segment
 from sdpipe.training.batches import Batches
 from sdpipe.training.checkpoint import Checkpoint
 from sdpipe.training.compute import Compute

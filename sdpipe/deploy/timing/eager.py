@@ -5,8 +5,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from sdpipe.deploy.proof.parity import Reference
-from sdpipe.network import Active, ResidualBlock
+from sdpipe.network import ResidualBlock
 from sdpipe.runtime.benchmark import Contender
+from sdpipe.segment import Active
 from sdpipe.training.weights import load_weights
 
 
