@@ -10,13 +10,15 @@ from sdpipe.data.store import open_dataset
 from sdpipe.errors import ConfigError, errors_on_one_line
 from sdpipe.provenance import code_digest
 from sdpipe.training.config import MachineConfig, parse_run
-from sdpipe.training.interruption import ending_at_once
+from sdpipe.training.interruption import end_with_parent, ending_at_once
 from sdpipe.training.session import train_run
 
 LAUNCHED = "SDPIPE_LAUNCHED"  # set for the processes that a launcher starts
 
 
 def main(run: str) -> None:
+    if "DVC_ROOT" in os.environ:  # a DVC that is killed takes nothing of what this would make
+        end_with_parent()
     params = read_params(Path("params.yaml"))
     config = parse_run(get_value(params, "train"), get_value(params, "runs"), run)
     machine = parse_section(MachineConfig, get_value(params, "machine"), "machine")

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import termios
+import threading
 import time
 from pathlib import Path
 
@@ -270,13 +271,19 @@ def test_a_tracking_server_that_hangs_does_not_delay_the_end(project: Path) -> N
     assert errors.count("warning: MLflow: no answer") == 1
 
 
-def test_a_second_process_on_the_same_run_is_refused(
-    project: Path, dataset: DataSet, mlflow_store: Path
+def test_a_second_process_on_the_same_run_is_refused_unless_the_first_is_ending(
+    project: Path, dataset: DataSet, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = train_config(epochs=1, milestones=[])
     train_run("plain", config, machine(), dataset, "code", project / "out")
     (name,) = {json.loads((project / "out" / "train.json").read_text())["fingerprint"]}
-    with FileLock(project / ".sdpipe" / "runs" / f"{name}.lock"), pytest.raises(BusyError, match="run plain"):
+    lock = FileLock(project / ".sdpipe" / "runs" / f"{name}.lock", thread_local=False)
+    monkeypatch.setattr("sdpipe.training.session.ENDING_S", 0.1)
+    with lock, pytest.raises(BusyError, match="run plain"):
+        train_run("plain", config, machine(), dataset, "code", project / "out")
+    monkeypatch.setattr("sdpipe.training.session.ENDING_S", 60.0)
+    with lock:
+        threading.Timer(1.0, lock.release).start()
         train_run("plain", config, machine(), dataset, "code", project / "out")
 
 

@@ -1,5 +1,6 @@
 """What asks a training to end, as a question that its loop asks between steps, with an end to patience."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -9,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from sdpipe.errors import tell
+from sdpipe.errors import TrainingError, tell
 
 GRACE_S = 7.0  # for the step, its validation and its checkpoint; 10 s are promised
 _LAST_WORD_S = 0.5
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -105,6 +107,19 @@ def noticing_signals(on_give_up: Callable[[], None]) -> Iterator[Interruption]:
         for number, handler in before.items():
             signal.signal(number, handler)
         interruption.forget()
+
+
+def end_with_parent() -> None:
+    """Get SIGTERM when the parent ends, on Linux: what it started must not hold the run against a new start.
+
+    It stays so for the program that this process becomes (execve(2)).
+    """
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != parent:
+        raise TrainingError("what started this training has ended")
 
 
 @contextmanager

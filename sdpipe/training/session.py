@@ -3,7 +3,7 @@
 import errno
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from sdpipe.training.weights import ModelInfo
 from sdpipe.training.world import World, joined_world
 
 INTERRUPTED_PATIENCE_S = 2.0  # for MLflow, when the process was asked to end
+ENDING_S = 10.0  # in which a training that was asked to end has ended
 
 
 def train_run(
@@ -194,11 +195,14 @@ def _decisive(compute: Compute) -> dict[str, str]:
     return {"device": compute.device.type, "precision": compute.precision, "torch": torch.__version__}
 
 
-@contextmanager
-def _locked(path: Path, run: str) -> Iterator[None]:
+def _locked(path: Path, run: str) -> AbstractContextManager[FileLock]:
+    """Hold the run's lock. A process that is ending, as when its DVC was killed, is waited for."""
+    lock = FileLock(path)
+    with suppress(Timeout):
+        return lock.acquire(timeout=0)
+    say(f"run {run}: another process is training it; waiting {ENDING_S:.0f} s for it to end")
     try:
-        with FileLock(path, timeout=0):
-            yield
+        return lock.acquire(timeout=ENDING_S)
     except Timeout:
         raise BusyError(
             f"run {run}: another process is training it (lock {path}); wait for it or end it"

@@ -6,7 +6,6 @@ around the network: an inactive block then takes part in nothing, so its gradien
 blocks are active is a function of (seed, epoch, step) (`draws.py`) and the same everywhere without a message.
 """
 
-import ctypes
 import os
 import re
 import signal
@@ -22,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sdpipe.errors import ConfigError, TrainingError
 from sdpipe.network import ResNet
 from sdpipe.training.compute import cuda_device
-from sdpipe.training.interruption import ending_signals
+from sdpipe.training.interruption import end_with_parent, ending_signals
 
 _TORCHRUN_SETS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _MAX_PORT = 65535
@@ -30,7 +29,6 @@ TIMEOUT_S = 25  # a process that is silent for so long within a step is taken fo
 PATIENCE_S = 600  # where one may rightly take longer: at the start, in a validation, while the leader saves
 _LOST = ("gloo", "NCCL", "pair closure", "Connection closed", "Connection reset", "Broken pipe", "imed out")
 """In messages of an exchange that failed; not all of them name the library. imed out: Timed out, timed out"""
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class World:
@@ -156,7 +154,7 @@ def joined_world(device: str) -> Iterator[World]:
     on_cuda = device != "cpu" and torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(cuda_device(local_rank))
-    _end_with_launcher()
+    end_with_parent()
     try:
         backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
         with _signals_end_at_once():
@@ -191,11 +189,3 @@ def _signals_end_at_once() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end_with_launcher() -> None:
-    """Get SIGTERM when the launcher ends: what it started must not hold the run against a new start."""
-    launcher = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-    if os.getppid() != launcher:
-        raise TrainingError("the launcher of this training has ended")

@@ -1,0 +1,92 @@
+"""DVC's queue of experiments, killed as the system or a user would, and queued again."""
+
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from test_pipeline import call, copy_project, environment
+
+pytestmark = pytest.mark.slow
+PATIENCE_S = 120.0
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return copy_project(tmp_path)
+
+
+def queue(project: Path, name: str) -> None:
+    """A training of some seconds, saved many times in them."""
+    changes = ("train.epochs=40", "train.milestones=[30]", "machine.checkpoint.every_s=0.2")
+    sets = [word for change in changes for word in ("-S", change)]
+    call(project, "dvc", "exp", "run", "--queue", "-n", name, *sets, "train@stochastic")
+
+
+def start(project: Path) -> None:
+    """DVC's worker takes what is queued, one after the other, and ends; it is a process group of its own."""
+    subprocess.run(
+        ["dvc", "queue", "start"],
+        cwd=project,
+        env=environment(),
+        check=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=PATIENCE_S,
+    )
+
+
+def processes(project: Path, words: str) -> list[int]:
+    """Those that work in the project, or in DVC's copies of it, with such a command line."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if words in command and (folder / "cwd").resolve().is_relative_to(project):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait_until(happened: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + patience_s
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def mlflow_runs(project: Path) -> list[tuple[str, str]]:
+    with sqlite3.connect(project / "mlflow.db") as store:
+        return store.execute("select name, status from runs").fetchall()
+
+
+@pytest.fixture
+def kill_all(project: Path) -> Iterator[None]:
+    yield
+    for process in processes(project, "dvc") + processes(project, "pipeline"):
+        os.kill(process, signal.SIGKILL)
+
+
+def test_a_killed_experiment_goes_on_when_it_is_queued_again(project: Path, kill_all: None) -> None:
+    """SIGKILL for DVC alone: what it trained saves and ends by itself, and its run goes on."""
+    queue(project, "first")
+    start(project)
+    wait_until(lambda: list(project.glob(".sdpipe/runs/*/step-*")))
+    for process in processes(project, "dvc"):
+        os.kill(process, signal.SIGKILL)
+    wait_until(lambda: not processes(project, "pipeline.train"), 10)
+    assert mlflow_runs(project) == [("stochastic", "KILLED")]
+
+    queue(project, "again")
+    start(project)
+    wait_until(lambda: re.search(r"again .* Success", call(project, "dvc", "queue", "status").stdout))
+    log = call(project, "dvc", "queue", "logs", "again").stdout
+    assert re.search("continuing after step [1-9]", log)
+    assert mlflow_runs(project) == [("stochastic", "FINISHED")]
