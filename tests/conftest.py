@@ -2,13 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loopback import Files, serve
 
+from sdpipe.data import sources
 from sdpipe.data.augment import Normalisation
 from sdpipe.data.store import DataSet, open_dataset, write_meta, write_part
 from sdpipe.deploy.config import ExportConfig
@@ -261,3 +263,10 @@ def run_epoch(trainer: Trainer) -> None:
     for _ in trainer.steps():
         pass
     trainer.validate()
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
+    monkeypatch.setattr(sources, "ATTEMPTS", 2)  # of 4, so that failures take a second
+    with serve() as served:
+        yield served

@@ -1,6 +1,5 @@
-"""`sdpipe benchmark`, what it measures with, and the variants in `sdpipe inspect`."""
+"""`sdpipe benchmark`, and the contenders in it."""
 
-import csv
 import json
 import os
 import shutil
@@ -10,7 +9,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -27,17 +25,12 @@ from sdpipe.deploy.timing.eager import eager_contender
 from sdpipe.errors import ModelError
 from sdpipe.runtime.artifact import Artifact, open_artifact
 from sdpipe.runtime.benchmark import (
-    WARMUP,
     Contender,
     Start,
     onnx_contender,
     start_process,
-    summary,
-    time_contenders,
 )
 from sdpipe.runtime.cores import num_cores
-from sdpipe.runtime.turns import play_rounds
-from sdpipe.runtime.variants import COLUMNS
 from sdpipe.training.weights import Weights, save_weights
 
 CORES = len(os.sched_getaffinity(0))
@@ -52,90 +45,6 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def test_percentiles_and_throughput_by_hand() -> None:
-    """0 to 100 ms: the p-th percentile is p ms; 101 calls of 2 images took 5.05 s together."""
-    found = summary(np.arange(101) / 1000, 2)
-    assert found == pytest.approx(
-        {"n": 101, "p50_ms": 50, "p90_ms": 90, "p99_ms": 99, "images_per_s": 202 / 5.05}
-    )
-
-
-def control_groups(folder: Path, line: str, files: dict[str, str]) -> tuple[Path, Path]:
-    """A /proc/self/cgroup of one line, and a mount with these files."""
-    (folder / "cgroup").write_text(line)
-    for name, text in files.items():
-        (folder / "mount" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "mount" / name).write_text(text)
-    return folder / "cgroup", folder / "mount"
-
-
-@pytest.mark.parametrize(
-    ("line", "files", "expected"),
-    [
-        ("0::/\n", {}, 4),
-        ("0::/\n", {"cpu.max": "max 100000\n"}, 4),
-        ("0::/\n", {"cpu.max": "275000 100000\n"}, 2),
-        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
-        ("0::/\n", {"cpu.max": "900000 100000\n"}, 4),
-        ("0::/a/b\n", {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "max 100000\n"}, 3),
-        ("0::/only/on/the/host\n", {"cpu.max": "200000 100000\n"}, 2),
-        ("5:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-        ("5:cpuacct,cpu:/\n", {"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "50000\n"}, 3),
-        ("5:cpu:/a\n", {"cpu/a/cpu.cfs_quota_us": "1000\n", "cpu/a/cpu.cfs_period_us": "1000\n"}, 1),
-        ("5:cpuset:/\n", {"cpu/cpu.cfs_quota_us": "1000\n", "cpu/cpu.cfs_period_us": "1000\n"}, 4),
-    ],
-)
-def test_cores_by_affinity_and_quota(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, files: dict[str, str], expected: int
-) -> None:
-    """The smaller of 4 cores and the quota over the period, of any group above the process, rounded down."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 1, 2, 3})
-    assert num_cores(*control_groups(tmp_path, line, files)) == expected
-
-
-def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
-    assert num_cores(tmp_path / "none", tmp_path) == CORES
-
-
-def contender(name: str, log: list[str], fail_at: int = -1) -> Contender:
-    def run(images_NHWC: np.ndarray) -> None:
-        assert (images_NHWC.shape, images_NHWC.dtype) == ((2, 5, 5, 1), np.uint8)
-        log.append(name)
-        if len(log) == fail_at:
-            raise KeyboardInterrupt
-
-    return Contender(file=name, engine="onnxruntime", image_shape=(5, 5, 1), run=run)
-
-
-def test_contenders_take_turns() -> None:
-    """Round after round, each beginning with another one; the warm-up does not count."""
-    log: list[str] = []
-    timings: list[dict[str, Any]] = []
-    contenders = [contender(name, log) for name in "abc"]
-    time_contenders(contenders, batch_size=2, threads=1, numbers=range(WARMUP + 3), timings=timings)
-    assert "".join(log) == "abcbcacabcbaacbbac"
-    assert [(row["file"], row["n"], row["batch_size"]) for row in timings] == [
-        ("a", 3, 2), ("b", 3, 2), ("c", 3, 2),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("fail_at", "counted"), [(2 * WARMUP + 4, 1), (2 * WARMUP - 1, None)])
-def test_an_interruption_leaves_the_whole_rounds(fail_at: int, counted: int | None) -> None:
-    """Ctrl-C in the second counted round leaves one of each; in the warm-up it leaves nothing."""
-    log: list[str] = []
-    timings: list[dict[str, Any]] = []
-    contenders = [contender(name, log, fail_at) for name in "ab"]
-    with pytest.raises(KeyboardInterrupt):
-        time_contenders(contenders, batch_size=2, threads=1, numbers=range(20), timings=timings)
-    assert [row["n"] for row in timings] == ([] if counted is None else [counted] * 2)
-
-
-def test_rounds_keep_the_contenders_in_place() -> None:
-    """Whoever was first in a round, its seconds stand under its own name."""
-    turns = {"a": lambda: 1.0, "b": lambda: 2.0}
-    assert list(play_rounds(turns, range(3))) == [{"a": 1.0, "b": 2.0}] * 3
 
 
 @pytest.fixture(scope="session")
@@ -386,73 +295,3 @@ def test_nothing_deployed_is_one_line(project: Path) -> None:
     assert result.stderr.startswith("error: models/model.onnx: no such model file")
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
-
-
-def write_variants(path: Path, **changes: str) -> None:
-    """Three variants; the changes are to the last one's cells."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    last = ["keep-7", "pruned/keep-7.onnx", FINGERPRINT, "0.1", "9000", "", "", "12", "true"]
-    rows = [
-        ["fp32", "model.onnx", FINGERPRINT, "0.0525", "12345", "1.25", "40.04", "0", "True"],
-        ["int8", "model.int8.onnx", FINGERPRINT, "0.06", "4000", "0.5", "20", "3", "True"],
-        [changes.get(name, cell) for name, cell in zip(COLUMNS, last, strict=True)],
-    ]
-    with path.open("w", newline="") as stream:
-        csv.writer(stream).writerows([COLUMNS, *rows])
-
-
-def test_inspect_shows_the_variants_side_by_side(deployed: Path) -> None:
-    """Beside the file, in variants/ and from there, with a star at the file in question."""
-    write_variants(Path("models/variants/variants.csv"))
-    text = call("inspect", "models/model.onnx").stdout
-    table = text.split("\n\n")[1].splitlines()
-    assert [line.split()[0] for line in table] == ["variant", "fp32", "int8", "keep-7"]
-    assert table[1].split() == ["fp32", "*", "5.25%", "12", "1.25", "40.0", "0", "True"]
-    assert "*" not in table[2] + table[3]
-    facts = json.loads(call("inspect", "models/model.onnx", "--json").stdout)
-    assert facts["variants"][2] == {
-        "variant": "keep-7", "path": "pruned/keep-7.onnx", "fingerprint": FINGERPRINT, "test_error": 0.1,
-        "bytes": 9000, "batch_1_ms": None, "batch_64_ms": None, "disagreements_with_fp32": 12, "parity": True,
-    }  # fmt: skip
-    Path("models/variants/variants.csv").rename("models/variants.csv")
-    assert "int8" in call("inspect", "models/variants/keep-7.onnx").stdout
-
-
-def test_a_table_of_another_training_is_not_shown(deployed: Path) -> None:
-    """As models/variants.csv stands above models/<run>/, which has none until it was evaluated."""
-    write_variants(Path("models/variants.csv"))
-    run = Path("models/constant/model.onnx")
-    run.parent.mkdir()
-    model = onnx.load("models/model.onnx")
-    for entry in model.metadata_props:
-        entry.value = json.dumps("another") if entry.key == "sdpipe.fingerprint" else entry.value
-    onnx.save(model, run)
-    assert "variants" in json.loads(call("inspect", "models/model.onnx", "--json").stdout)
-    assert "variants" not in json.loads(call("inspect", str(run), "--json").stdout)
-
-
-def test_without_variants_inspect_is_as_before(deployed: Path) -> None:
-    facts = json.loads(call("inspect", "models/model.onnx", "--json").stdout)
-    assert "variants" not in facts
-
-
-@pytest.mark.parametrize("cell", ["many", "nan", "-inf"])
-def test_a_damaged_table_of_variants_is_one_line(deployed: Path, cell: str) -> None:
-    write_variants(Path("models/variants.csv"), bytes=cell)
-    result = call("inspect", "models/model.onnx")
-    assert result.exit_code == 1
-    assert result.stderr.startswith("error: ")
-    assert "variants.csv: expected rows of variant, path" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-
-
-def test_a_table_of_variants_without_end_is_not_read_whole(deployed: Path) -> None:
-    """It may come with a model from anywhere; 2**30 zeros stand on no disk, but would in memory."""
-    table = Path("models/variants.csv")
-    with table.open("wb") as stream:
-        stream.truncate(2**30)
-    started = time.monotonic()
-    result = call("inspect", "models/model.onnx")
-    assert time.monotonic() - started < 2
-    assert result.exit_code == 1
-    assert result.stderr == f"error: {table.resolve()}: over 1,048,576 characters, no table of variants\n"

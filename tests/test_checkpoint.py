@@ -135,7 +135,7 @@ def test_when_all_are_damaged_none_is_used(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_older_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    """Whichever of three files and their folder it fails at; tests/test_session.py fills a real disk."""
+    """Whichever of three files and their folder it fails at; `test_session_limits.py` fills a disk."""
     checkpoints = saved(tmp_path, 1, 2)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     calls = 0

@@ -11,16 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import CliRunner, Result
-from conftest import export_to, make_dataset, make_weights, random_images
+from conftest import make_weights, random_images
+from pruned_runs import CONFIG, EXPORT, belonging_to, make_pruned_run
 from torch import Tensor
 
-from sdpipe.cli import main
 from sdpipe.data.store import DataSet
-from sdpipe.deploy.config import ExportConfig, PruneConfig
 from sdpipe.deploy.held_out import open_held_out
 from sdpipe.deploy.proof.parity import Reference, compare_logits, onnx_logits
-from sdpipe.deploy.pruning.family import Variant, mark_front, pick_by_error, pick_by_latency, run_names
 from sdpipe.deploy.pruning.prune import count_of, prune_run
 from sdpipe.deploy.pruning.recalibrate import (
     Labelled,
@@ -31,22 +28,10 @@ from sdpipe.deploy.pruning.recalibrate import (
     with_statistics,
 )
 from sdpipe.deploy.pruning.worth import block_costs, order_blocks
-from sdpipe.errors import DataError, SdpipeError
+from sdpipe.errors import DataError
 from sdpipe.network import ResidualBlock
 from sdpipe.runtime.artifact import count_operators, open_artifact
 from sdpipe.training.weights import Weights, load_weights, save_weights
-
-EXPORT = ExportConfig(opset=20)
-CONFIG = PruneConfig(
-    keep=(0.8, 0.5),
-    num_order=20,
-    num_candidates=2,
-    num_validation=1000,
-    num_statistics=64,
-    statistics_batch=16,
-    scale_steps=(0.0, 0.5, 1.0),
-    seed=0,
-)
 
 
 def with_own_labels(weights: Weights) -> tuple[Weights, Labelled]:
@@ -66,13 +51,6 @@ def with_own_labels(weights: Weights) -> tuple[Weights, Labelled]:
     labels_N = Reference(weights).logits(images_NHWC).argmax(axis=1)
     assert np.bincount(labels_N).min() > 5
     return weights, Labelled(images_NHWC=images_NHWC, labels_N=labels_N)
-
-
-def belonging_to(weights: Weights, dataset: DataSet) -> Weights:
-    """As if trained on this data set."""
-    params = {"validation": 0.2, "seed": 0}
-    info = replace(weights.info, dataset_digest=dataset.digest, train_params=params)
-    return replace(weights, info=info)
 
 
 def exact_nll(weights: Weights, removed: Sequence[int], held: Labelled) -> float:
@@ -211,29 +189,9 @@ def test_sizes(fraction: float, blocks: int, kept: int) -> None:
     assert count_of(fraction, blocks) == kept
 
 
-class Untouchable:
-    """In place of the test part."""
-
-    def __getattr__(self, name: str) -> object:
-        raise AssertionError(f"the test part was read: {name}")
-
-    def __getitem__(self, wanted: object) -> object:
-        raise AssertionError("the test part was read")
-
-    def __len__(self) -> int:
-        raise AssertionError("the test part was read")
-
-
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory, dataset: DataSet) -> Path:
-    """A pruned run of 14 layers, 6 blocks, made without its test part."""
-    folder = tmp_path_factory.mktemp("models") / "stochastic"
-    weights = belonging_to(make_weights(depth=14), dataset)
-    save_weights(folder / "weights.safetensors", weights)
-    export_to(folder / "model.onnx", weights)
-    blind = replace(dataset, test_images_NHWC=Untouchable(), test_labels_N=Untouchable())
-    prune_run(folder, blind, CONFIG, EXPORT)
-    return folder
+    return make_pruned_run(tmp_path_factory.mktemp("models") / "stochastic", dataset)
 
 
 def test_a_family_is_written(pruned: Path, dataset: DataSet) -> None:
@@ -321,164 +279,3 @@ def test_other_data_are_refused(tmp_path: Path, dataset: DataSet) -> None:
     with pytest.raises(DataError, match="was trained on the data dddd"):
         prune_run(tmp_path, dataset, CONFIG, EXPORT)
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
-
-
-def variant(name: str, validation: float, test: float, ms: float) -> Variant:
-    return Variant(
-        run="r", variant=name, path=Path(name), blocks=1, num_blocks=2, validation_error=validation,
-        test_error=test, latency_ms={1: ms, 64: 64 * ms}, speedup=1.0, num_bytes=1, on_front=False,
-    )  # fmt: skip
-
-
-# By validation error a is the best, by test error b; d is slower and worse than c.
-FOUR = [variant("a", 0.10, 0.13, 4), variant("b", 0.11, 0.11, 3), variant("c", 0.2, 0.2, 1),
-        variant("d", 0.25, 0.25, 2)]  # fmt: skip
-
-
-def test_the_pareto_front_by_hand() -> None:
-    """b beats a in both, c beats d in both."""
-    front = {one.variant: one.on_front for one in mark_front(FOUR, 1)}
-    assert front == {"a": False, "b": True, "c": True, "d": False}
-
-
-def test_picking_by_hand() -> None:
-    """The validation part decides; a limit may be met exactly; without a match the nearest is named."""
-    assert pick_by_latency(FOUR, 5, 1).variant == "a"
-    assert pick_by_latency(FOUR, 3, 1).variant == "b"
-    assert pick_by_latency(FOUR, 64, 64).variant == "c"
-    assert pick_by_error(FOUR, 0.11, 1).variant == "b"
-    assert pick_by_error(FOUR, 0.5, 1).variant == "c"
-    with pytest.raises(SdpipeError, match=r"at most 0\.5 ms at batch 1; the fastest, c, takes 1 ms"):
-        pick_by_latency(FOUR, 0.5, 1)
-    with pytest.raises(SdpipeError, match=r"at most 0\.05; the best, a, has 0\.1000"):
-        pick_by_error(FOUR, 0.05, 1)
-
-
-@pytest.fixture
-def runs(pruned: Path, project: Path) -> Path:
-    """A project with one pruned run of 14 layers."""
-    make_dataset(project / "data" / "animals")
-    shutil.copytree(pruned, project / "models" / "stochastic")
-    return project / "models"
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["prune", *map(str, arguments)])
-
-
-def test_the_command_compares_and_picks(runs: Path, tmp_path: Path) -> None:
-    """A table, a CSV of the same rows, a picture; further sizes outside DVC's folder; a copy of the pick."""
-    before = {path: path.read_bytes() for path in (runs / "stochastic" / "pruned").iterdir()}
-    result = call("--keep", "2")
-    assert result.exit_code == 0, result.output
-    with (runs / "pareto.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert [(row["variant"], row["blocks"]) for row in rows] == [
-        ("fp32", "6"), ("keep-5", "5"), ("keep-3", "3"), ("keep-2", "2"),
-    ]  # fmt: skip
-    assert [line.split()[1] for line in result.stdout.splitlines()[1:]] == [row["variant"] for row in rows]
-    assert float(rows[0]["speedup"]) == 1
-    assert (runs / "pareto.png").read_bytes()[:4] == b"\x89PNG"
-    assert {path: path.read_bytes() for path in (runs / "stochastic" / "pruned").iterdir()} == before
-    images_N, labels_N = np.load("data/animals/test_images.npy"), np.load("data/animals/test_labels.npy")
-    for row in rows:
-        logits_NK = open_artifact(Path(row["path"]), "cpu").run(images_N)[0]
-        assert float(row["test_error"]) == (logits_NK.argmax(axis=1) != labels_N).mean()
-    picked = call("--max-error", "1", "--copy-to", tmp_path / "new" / "chosen.onnx", "--batch-size", 2)
-    assert picked.exit_code == 0, picked.output
-    path = Path(picked.stdout.strip())
-    assert (tmp_path / "new" / "chosen.onnx").read_bytes() == path.read_bytes()
-    none = call("--latency-ms", "0.000001")
-    assert none.exit_code == 1
-    assert "error: no file takes at most 1e-06 ms at batch 1; the fastest, models/stochastic/" in none.stderr
-
-
-def test_a_size_stands_in_the_table_once(runs: Path) -> None:
-    """Whether it was asked for after the stage made it, or before."""
-    run = runs / "stochastic"
-    assert call("--keep", "3,2").exit_code == 0
-    assert not (run / "pruned-extra" / "keep-3.onnx").exists()
-    shutil.copy(run / "pruned" / "keep-3.onnx", run / "pruned-extra")
-    assert call().exit_code == 0
-    with (runs / "pareto.csv").open() as stream:
-        paths = [row["path"].removeprefix("models/stochastic/") for row in csv.DictReader(stream)]
-    assert paths == ["model.onnx", "pruned/keep-5.onnx", "pruned/keep-3.onnx", "pruned-extra/keep-2.onnx"]
-
-
-def test_a_size_made_with_other_settings_is_refused(runs: Path) -> None:
-    """Beside a family that the stage made anew it would be compared with what it is no part of."""
-    assert call("--keep", "2").exit_code == 0
-    path = runs / "stochastic" / "pruned" / "prune.json"
-    facts = json.loads(path.read_text())
-    facts["prune"]["keep"] = [0.9]
-    path.write_text(json.dumps(facts))
-    assert call().exit_code == 0
-    facts["prune"]["num_statistics"] += 1
-    path.write_text(json.dumps(facts))
-    result = call()
-    assert result.exit_code == 1
-    assert "pruned-extra/keep-2.onnx: made with other settings than models/stochastic/pruned" in result.stderr
-    assert call("--keep", "2").exit_code == 0
-
-
-def test_files_of_another_training_are_refused(runs: Path) -> None:
-    path = runs / "stochastic" / "weights.safetensors"
-    weights = load_weights(path)
-    save_weights(path, replace(weights, info=replace(weights.info, fingerprint="f" * 16)))
-    result = call()
-    assert result.exit_code == 1
-    assert "model.onnx: of training 0123456789abcdef" in result.stderr
-    assert "made from another training; run `dvc repro`" in call("--keep", 2).stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("--keep", "6"), 1, "expected 1 to 5 of its 6 blocks, got 6"),
-        (("--keep", "0"), 1, "expected 1 to 5 of its 6 blocks, got 0"),
-        (("--keep", "two"), 2, "expected numbers of blocks like 17,14, got 'two'"),
-        (("--keep", ""), 2, "expected numbers of blocks"),
-        (("--latency-ms", "0"), 2, "x>0"),
-        (("--latency-ms", "nan"), 2, "expected a finite number, got nan"),
-        (("--max-error", "2"), 2, "0<=x<=1"),
-        (("--latency-ms", "1", "--max-error", "0.5"), 2, "not both"),
-        (("--copy-to", "x.onnx"), 2, "--copy-to needs"),
-        (("models/none",), 1, "models/none/weights.safetensors: not a readable weights file"),
-        (("--out", "data/animals/meta.json/x"), 1, "error: [Errno 20] Not a directory"),
-        (("--max-error", "1", "--copy-to", "x" * 300), 1, "error: [Errno 36] File name too long"),
-        (("--max-error", "1", "--copy-to", "data/animals/meta.json/x/y"), 1, "Not a directory"),
-    ],
-)
-def test_odd_arguments(runs: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
-    result = call(*arguments)
-    assert result.exit_code == code, result.output
-    assert message in result.stderr
-    assert "Traceback" not in result.output
-
-
-def test_without_a_run_the_command_says_so() -> None:
-    result = call()
-    assert result.exit_code == 1
-    assert "no finished run" in result.stderr
-
-
-def test_runs_of_one_name_stay_apart(runs: Path) -> None:
-    """Two of one name are called by the ends of their paths; one that is given twice counts once."""
-    for place in ("A/x", "B/x"):
-        shutil.copytree(runs / "stochastic", Path(place) / "run")
-    (runs / "link").symlink_to(runs / "stochastic")
-    folders = ("A/x/run", "B/x/run", "models/stochastic", "models/link", "A/../A/x/run")
-    result = call(*folders, "--out", "out")
-    assert result.exit_code == 0, result.output
-    with Path("out/pareto.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    expected = [name for name in ("A/x/run", "B/x/run", "stochastic") for _ in range(3)]
-    assert [row["run"] for row in rows] == expected
-    assert [float(row["speedup"]) for row in rows if row["variant"] == "fp32"] == [1, 1, 1]
-    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == expected
-
-
-def test_the_names_of_runs_by_hand() -> None:
-    assert run_names([Path("a/run"), Path("b/run"), Path("b/other")]) == ["a/run", "b/run", "other"]
-    assert run_names([Path("x/a/run"), Path("y/a/run"), Path("z/run")]) == ["x/a/run", "y/a/run", "z/run"]
-    assert run_names([Path("run"), Path("x/run")]) == [f"{Path.cwd().name}/run", "x/run"]

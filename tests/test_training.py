@@ -10,12 +10,10 @@ from torch import nn
 
 from sdpipe.data.store import DataSet
 from sdpipe.errors import DataError
-from sdpipe.training.checkpoint import CheckpointFolder
-from sdpipe.training.config import CheckpointConfig, TrainConfig
-from sdpipe.training.finished import Lineage
+from sdpipe.training.config import CheckpointConfig
 from sdpipe.training.interruption import Interruption
 from sdpipe.training.loop import Saver
-from sdpipe.training.progress import EpochRecord, Progress, TrainResult
+from sdpipe.training.progress import EpochRecord, Progress
 from sdpipe.training.trainer import Trainer
 
 
@@ -78,65 +76,6 @@ def test_a_run_stopped_at_any_step_continues_and_ends_the_same(
     assert same(whole.state, continued.state)
     assert whole.progress.history == continued.progress.history
     assert whole.test_error == continued.test_error
-
-
-def keep_and_extend(config: TrainConfig, dataset: DataSet, folder: Path) -> tuple[TrainResult, list[str]]:
-    """Finish what is in `folder`, keep its end as a session does, and go on from there with `config`."""
-    train_alone(train_config(milestones=[]), dataset, folder / "run")
-    weights_path = folder / "weights.safetensors"
-    weights_path.touch()
-    lineage = Lineage(folder / "finished" / "lineage")
-    lineage.keep(CheckpointFolder(folder / "run", "0123456789abcdef"), weights_path)
-    start, told = lineage.find_start("another", config, None)
-    if start is not None:
-        CheckpointFolder(folder / "longer", "0123456789abcdef").save(start)
-    return train_alone(config, dataset, folder / "longer"), told
-
-
-# Every one of the 18 steps and 3 validations; the fast ones are about the ends of epochs.
-@pytest.mark.parametrize(
-    "asked",
-    [pytest.param(at, marks=() if at in (7, 20, 21) else pytest.mark.slow) for at in range(1, 22)],
-)
-def test_a_run_that_was_stopped_anywhere_can_be_extended(
-    dataset: DataSet, tmp_path: Path, asked: int
-) -> None:
-    """With a milestone in the new epochs: weights and history are those of a training without a stop."""
-    config = train_config(epochs=5, milestones=[3, 4])
-    whole = train_alone(config, dataset, tmp_path / "whole")
-    with pytest.raises(SystemExit):
-        train_alone(train_config(milestones=[]), dataset, tmp_path / "run", interruption=StopAfter(asked))
-    extended, (told,) = keep_and_extend(config, dataset, tmp_path)
-    assert told == "extending the finished training 0123456789abcdef of 3 epochs"
-    assert extended.progress.history == whole.progress.history
-    assert same(extended.state, whole.state)
-
-
-def test_a_run_that_was_stopped_in_its_last_validation_is_refused_another_rate(
-    dataset: DataSet, tmp_path: Path
-) -> None:
-    """Its epoch 3 was trained at 0.1; a milestone behind epoch 2 asks for 0.01 there."""
-    with pytest.raises(SystemExit):
-        train_alone(train_config(milestones=[]), dataset, tmp_path / "run", interruption=StopAfter(21))
-    config = train_config(epochs=5, milestones=[2])
-    extended, (told,) = keep_and_extend(config, dataset, tmp_path)
-    assert "cannot be extended: its learning rate in epoch 3 was 0.1, params.yaml asks for 0.01" in told
-    whole = train_alone(config, dataset, tmp_path / "whole")
-    assert extended.progress.history == whole.progress.history
-    assert same(extended.state, whole.state)
-
-
-def test_a_state_within_an_epoch_is_no_end_to_extend(dataset: DataSet, tmp_path: Path) -> None:
-    """The rate of its last steps is not known. Such a state is never kept; here it is put there."""
-    run = CheckpointFolder(tmp_path / "run", "0123456789abcdef")
-    with pytest.raises(SystemExit):
-        train_alone(train_config(milestones=[]), dataset, run.folder, interruption=StopAfter(16))
-    (tmp_path / "weights").touch()
-    lineage = Lineage(tmp_path / "finished" / "lineage")
-    lineage.keep(run, tmp_path / "weights")
-    start, (told,) = lineage.find_start("another", train_config(epochs=5, milestones=[]), None)
-    assert start is None
-    assert "cannot be extended: it ends within epoch 3" in told
 
 
 def test_where_checkpoints_are_written_changes_nothing(dataset: DataSet, tmp_path: Path) -> None:

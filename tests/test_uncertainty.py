@@ -1,49 +1,35 @@
-"""The sub-network ensemble: its file against PyTorch, its draws, its spread, and how predict prints it."""
+"""The sub-network ensemble: its draws, its spread, and how predict prints it."""
 
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import SIZE, export_to, make_weights, random_images
+from conftest import export_to, make_weights, random_images
+from ensemble_files import deploy_ensemble, export_ensemble_to, in_pytorch, switches
 from PIL import Image
 from test_cli import HEAVY
 
 from sdpipe.cli import main
-from sdpipe.deploy.config import ExportConfig
 from sdpipe.deploy.ensemble import ensemble_probabilities
-from sdpipe.deploy.export import export_ensemble
-from sdpipe.errors import ModelError
-from sdpipe.runtime.artifact import Artifact, count_operators, open_artifact
+from sdpipe.runtime.artifact import Artifact, open_artifact
 from sdpipe.runtime.uncertainty import draw_members, open_ensemble
 from sdpipe.training.weights import Weights
 
-TOLERANCE = 2e-6  # of the logit spread (docs/parity.md)
 M = 5
-
-
-def export_ensemble_to(path: Path, weights: Weights, temperature: float = 1.0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    export_ensemble(weights, path, ExportConfig(opset=20), temperature=temperature)
-    return path
 
 
 @pytest.fixture(scope="session")
 def deployed(tmp_path_factory: pytest.TempPathFactory, weights: Weights) -> Path:
-    """A model and, in variants/, its ensemble, at temperature 1.5."""
-    folder = tmp_path_factory.mktemp("deployed")
-    export_ensemble_to(folder / "variants" / "ensemble.onnx", weights, 1.5)
-    return export_to(folder / "model.onnx", weights, 1.5)
+    return deploy_ensemble(tmp_path_factory.mktemp("deployed"), weights)
 
 
 @pytest.fixture
@@ -57,86 +43,6 @@ def pictures(tmp_path: Path) -> Path:
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def in_pytorch(weights: Weights, images_NHWC: np.ndarray, active: Sequence[bool] | None) -> np.ndarray:
-    """Logits of the trained network, BatchNorm and p_l in their places, float64; None: the test network."""
-    normalise = weights.normalisation
-    images = (torch.from_numpy(images_NHWC).double() - normalise.mean_HWC.double()) / normalise.std.double()
-    with torch.inference_mode():
-        logits_NK: np.ndarray = weights.build_network().double()(images.permute(0, 3, 1, 2), active).numpy()
-    return logits_NK
-
-
-def switches(active: Sequence[float]) -> np.ndarray:
-    return np.array(active, dtype=np.float32)
-
-
-NETS: dict[str, dict[str, Any]] = {
-    "A": {"depth": 14},
-    "B": {"depth": 8, "skip": "B", "channels": 3},
-    "C": {"depth": 8, "skip": "C"},
-    "imagenet": {"family": "imagenet", "depth": 18, "widths": (4, 4, 8, 8), "skip": "B"},
-    "bottleneck": {"family": "imagenet", "depth": 50, "widths": (2, 2, 4, 4), "skip": "B"},
-}
-
-
-@pytest.mark.parametrize(
-    "net", [pytest.param(net, marks=pytest.mark.slow) if net == "bottleneck" else net for net in NETS]
-)
-def test_every_sub_network_is_that_of_pytorch(tmp_path: Path, net: str) -> None:
-    """None active, all active, and drawn ones, in batches of 1 and 5; b_l = p_l is the test network.
-
-    With none active the branches leave no trace, and each learned skip is ReLU(projection).
-    """
-    weights = make_weights(**NETS[net])
-    artifact = open_artifact(export_ensemble_to(tmp_path / "ensemble.onnx", weights), "cpu")
-    config = weights.info.network
-    drawn = draw_members(config.survival_probs, 2, seed=1)
-    images_NHWC = random_images(5, channels=config.in_channels)
-    cases: list[tuple[Sequence[float], Sequence[bool] | None]] = [
-        (active, active) for active in ([False] * config.num_blocks, [True] * config.num_blocks, *drawn)
-    ]
-    cases.append((config.survival_probs, None))
-    for given, active in cases:
-        expected_NK = in_pytorch(weights, images_NHWC, active)
-        allowed = TOLERANCE * (expected_NK.max() - expected_NK.min())
-        for batch in (1, 5):
-            logits_NK, _ = artifact.run(images_NHWC[:batch], switches(given))
-            np.testing.assert_allclose(logits_NK, expected_NK[:batch], atol=allowed, rtol=0)
-
-
-def test_at_the_survival_probabilities_it_is_the_deployed_model(deployed: Path, weights: Weights) -> None:
-    """Logits and probabilities, temperature included."""
-    images_NHWC = random_images(6)
-    expected = open_artifact(deployed, "cpu").run(images_NHWC)
-    ensemble = open_artifact(deployed.parent / "variants" / "ensemble.onnx", "cpu")
-    found = ensemble.run(images_NHWC, switches(weights.info.network.survival_probs))
-    np.testing.assert_allclose(found[0], expected[0], atol=TOLERANCE * np.ptp(expected[0]), rtol=0)
-    np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
-
-
-def test_the_graph_has_the_switches_as_an_input_and_nothing_drawn_in_it(deployed: Path) -> None:
-    """Depth 20: a Mul for each of 9 branches, and otherwise the operators of the test network."""
-    path = deployed.parent / "variants" / "ensemble.onnx"
-    assert count_operators(path) == {
-        "Add": 9, "AveragePool": 2, "Cast": 1, "Conv": 19, "Div": 2, "Gemm": 1, "Mul": 9, "Pad": 2,
-        "ReduceMean": 1, "Relu": 19, "Softmax": 1, "Split": 1, "Sub": 1, "Transpose": 1,
-    }  # fmt: skip
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert [(value.name, value.type, value.shape) for value in session.get_inputs()] == [
-        ("images", "tensor(uint8)", ["batch", SIZE, SIZE, 1]),
-        ("switches", "tensor(float)", [9]),
-    ]
-    entries = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
-    assert entries["sdpipe.variant"] == "ensemble"
-    assert entries["sdpipe.survival_probs"] == pytest.approx([1 - ell / 18 for ell in range(1, 10)])
-    assert entries["sdpipe.scales"] == [1.0] * 9  # what is folded in
-
-
-def test_the_same_weights_give_the_same_bytes(tmp_path: Path, deployed: Path, weights: Weights) -> None:
-    again = export_ensemble_to(tmp_path / "again.onnx", weights, 1.5)
-    assert again.read_bytes() == (deployed.parent / "variants" / "ensemble.onnx").read_bytes()
 
 
 def test_the_mean_is_that_of_the_sub_networks_in_pytorch(tmp_path: Path, weights: Weights) -> None:
@@ -242,41 +148,11 @@ def test_a_pruned_file_is_not_judged_by_the_whole_network(tmp_path: Path, pictur
     assert f"{model}: lacks blocks that the sub-networks have" in line
 
 
-def test_a_plain_net_has_an_ensemble_file_too(tmp_path: Path) -> None:
-    """Stage export writes both files for every run; without skips the switches are all 1."""
-    weights = make_weights(depth=8, skip="plain", p_L=1.0)
-    artifact = open_artifact(export_ensemble_to(tmp_path / "ensemble.onnx", weights), "cpu")
-    images_NHWC = random_images(3)
-    expected_NK = in_pytorch(weights, images_NHWC, None)
-    logits_NK, _ = artifact.run(images_NHWC, switches([1] * 3))
-    np.testing.assert_allclose(logits_NK, expected_NK, atol=TOLERANCE * np.ptp(expected_NK), rtol=0)
-
-
 def test_the_ensemble_is_no_model_to_predict_with(pictures: Path, deployed: Path) -> None:
     path = deployed.parent / "variants" / "ensemble.onnx"
     assert f"{path}: is the sub-network ensemble" in refused(pictures, "--model", path)
     assert f"{path}: is the sub-network ensemble" in refused(pictures, "--model", path, "--uncertainty", M)
     assert call("inspect", path).exit_code == 0
-
-
-@pytest.mark.parametrize("damage", ["switches of a model", "no switches", "too many switches", "text"])
-def test_the_graph_must_have_what_its_variant_says(tmp_path: Path, deployed: Path, damage: str) -> None:
-    """A file that calls itself an ensemble has the input `switches`, one for each p_l; others have not."""
-    is_model = damage == "no switches"
-    model = onnx.load(deployed if is_model else deployed.parent / "variants" / "ensemble.onnx")
-    entries = {entry.key: entry.value for entry in model.metadata_props}
-    entries |= {
-        "switches of a model": {"sdpipe.variant": '"fp32"'},
-        "no switches": {"sdpipe.variant": '"ensemble"'},
-        "too many switches": {"sdpipe.survival_probs": "[0.5, 0.5]"},
-        "text": {"sdpipe.survival_probs": '"half"'},
-    }[damage]
-    onnx.helper.set_model_props(model, entries)
-    onnx.save(model, tmp_path / "bad.onnx")
-    with pytest.raises(
-        ModelError, match=r"bad\.onnx: .*(its graph has|entry sdpipe\.survival_probs is|Split of|'switches')"
-    ):
-        open_artifact(tmp_path / "bad.onnx", "cpu")
 
 
 @pytest.mark.parametrize("members", ["0", "1", "-3", "two"])

@@ -1,0 +1,101 @@
+"""Random crops and colours of pictures against torchvision's and the papers'."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv
+
+from sdpipe.data.augment import jitter_colours, light
+from sdpipe.data.crops import random_scale_box, random_size_box
+from sdpipe.runtime.image import decode
+
+
+def test_resize_and_centre_crop_are_torchvisions() -> None:
+    """450 x 300 to 384 x 256, centre of 224: the same pixels, but for one of 255 by rounding."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    picture = coarse.resize((450, 300), Image.Resampling.BICUBIC)
+    theirs = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(picture)
+    raw = io.BytesIO()
+    picture.save(raw, "PNG")
+    ours = decode(raw.getvalue(), 3, (224, 224), 224 / 256)
+    assert np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).max() <= 1
+
+
+def test_random_size_boxes_have_the_asked_area_and_aspect() -> None:
+    """10,000 boxes of a 300 x 400 picture, and their edges; a square always fits into a square, so there the
+    mean area is (0.08 + 1) / 2, with a standard error of 0.92 / sqrt(12 * 10,000) = 0.0027."""
+    rng = np.random.default_rng(1)
+    boxes = [random_size_box((300, 400), (224, 224), (0.08, 1.0), (3 / 4, 4 / 3), rng) for _ in range(10_000)]
+    left, top, right, bottom = np.array(boxes).T
+    assert left.min() >= 0
+    assert top.min() >= 0
+    assert right.max() <= 400
+    assert bottom.max() <= 300
+    area = (right - left) * (bottom - top) / (300 * 400)
+    aspect = (right - left) / (bottom - top)
+    assert 0.079 < area.min() < 0.09
+    assert 0.95 < area.max() < 1.01
+    assert 0.74 < aspect.min() < 0.76
+    assert 1.32 < aspect.max() < 1.35
+    squares = [random_size_box((500, 500), (224, 224), (0.08, 1.0), (1.0, 1.0), rng) for _ in range(10_000)]
+    shares = [(box[2] - box[0]) ** 2 / 500**2 for box in squares]
+    assert np.mean(shares) == pytest.approx(0.54, abs=4 * 0.0027)
+
+
+def test_random_size_boxes_lie_and_stand_equally_often() -> None:
+    """Aspect 2, in a picture where both fit: 4,000 boxes, half of them upright, within 4 standard errors."""
+    rng = np.random.default_rng(5)
+    boxes = np.array([random_size_box((300, 300), (8, 8), (0.1, 0.2), (2.0, 2.0), rng) for _ in range(4_000)])
+    aspect = (boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1])
+    assert set(np.round(aspect, 1)) == {0.5, 2.0}
+    assert (aspect > 1).mean() == pytest.approx(0.5, abs=4 * 0.5 / 4_000**0.5)
+
+
+def test_a_box_that_never_fits_is_the_centre() -> None:
+    """No box of all of a 10 x 100 picture's area has a side ratio under 4 : 3."""
+    generator = np.random.default_rng(0)
+    assert random_size_box((10, 100), (8, 8), (1.0, 1.0), (1.0, 4 / 3), generator) == (45, 0, 55, 10)
+
+
+def test_random_scale_boxes_are_224_pixels_of_the_resized_picture() -> None:
+    """A 512 x 768 picture at shorter side 256 to 480: the box's side is 224 * 512 / s, from 239 to 448."""
+    rng = np.random.default_rng(2)
+    boxes = np.array([random_scale_box((512, 768), (224, 224), (256, 480), rng) for _ in range(5_000)])
+    side = boxes[:, 2] - boxes[:, 0]
+    np.testing.assert_allclose(side, boxes[:, 3] - boxes[:, 1])
+    assert side.min() == pytest.approx(224 * 512 / 480)
+    assert side.max() == pytest.approx(224 * 512 / 256)
+    assert boxes.min() >= 0
+    assert boxes[:, 2].max() <= 768
+    assert boxes[:, 3].max() <= 512
+    assert boxes[:, 0].max() > 500, "anywhere in the picture"
+
+
+def test_colour_jitter_is_torchvisions() -> None:
+    """Each change alone and all in every order, against torchvision on values that it does not clamp."""
+    rng = np.random.default_rng(3)
+    images = torch.from_numpy(rng.uniform(80, 150, (6, 5, 7, 3)).astype(np.float32))
+    orders = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
+    weights = torch.from_numpy(rng.uniform(0.6, 1.4, (6, 3)).astype(np.float32))
+    ours = jitter_colours(images, orders, weights)
+    changes = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)
+    for image, order, weight, jittered in zip(images, orders, weights, ours, strict=True):
+        theirs = image.permute(2, 0, 1) / 255
+        for kind, factor in zip(order.tolist(), weight.tolist(), strict=True):
+            theirs = changes[kind](theirs, factor)
+        # torchvision's weight of red is 0.2989.
+        torch.testing.assert_close(jittered.permute(2, 0, 1) / 255, theirs, atol=2e-4, rtol=0)
+
+
+def test_lighting_moves_along_imagenets_colours() -> None:
+    """alpha (1, 0, 0): 255 * 0.2175 = 55.4625 times the first vector; (0, 0, 2): 2.295 times the third."""
+    images = torch.full((2, 2, 3, 3), 100.0)
+    lit = light(images, torch.tensor([[1.0, 0, 0], [0, 0, 2.0]])) - 100
+    torch.testing.assert_close(lit[0, 1, 2], torch.tensor([-31.47497, -32.21262, -32.36792]))
+    torch.testing.assert_close(lit[1, 0, 0], torch.tensor([0.920066, -1.868130, 0.964589]), atol=1e-5, rtol=0)
+    assert (lit[0] == lit[0, 0, 0]).all()

@@ -1,0 +1,46 @@
+"""`sdpipe doctor`."""
+
+from pathlib import Path
+
+import pytest
+from test_cli import call
+
+
+def test_doctor_finds_the_model_and_the_packages(model_path: Path) -> None:
+    result = call("doctor", env={"SDPIPE_MODEL": str(model_path)})
+    assert result.exit_code == 0, result.output
+    for word in (
+        "onnxruntime-gpu",
+        "torch",
+        "CPUExecutionProvider works",
+        "disk",
+        f"{model_path} runs on",
+    ):
+        assert word in result.stdout
+    (model_path.parent / "bad.onnx").write_bytes(b"x")
+    result = call("doctor", env={"SDPIPE_MODEL": str(model_path.parent / "bad.onnx")})
+    assert result.exit_code == 1
+    assert "BAD model" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "finding"),
+    [
+        ("folder", "BAD model                    folder: expected a model file, found a folder"),
+        ("gone", "ok  model                    gone is not there yet; `make repro` makes it"),
+        ("x" * 300, "BAD model                    [Errno 36] File name too long"),
+    ],
+)
+def test_doctor_says_what_stands_in_place_of_a_model(project: Path, name: str, finding: str) -> None:
+    (project / "folder").mkdir()
+    result = call("doctor", env={"SDPIPE_MODEL": name})
+    assert finding in result.stdout
+    assert result.exit_code == int(finding.startswith("BAD"))
+
+
+def test_doctor_shows_no_password(project: Path) -> None:
+    """Its output goes into bug reports."""
+    uri = "postgresql://user:p@ss/word@db.example.org/runs?sslmode=require&password=word2"
+    result = call("doctor", env={"MLFLOW_TRACKING_URI": uri})
+    (line,) = [line for line in result.stdout.splitlines() if "MLflow store" in line]
+    assert line.endswith(" postgresql://***@db.example.org/runs?sslmode=require&password=***")

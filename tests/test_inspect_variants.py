@@ -1,0 +1,92 @@
+"""The variants of a deployed file in `sdpipe inspect`."""
+
+import csv
+import json
+import shutil
+import time
+from pathlib import Path
+
+import onnx
+import pytest
+from test_benchmark_command import FINGERPRINT, call
+
+from sdpipe.runtime.variants import COLUMNS
+
+
+def write_variants(path: Path, **changes: str) -> None:
+    """Three variants; the changes are to the last one's cells."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    last = ["keep-7", "pruned/keep-7.onnx", FINGERPRINT, "0.1", "9000", "", "", "12", "true"]
+    rows = [
+        ["fp32", "model.onnx", FINGERPRINT, "0.0525", "12345", "1.25", "40.04", "0", "True"],
+        ["int8", "model.int8.onnx", FINGERPRINT, "0.06", "4000", "0.5", "20", "3", "True"],
+        [changes.get(name, cell) for name, cell in zip(COLUMNS, last, strict=True)],
+    ]
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([COLUMNS, *rows])
+
+
+@pytest.fixture
+def deployed(project: Path, model_path: Path) -> Path:
+    """models/ as deploy leaves it, with a variant."""
+    (project / "models" / "variants").mkdir(parents=True)
+    shutil.copy(model_path, "models/model.onnx")
+    shutil.copy(model_path, "models/variants/keep-7.onnx")
+    return project
+
+
+def test_inspect_shows_the_variants_side_by_side(deployed: Path) -> None:
+    """Beside the file, in variants/ and from there, with a star at the file in question."""
+    write_variants(Path("models/variants/variants.csv"))
+    text = call("inspect", "models/model.onnx").stdout
+    table = text.split("\n\n")[1].splitlines()
+    assert [line.split()[0] for line in table] == ["variant", "fp32", "int8", "keep-7"]
+    assert table[1].split() == ["fp32", "*", "5.25%", "12", "1.25", "40.0", "0", "True"]
+    assert "*" not in table[2] + table[3]
+    facts = json.loads(call("inspect", "models/model.onnx", "--json").stdout)
+    assert facts["variants"][2] == {
+        "variant": "keep-7", "path": "pruned/keep-7.onnx", "fingerprint": FINGERPRINT, "test_error": 0.1,
+        "bytes": 9000, "batch_1_ms": None, "batch_64_ms": None, "disagreements_with_fp32": 12, "parity": True,
+    }  # fmt: skip
+    Path("models/variants/variants.csv").rename("models/variants.csv")
+    assert "int8" in call("inspect", "models/variants/keep-7.onnx").stdout
+
+
+def test_a_table_of_another_training_is_not_shown(deployed: Path) -> None:
+    """As models/variants.csv stands above models/<run>/, which has none until it was evaluated."""
+    write_variants(Path("models/variants.csv"))
+    run = Path("models/constant/model.onnx")
+    run.parent.mkdir()
+    model = onnx.load("models/model.onnx")
+    for entry in model.metadata_props:
+        entry.value = json.dumps("another") if entry.key == "sdpipe.fingerprint" else entry.value
+    onnx.save(model, run)
+    assert "variants" in json.loads(call("inspect", "models/model.onnx", "--json").stdout)
+    assert "variants" not in json.loads(call("inspect", str(run), "--json").stdout)
+
+
+def test_without_variants_inspect_is_as_before(deployed: Path) -> None:
+    facts = json.loads(call("inspect", "models/model.onnx", "--json").stdout)
+    assert "variants" not in facts
+
+
+@pytest.mark.parametrize("cell", ["many", "nan", "-inf"])
+def test_a_damaged_table_of_variants_is_one_line(deployed: Path, cell: str) -> None:
+    write_variants(Path("models/variants.csv"), bytes=cell)
+    result = call("inspect", "models/model.onnx")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "variants.csv: expected rows of variant, path" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_table_of_variants_without_end_is_not_read_whole(deployed: Path) -> None:
+    """It may come with a model from anywhere; 2**30 zeros stand on no disk, but would in memory."""
+    table = Path("models/variants.csv")
+    with table.open("wb") as stream:
+        stream.truncate(2**30)
+    started = time.monotonic()
+    result = call("inspect", "models/model.onnx")
+    assert time.monotonic() - started < 2
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {table.resolve()}: over 1,048,576 characters, no table of variants\n"

@@ -1,0 +1,122 @@
+"""`sdpipe predict --allow-url`, and the addresses that it refuses."""
+
+import http.server
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from encoded_pictures import write_folder
+from test_predict_use import call
+
+from sdpipe.errors import ImageError
+from sdpipe.runtime import sources
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "pictures")
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Pictures and bad habits."""
+
+    picture = b""
+
+    def do_GET(self) -> None:
+        if self.path in ("/good.png", "/long.png"):
+            self.send_response(200)
+            length = 10**12 if self.path == "/long.png" else len(self.picture)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(self.picture)
+        elif self.path.startswith("/to/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/to/"))
+            self.end_headers()
+        elif self.path == "/silent.png":
+            time.sleep(3)
+        elif self.path in ("/slow.png", "/drip.png"):
+            if self.path == "/slow.png":
+                self.send_response(200)
+                self.end_headers()
+            for _ in range(60):
+                self.wfile.write(b"x")
+                time.sleep(0.1)
+        else:
+            self.send_error(404)
+
+    def log_message(self, *_arguments: object) -> None:
+        """Quiet."""
+
+
+class QuietServer(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, *_arguments: object) -> None:
+        """Whoever gave up on a slow answer has hung up."""
+
+
+@pytest.fixture
+def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    Server.picture = (folder / "0.png").read_bytes()
+    listening = QuietServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=listening.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{listening.server_port}"
+    listening.shutdown()
+    thread.join()
+    listening.server_close()
+
+
+def test_urls_need_the_flag(folder: Path, server: str, rgb_model_path: Path) -> None:
+    """Without it one plain line names it; with it the picture is the file's, redirects on http included."""
+    refused = call(f"{server}/good.png", "--model", rgb_model_path)
+    assert refused.exit_code == 1
+    assert refused.stderr == (
+        f"error: {server}/good.png: is a URL, and nothing is fetched without --allow-url\n"
+    )
+    urls = (f"{server}/good.png", f"{server}/to/{server}/good.png", folder / "0.png")
+    result = call(*urls, "--allow-url", "--model", rgb_model_path, "--json")
+    assert result.exit_code == 0, result.output
+    tops = [json.loads(line)["top"] for line in result.stdout.splitlines()]
+    assert tops[0] == tops[1] == tops[2]
+
+
+def test_urls_that_are_refused(server: str, rgb_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other schemes, also by redirect, what is not there, too large, or slow in its body or its head."""
+    monkeypatch.setattr(sources, "TIMEOUT_S", 1.0)
+    expected = {
+        "file:///etc/passwd": "only http:// and https:// are fetched",
+        "ftp://127.0.0.1/x.png": "only http:// and https:// are fetched",
+        "data://x": "only http:// and https:// are fetched",
+        f"{server}/to/file:///etc/passwd": "cannot be fetched: HTTP Error 302",
+        f"{server}/to/ftp://127.0.0.1/x.png": "cannot be fetched: ",
+        f"{server}/to/http://127.0.0.1:99999999999999999999/x.png": "cannot be fetched: ",
+        f"{server}/gone.png": "cannot be fetched: HTTP Error 404",
+        f"{server}/long.png": "is over 256 MiB",
+        f"{server}/slow.png": "no whole answer in 1 s",
+        f"{server}/drip.png": "no whole answer in 1 s",
+        "http://127.0.0.1:1/x.png": "cannot be fetched: ",
+        "http://[/": "cannot be fetched: ",
+    }
+    result = call(*expected, "--allow-url", "--model", rgb_model_path, "--json")
+    assert result.exit_code == 1
+    found = {line["file"]: line["message"] for line in map(json.loads, result.stdout.splitlines())}
+    for url, message in expected.items():
+        assert found[url].startswith(message), (url, found[url])
+    assert len(result.stderr.splitlines()) == len(expected)
+
+
+@pytest.mark.parametrize("path", ["slow.png", "silent.png"])
+def test_no_fetch_ends_with_half_an_answer(server: str, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Whoever waits may be late: then the fetch itself gives up, and hands over nothing cut off."""
+    monkeypatch.setattr(sources, "TIMEOUT_S", 0.5)
+    answer = sources._fetch(f"{server}/{path}")
+    assert isinstance(answer, ImageError)
+    assert str(answer) == "no whole answer in 0.5 s"

@@ -1,0 +1,143 @@
+"""Runs that are damaged and folders that are no report's."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from report_runs import rows_of, two_seeds, write_ensemble, write_run
+
+from sdpipe.cli import main
+from sdpipe.errors import DataError
+from sdpipe.report.write import write_report
+
+
+def test_a_damaged_run_is_named_and_left_out_and_the_rest_reported(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    two_seeds(models)
+    other = (models / "c0" / "train.json").read_bytes()
+    damage = {
+        "half": lambda folder: (folder / "train.json").unlink(),
+        "cut": lambda folder: (folder / "weights.safetensors").write_bytes(b"1234"),
+        "text": lambda folder: (folder / "history.csv").write_text("epoch,learning_rate\n1,hot\n"),
+        "short": lambda folder: (folder / "timing.csv").write_text("epoch,epoch_s,images_per_s\n1,2,3\n"),
+        "foreign": lambda folder: (folder / "train.json").write_bytes(other),
+        "empty": lambda folder: (folder / "timing.json").write_text("{}"),
+        "none": lambda folder: (folder / "train.json").write_text(
+            (folder / "train.json").read_text().replace('"test_error": 0.1', '"test_error": "low"')
+        ),
+    }
+    for name, spoil in damage.items():
+        write_run(models / name)
+        spoil(models / name)
+    done = CliRunner().invoke(main, ["report", str(models), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(damage)
+    for name in damage:
+        assert sum(f"models/{name}" in line for line in lines) == 1, name
+    assert [row["run"] for row in rows_of(tmp_path / "out" / "runs.csv")] == ["c0", "c1", "s0", "s1"]
+    assert "models/half" in (tmp_path / "out" / "index.html").read_text()
+
+
+def replaced(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "key"),
+    [
+        (
+            "train.json",
+            '"test_error": 0.1',
+            '"test_error": -5',
+            "test_error: expected a number from 0 to 1, got -5",
+        ),
+        (
+            "train.json",
+            '"test_error": 0.1',
+            '"test_error": 10.5',
+            "test_error: expected a number from 0 to 1",
+        ),
+        (
+            "train.json",
+            '"num_train": 9000',
+            '"num_train": NaN',
+            "num_train: expected a number from 0, got nan",
+        ),
+        (
+            "train.json",
+            '"num_train": 9000',
+            f'"num_train": 1{"0" * 400}',
+            "num_train: expected a number from 0",
+        ),
+        ("timing.json", '"train_s": 30.0', '"train_s": -1', "train_s: expected a number over 0, got -1"),
+        ("timing.json", '"train_s": 30.0', '"train_s": 0.0', "train_s: expected a number over 0, got 0"),
+        ("history.csv", ",0.25,", ",nan,", "validation_error: expected a number from 0 to 1, got nan"),
+        ("history.csv", "2,0.1,1.0", "2,0.1,inf", "train_loss: expected a number from 0, got inf"),
+        ("timing.csv", "10.0", "-10.0", "epoch_s: expected a number from 0, got -10"),
+        ("ensemble.csv", "0.12", "nan", "ensemble_error: expected a number from 0 to 1, got nan"),
+    ],
+)
+def test_a_number_that_cannot_be_is_named_with_its_file(
+    tmp_path: Path, name: str, old: str, new: str, key: str
+) -> None:
+    """The run is left out, as every damaged one."""
+    folder = run_with_ensemble(tmp_path / "models" / "odd")
+    write_run(tmp_path / "models" / "good", seed=1)
+    replaced(folder / name, old, new)
+    (problem,) = write_report([tmp_path / "models"], tmp_path / "out")
+    assert problem.startswith(f"{folder / name}: {key}")
+    assert [row["run"] for row in rows_of(tmp_path / "out" / "runs.csv")] == ["good"]
+
+
+def run_with_ensemble(folder: Path) -> Path:
+    write_ensemble(folder, write_run(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "key"),
+    [
+        ("runs.csv", ",0.1,0.25,", ",-5,0.25,", "test_error: expected a number from 0 to 1, got -5"),
+        ("history.csv", ",0.25,", ",NaN,", "validation_error: expected a number from 0 to 1, got nan"),
+        ("ensemble.csv", "0.12", "NaN", "ensemble_error: expected a number from 0 to 1, got nan"),
+    ],
+)
+def test_a_number_that_cannot_be_is_named_in_a_report_too(
+    tmp_path: Path, name: str, old: str, new: str, key: str
+) -> None:
+    run_with_ensemble(tmp_path / "models" / "odd")
+    write_run(tmp_path / "good", seed=1)
+    write_report([tmp_path / "models"], tmp_path / "out")
+    replaced(tmp_path / "out" / name, old, new)
+    (problem,) = write_report([tmp_path / "out", tmp_path / "good"], tmp_path / "again")
+    assert problem.startswith(f"{tmp_path / 'out' / name}: odd: {key}")
+
+
+def test_no_run_at_all_says_what_was_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    with pytest.raises(DataError, match=r"no finished run: looked for RUN/weights\.safetensors.*models"):
+        write_report([tmp_path / "models"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_a_reports_folder_is_replaced(tmp_path: Path) -> None:
+    """All of it must be a report's: neither runs nor a note beside a report are lost."""
+    models, out = tmp_path / "models", tmp_path / "out"
+    write_run(models / "a")
+    with pytest.raises(DataError, match="no report wrote a;"):
+        write_report([models], models)
+    out.mkdir()
+    write_report([models], out)
+    write_run(models / "b", p_L=1.0, depth=26)
+    write_report([models], out)
+    assert len(rows_of(out / "runs.csv")) == 2
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"no report wrote notes\.txt"):
+        write_report([models], out)
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    write_report([out], out)  # redrawn in its place
+    assert len(rows_of(out / "runs.csv")) == 2

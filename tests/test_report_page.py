@@ -1,0 +1,124 @@
+"""The page of a report, and the figures in it."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+from report_runs import FULL, rows_of, write_ensemble, write_run
+
+from sdpipe.recipes import load_recipes
+from sdpipe.report.figures import plan_figures
+from sdpipe.report.reading import read_runs
+from sdpipe.report.settings import group
+from sdpipe.report.write import write_report
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, list[tuple[str, str | None]]]] = []
+        self.cells: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, attrs))
+
+    def handle_data(self, data: str) -> None:
+        self.cells.append(data)
+
+
+def test_the_page_needs_nothing_but_itself_and_escapes_names(tmp_path: Path) -> None:
+    write_run(tmp_path / "models" / "<script>alert(1)</script>".replace("/", "_"), hardware='<img src="x">')
+    write_run(tmp_path / "models" / "<b>a&b", p_L=1.0)
+    write_report([tmp_path / "models"], tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    parser = Tags()
+    parser.feed(page)
+    assert not {"script", "link", "iframe", "b"} & {tag for tag, _ in parser.found}
+    sources = [value for _, values in parser.found for name, value in values if name in ("src", "href")]
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"@import|url\(", page)
+    assert {"<b>a&b", "<script>alert(1)<_script>", '<img src="x">'} <= set(parser.cells)
+
+
+def drawn(models: Path) -> set[str]:
+    return {drawing.number for drawing in plan_figures(group(read_runs([models])[0]))[0]}
+
+
+def test_each_figure_is_drawn_once_the_runs_suffice(tmp_path: Path) -> None:
+    write_run(tmp_path / "c", p_L=1.0)
+    assert drawn(tmp_path) == {"As figure 3"}
+    fingerprint = write_run(tmp_path / "s", p_L=0.5)
+    assert drawn(tmp_path) == {"As figure 3", "Figure 7"}
+    write_run(tmp_path / "s8", p_L=0.8)
+    assert drawn(tmp_path) == {"As figure 3", "Figure 7", "Figure 8 left"}
+    write_run(tmp_path / "c26", p_L=1.0, depth=26)
+    expected = {"As figure 3", "Figure 7", "Figure 8 left", "Figure 8 right"}
+    assert drawn(tmp_path) == expected
+    write_run(tmp_path / "s26", p_L=0.5, depth=26)
+    assert drawn(tmp_path) == (expected := expected | {"Figure 5"})
+    write_run(tmp_path / "p", p_L=1.0, skip="plain")
+    assert drawn(tmp_path) == expected
+    write_run(tmp_path / "p26", p_L=1.0, skip="plain", depth=26)
+    assert drawn(tmp_path) == (expected := expected | {"Degradation"})
+    write_ensemble(tmp_path / "s", fingerprint)
+    assert drawn(tmp_path) == (expected := expected | {"Ensemble"})
+    write_run(tmp_path / "cifar", dataset="cifar10")
+    write_run(tmp_path / "svhn", dataset="svhn")
+    write_run(tmp_path / "imagenet", family="imagenet", depth=18, widths=[4, 4, 8, 8])
+    assert drawn(tmp_path) == expected | {"Figure 3", "Figure 4", "Figure 6"}
+    write_report([tmp_path], tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Not drawn" not in page
+    assert page.count("the paper's figures show the test error".replace("'", "&#x27;")) == page.count(
+        "curves-"
+    )
+    depths = [row["depth"] for row in rows_of(tmp_path / "out" / "degradation.csv")]
+    assert sorted(depths) == ["20", "20", "26", "26"]
+
+
+def test_what_is_not_drawn_is_listed_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    write_run(tmp_path / "models" / "s", p_L=0.5)
+    write_report([tmp_path / "models"], tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text().partition("Not drawn")[2]
+    for name in (
+        "Figure 3",
+        "Figure 4",
+        "Figure 5",
+        "Figure 6",
+        "Figure 7",
+        "Figure 8 left",
+        "Figure 8 right",
+    ):
+        assert f"<strong>{name}</strong>" in page
+    assert "sdpipe recipe use figure8-left-small" in page
+    assert "sdpipe ensemble" in page
+
+
+def test_every_recipe_named_beside_a_figure_makes_it(tmp_path: Path) -> None:
+    """By its runs alone; the page named some of which the figure was still not drawn."""
+    write_run(tmp_path / "other" / "s", p_L=0.5)
+    _, not_drawn = plan_figures(group(read_runs([tmp_path / "other"])[0]))
+    wanted: dict[str, set[str]] = {}
+    for figure in not_drawn:
+        for command in figure.commands:
+            wanted.setdefault(command.removeprefix("sdpipe recipe use "), set()).add(figure.number)
+    assert wanted.pop("sdpipe ensemble models/RUN") == {"Ensemble"}
+    assert set.union(*wanted.values()) == {figure.number for figure in not_drawn} - {"Ensemble"}
+    for name, figures in wanted.items():
+        recipe = load_recipes()[name]
+        for run, overrides in recipe.runs.items():
+            write_run(tmp_path / name / run, **{**recipe.train, **overrides})
+        drawings, _ = plan_figures(group(read_runs([tmp_path / name])[0]))
+        assert figures <= {drawing.number for drawing in drawings}, name
+
+
+def test_figure_5_compares_the_papers_110_and_1202_layers_whose_schedules_differ(tmp_path: Path) -> None:
+    deep = FULL | {"depth": 1202, "epochs": 300, "milestones": [150, 225]}
+    deep |= {"warmup": {"epochs": 10, "learning_rate": 0.01}}
+    for name, params in (("110", FULL), ("1202", deep)):
+        write_run(tmp_path / f"c{name}", p_L=1.0, **params)
+        write_run(tmp_path / f"s{name}", p_L=0.5, **params)
+    (bars,) = [one for one in plan_figures(group(read_runs([tmp_path])[0]))[0] if one.number == "Figure 5"]
+    assert "110 and 1202 layers" in bars.title
+    assert bars.mark == ""
