@@ -150,6 +150,18 @@ def test_show_overwrites_no_picture(folder: Path, rgb_model_path: Path) -> None:
     assert not is_contact_sheet(folder / "0.png")
 
 
+def test_a_contact_sheet_is_no_picture_of_its_folder(folder: Path, rgb_model_path: Path) -> None:
+    """Drawn a second time, it would show itself; by its own name it is a picture as any."""
+    sheet = folder / "sheet.png"
+    for pictures in (folder, folder / "*.png", folder / ".." / folder.name):
+        for _ in range(2):
+            result = call(pictures, "--model", rgb_model_path, "--show", sheet)
+            assert result.stdout.count("\n") == 5
+            assert "sheet.png" not in result.output
+    assert "sheet.png" in call(sheet, "--model", rgb_model_path, "--show", sheet).stdout
+    assert "sheet.png" in call(folder, "--model", rgb_model_path).stdout
+
+
 def run_in_terminal(command: list[str], stdout: int) -> str:
     """What comes out of standard error when that is a terminal."""
     ours, theirs = pty.openpty()

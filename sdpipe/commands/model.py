@@ -1,6 +1,7 @@
 """Commands that need the base install only."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,11 @@ def predict(
             ensemble = open_ensemble(artifact, num_members, device, verify=verify)
         sheet = _new_sheet() if show else None
         print_result = output.choose_printer(as_json, as_csv, top_k, with_uncertainty=ensemble is not None)
-        progress = output.Progress(lambda: sum(1 for _ in expand(images, allow_url=allow_url)))
+        names = partial(expand, images, allow_url=allow_url, but=show)
+        progress = output.Progress(lambda: sum(1 for _ in names()))
         results = predict_files(
             artifact,
-            expand(images, allow_url=allow_url),
+            names(),
             top_k=top_k,
             batch_size=batch_size,
             num_thumbnails=sheet.limit if sheet else 0,

@@ -31,24 +31,30 @@ class Failure:
     message: str
 
 
-def expand(arguments: Iterable[str], *, allow_url: bool = False) -> Iterator[str | Failure]:
-    """Names for arguments that are files, folders (searched through, sorted), globs, URLs or `-`."""
+def expand(
+    arguments: Iterable[str], *, allow_url: bool = False, but: Path | None = None
+) -> Iterator[str | Failure]:
+    """Names for arguments that are files, folders (searched through, sorted), globs, URLs or `-`.
+
+    but: a file that is in no folder and matches no glob, as the one that is about to be written.
+    """
+    left_out = None if but is None else os.path.realpath(but)
     for argument in arguments:
         if argument == STDIN:
             yield argument
         elif is_url(argument):
             yield argument if allow_url else _url_not_allowed(argument)
         elif not _exists(argument) and glob.has_magic(argument):
-            matches = _matches(argument)
+            matches = [match for match in _matches(argument) if not _is_file(match, left_out)]
             for match in matches:
-                yield from _in_folder(match) if _is_folder(match) else [match]
+                yield from _in_folder(match, left_out) if _is_folder(match) else [match]
             if not matches:
                 yield Failure(file=argument, code="not_found", message="no file matches")
         elif not argument:
             yield Failure(file=argument, code="not_found", message="an empty file name")
         else:
             # What is neither folder nor file is the decoder's to explain.
-            yield from _in_folder(argument) if _is_folder(argument) else [argument]
+            yield from _in_folder(argument, left_out) if _is_folder(argument) else [argument]
 
 
 def is_url(name: str) -> bool:
@@ -126,15 +132,21 @@ def _walk(top: str, unreadable: list[OSError]) -> Iterator[tuple[str, list[str]]
         waiting += reversed(below)
 
 
-def _in_folder(folder: str) -> Iterator[str | Failure]:
-    """Pictures of a folder and those below it, sorted; hidden ones are left out."""
+def _is_file(name: str, path: str | None) -> bool:
+    """Whether a name leads to the file of this real path; only names that end alike are looked up."""
+    return path is not None and Path(name).name == Path(path).name and os.path.realpath(name) == path
+
+
+def _in_folder(folder: str, left_out: str | None) -> Iterator[str | Failure]:
+    """Pictures of a folder and those below it, sorted; hidden ones and one path are left out."""
     endings = image_suffixes()
     unreadable: list[OSError] = []
     found = 0
     for parent, names in _walk(folder, unreadable):
         start = os.path.join(Path(parent), "").removeprefix("./")  # noqa: PTH118
         for name in names:  # thousands, and a Path takes a tenth of what a small picture does
-            if os.path.splitext(name)[1].lower() in endings:  # noqa: PTH122
+            is_picture = os.path.splitext(name)[1].lower() in endings  # noqa: PTH122
+            if is_picture and not (left_out and _is_file(start + name, left_out)):
                 found += 1
                 yield start + name
     for error in unreadable:
