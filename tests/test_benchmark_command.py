@@ -105,6 +105,7 @@ def test_the_command_measures_all_that_is_deployed(deployed: Path, weights: Weig
     assert len({len(line) for line in lines[-2 * len(timed) :]}) == 1  # aligned
 
 
+@pytest.mark.slow
 def test_without_weights_there_is_no_pytorch(deployed: Path) -> None:
     code = (
         "import sys\n"
@@ -221,6 +222,7 @@ def test_bad_files_fail_alone(deployed: Path, model_path: Path) -> None:
     assert "models/model.onnx  onnxruntime" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_sizes", ["2", "1,2"])
 def test_a_file_that_opens_and_does_not_run_fails_alone(
     deployed: Path, monkeypatch: pytest.MonkeyPatch, batch_sizes: str
@@ -247,6 +249,7 @@ def test_a_file_that_opens_and_does_not_run_fails_alone(
     assert "models/variants/keep-7.onnx  onnxruntime" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_engines", [1, 2])
 def test_an_engine_that_does_not_run_fails_alone(
     deployed: Path, monkeypatch: pytest.MonkeyPatch, num_engines: int

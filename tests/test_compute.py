@@ -31,6 +31,7 @@ def test_compiled_blocks_compute_the_same(dataset: DataSet, tmp_path: Path) -> N
         assert theirs.train_loss == pytest.approx(ours.train_loss, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # as above
 def test_without_a_compiler_compiling_is_one_line(dataset: DataSet, tmp_path: Path) -> None:
     """PyTorch brings none; slim containers have none."""

@@ -80,6 +80,7 @@ def test_the_bins_are_those_of_scikit_learn() -> None:
     assert [each.confidence for each in filled] == pytest.approx(confidence.tolist())
 
 
+@pytest.mark.slow
 def test_the_file_divides_its_logits(tmp_path: Path) -> None:
     """probabilities = softmax(logits / T), by one more Div; the logits are those of the file without it."""
     plain = open_artifact(export_to(tmp_path / "plain.onnx", make_weights()), "cpu")

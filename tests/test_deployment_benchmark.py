@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 from conftest import export_to, make_dataset, make_weights
 
@@ -52,6 +53,7 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_measures_runs_side_by_side(project: Path) -> None:
     """Errors are onnxruntime's on the test part, PyTorch runs a file's own weights, the table has all."""
     dataset = make_dataset(project / "data" / "animals")

@@ -104,6 +104,7 @@ COMMANDS = [(), ("--help",), ("--version",), ("predict", "--help"), ("inspect", 
 COMMANDS += [("inspect", "MODEL", "--json"), ("recipe", "list"), ("predict", "p.png", "--model", "MODEL")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 def test_a_full_disk_behind_standard_output_is_one_line(
     project: Path, model_path: Path, arguments: tuple[str, ...]
@@ -175,6 +176,7 @@ def test_numbers_that_are_none_or_far_too_large(
     assert words in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("recipe", "show", "imagenet"), ("recipe", "list"), ("predict", "-h")])
 def test_a_reader_who_has_had_enough_is_no_error(arguments: tuple[str, ...]) -> None:
     """`sdpipe ... | head`: nothing on standard error, neither then nor when the interpreter ends."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -90,10 +91,15 @@ def fold_with(weights: Weights, plant: Callable[[ResNet], None], monkeypatch: py
     monkeypatch.setattr(fold_module, "fold", faulty)
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("exported") / "stochastic", make_weights())
+
+
 @pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
+def run_folder(tmp_path: Path, exported: Path) -> Path:
     """models/<run>/ as train, fold and export leave it."""
-    return make_run(tmp_path / "models" / "stochastic", make_weights())
+    return shutil.copytree(exported, tmp_path / "models" / "stochastic")
 
 
 def make_run(folder: Path, weights: Weights) -> Path:
@@ -125,6 +131,7 @@ def coarse_weights() -> Weights:
     return weights
 
 
+@pytest.mark.slow
 def test_a_network_is_not_held_to_more_than_its_own_float32_has(tmp_path: Path, dataset: DataSet) -> None:
     """The sound file of one that rounds coarsely passes, over the bound as it is."""
     folder = make_run(tmp_path / "coarse", coarse_weights())
@@ -143,6 +150,7 @@ def test_what_is_allowed_follows_from_float64(dataset: DataSet) -> None:
     assert Reference(broken).allowed(TOLERANCE, images_NHWC) == TOLERANCE
 
 
+@pytest.mark.slow
 def test_planted_faults_fail_where_float32_is_coarse_too(
     tmp_path: Path, dataset: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,7 +160,13 @@ def test_planted_faults_fail_where_float32_is_coarse_too(
         evaluate_run(make_run(tmp_path / "faulty", weights), dataset, HISTORY, CONFIG, NUM_BINS)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        fault if fault == "p_l not folded at all" else pytest.param(fault, marks=pytest.mark.slow)
+        for fault in FAULTS
+    ],
+)
 def test_planted_faults_fail_evaluate(
     tmp_path: Path, dataset: DataSet, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +217,7 @@ def test_scores_against_plain_counting(run_folder: Path, dataset: DataSet) -> No
     assert latency["batch_1"]["onnxruntime"]["n"] == 3
 
 
+@pytest.mark.slow
 def test_evaluation_writes_the_same_bytes_each_time(run_folder: Path, dataset: DataSet) -> None:
     """All but the measured latency."""
     names = (
@@ -254,14 +269,13 @@ def test_parity_uses_every_image(run_folder: Path) -> None:
     np.testing.assert_allclose(Reference(make_weights()).logits(images), one_by_one, atol=1e-4)
 
 
-def test_files_of_two_runs_are_not_compared(tmp_path: Path, dataset: DataSet) -> None:
-    folder = make_run(tmp_path / "models" / "mixed", make_weights())
+def test_files_of_two_runs_are_not_compared(run_folder: Path, dataset: DataSet) -> None:
     other = make_weights()
     save_weights(
-        folder / "weights.safetensors", replace(other, info=replace(other.info, fingerprint="f" * 16))
+        run_folder / "weights.safetensors", replace(other, info=replace(other.info, fingerprint="f" * 16))
     )
     with pytest.raises(ModelError, match="its run is"):
-        evaluate_run(folder, dataset, HISTORY, CONFIG, NUM_BINS)
+        evaluate_run(run_folder, dataset, HISTORY, CONFIG, NUM_BINS)
 
 
 def test_more_classes_than_fit_with_numbers_are_drawn(tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def test_formats_that_take_more_memory_have_lower_limits() -> None:
         decode(bytes(raw), 1, None)
 
 
+@pytest.mark.slow
 def test_large_pictures_are_decoded_one_at_a_time() -> None:
     """Eight threads with a large picture each take little more memory than one."""
     code = (

@@ -13,6 +13,8 @@ from conftest import ROOT
 from sdpipe.errors import ConfigError
 from sdpipe.training.world import joined_world
 
+pytestmark = pytest.mark.slow
+
 STAGE = """
 import os, sys
 sys.path.insert(0, {root!r})

@@ -32,6 +32,7 @@ def test_a_training_on_the_processor_keeps_its_memory() -> None:
     assert faults(of_training) < PAGES / 100
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_a_process_that_decodes_for_a_training_gives_its_memory_back() -> None:
     """As a fork of the training, it starts with what that has set."""

@@ -149,6 +149,7 @@ def test_parts_are_counted(name: str) -> None:
     assert decode(raw[:at] + 50_000 * part + raw[at:], 1, None).tolist() == [[[0]] * 8] * 8
 
 
+@pytest.mark.slow
 def test_bytes_of_what_is_held_whole_or_read_slowly_are_bounded() -> None:
     """WebP of 48 megapixels in 250 MB took 1.5 GiB, a progressive JPEG of 71 MB 2.3 s, 4,000 tables 9 s."""
     webp = encoded(Image.new("L", (8, 8)), "WEBP")

@@ -118,6 +118,7 @@ def test_digits_as_pictures(tmp_path: Path) -> None:
     assert image.std() > 50
 
 
+@pytest.mark.slow
 def test_the_deployed_file_cuts_as_evaluation_did(tmp_path: Path) -> None:
     """crop_fraction goes into the file, and prediction reads it there."""
     weights = make_weights(channels=3)

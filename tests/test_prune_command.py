@@ -95,6 +95,7 @@ def test_the_command_compares_and_picks(runs: Path, tmp_path: Path) -> None:
     assert "error: no file takes at most 1e-06 ms at batch 1; the fastest, models/stochastic/" in none.stderr
 
 
+@pytest.mark.slow
 def test_a_size_stands_in_the_table_once(runs: Path) -> None:
     """Whether it was asked for after the stage made it, or before."""
     run = runs / "stochastic"
@@ -107,6 +108,7 @@ def test_a_size_stands_in_the_table_once(runs: Path) -> None:
     assert paths == ["model.onnx", "pruned/keep-5.onnx", "pruned/keep-3.onnx", "pruned-extra/keep-2.onnx"]
 
 
+@pytest.mark.slow
 def test_a_size_made_with_other_settings_is_refused(runs: Path) -> None:
     """Beside a family that the stage made anew it would be compared with what it is no part of."""
     assert call("--keep", "2").exit_code == 0

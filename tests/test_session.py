@@ -62,6 +62,7 @@ def test_a_killed_process_is_continued_and_leaves_the_same_files(
     assert sorted(metric.step for metric in history) == list(range(1, epochs + 1))
 
 
+@pytest.mark.slow
 def test_a_last_state_that_cannot_be_kept_is_no_good_end(project: Path, mlflow_store: Path) -> None:
     """The stage fails, and MLflow says so, too; the checkpoints stay for the next start."""
     make_dataset(project / "data")

@@ -15,6 +15,8 @@ from conftest import ROOT, make_dataset
 from picture_files import make_pictures
 from session_runs import WORKER, start, steps_saved, the_run, wait_for_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def test_who_reads_the_output_may_have_gone(project: Path, mlflow_store: Path) -> None:
     """Ctrl-C reaches `| tee log` too, and it is gone first; the run is closed honestly all the same."""

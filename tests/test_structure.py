@@ -67,6 +67,7 @@ def test_imports_run_one_way(path: Path) -> None:
         assert layer(imported) <= layer(path), f"{path} imports {imported}"
 
 
+@pytest.mark.slow
 def test_no_import_cycles() -> None:
     for path in SOURCES:
         for imported in our_imports(path) - {path}:

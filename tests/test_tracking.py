@@ -126,6 +126,7 @@ def describe(store: Path) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_older_weights_is_not_published(finished: Path) -> None:
     metrics = finished / "metrics.json"
     metrics.write_text(metrics.read_text().replace('"fingerprint": "', '"fingerprint": "x'))
@@ -133,6 +134,7 @@ def test_an_evaluation_of_older_weights_is_not_published(finished: Path) -> None
     assert (record.model, record.artifacts, record.tags["stage"]) == (None, [], "train")
 
 
+@pytest.mark.slow
 def test_two_processes_may_make_the_store_at_once(project: Path) -> None:
     """The second waits for the first; without the lock both crash in creating the same tables."""
     code = (

@@ -45,6 +45,7 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_the_mean_is_that_of_the_sub_networks_in_pytorch(tmp_path: Path, weights: Weights) -> None:
     """`sdpipe ensemble` and `predict --uncertainty` draw the same members."""
     export_ensemble_to(tmp_path / "ensemble.onnx", weights)
@@ -140,6 +141,7 @@ def test_constant_depth_has_no_spread(tmp_path: Path, pictures: Path) -> None:
     assert "constant depth has no sub-networks" in line
 
 
+@pytest.mark.slow
 def test_a_pruned_file_is_not_judged_by_the_whole_network(tmp_path: Path, pictures: Path) -> None:
     """Beside it in variants/ stands the ensemble of all blocks, of the same training."""
     export_ensemble_to(tmp_path / "ensemble.onnx", make_weights(depth=8))
