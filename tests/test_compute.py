@@ -35,6 +35,7 @@ def test_compiled_blocks_compute_the_same(dataset: DataSet, tmp_path: Path) -> N
 @pytest.mark.filterwarnings("ignore::UserWarning")  # as above
 def test_without_a_compiler_compiling_is_one_line(dataset: DataSet, tmp_path: Path) -> None:
     """PyTorch brings none; slim containers have none."""
+    torch.compiler.reset()  # of what other tests compiled
     config = train_config(depth=8, epochs=1, milestones=[], compile=True)
     compiler = {"cpp.cxx": (None, str(tmp_path / "c++")), "force_disable_caches": True}
     with torch._inductor.config.patch(compiler), pytest.raises(TrainingError) as raised:  # type: ignore[no-untyped-call]
