@@ -1,7 +1,8 @@
 """The recipes: what of params.yaml makes each training of the papers, and what the papers report of it.
 
-recipes.yaml beside this file holds them. A recipe gives the sections `train`, `runs` and the gate of
-`deploy`; all else in params.yaml, such as where data come from, stays as the user has it.
+recipes.yaml beside this file holds them. A recipe gives the sections `train` and `runs`, the gate of `deploy`
+and, for ImageNet, the size of the images; all else in params.yaml, such as where data come from, stays as the
+user has it.
 """
 
 import difflib
@@ -24,8 +25,8 @@ SMALL = "-small"
 BACKUP = "params.yaml.bak"
 # How a training is computed is the user's: a recipe does not write over it.
 _USERS = {"device", "precision", "compile", "recompute"}
-# What is compared within a recipe, and into how many parts a batch is cut: not which recipe, either.
-_NOT_OF_THE_RECIPE = _USERS | {"seed", "p_L", "rule", "draw", "p_L_warmup_epochs", "micro_batches"}
+# What is compared within a recipe: not which recipe, either.
+_NOT_OF_THE_RECIPE = _USERS | {"seed", "p_L", "rule", "draw", "p_L_warmup_epochs"}
 _WORDS = {"linear_decay": "linear", "A": "residual"}  # in the names of runs
 
 
@@ -44,6 +45,7 @@ class PaperResult:
 class Recipe:
     """One way to fill params.yaml. train: every key of that section; runs: name -> what differs.
 
+    fetch: data set -> keys of its section that are the paper's.
     num_train, image_px: training images and their side in the papers; None for a recipe of ours.
     results: what the paper reports after so many epochs; more than those of `train` where it went on.
     """
@@ -52,6 +54,7 @@ class Recipe:
     title: str
     train: dict[str, Any]
     runs: dict[str, dict[str, Any]]
+    fetch: dict[str, dict[str, Any]]
     max_test_error: float
     num_train: int | None
     image_px: int | None
@@ -72,6 +75,7 @@ def _twins(name: str, values: Mapping[str, Any]) -> Iterator[Recipe]:
         title=values["title"],
         train=train,
         runs=_runs(values),
+        fetch=values.get("fetch", {}),
         max_test_error=values["max_test_error"],
         num_train=values["images"]["train"] if "images" in values else None,
         image_px=values["images"]["px"] if "images" in values else None,
@@ -83,6 +87,7 @@ def _twins(name: str, values: Mapping[str, Any]) -> Iterator[Recipe]:
             title=f"the path of {name} on the embedded digits, in minutes; ours",
             train={**train, **small["train"]},
             runs=_runs({**values, **small}),
+            fetch={},
             max_test_error=small["max_test_error"],
             num_train=None,
             image_px=None,
@@ -168,7 +173,7 @@ def apply_recipe(name: str, params: Path, num_seeds: int = 1) -> str:
         values = load_yaml(yaml, params)
     except OSError as error:
         raise ConfigError(f"{params}: {error.strerror}; recipes are written into a project's") from error
-    for section in ("train", "deploy"):
+    for section in ("fetch", "train", "deploy"):
         if not isinstance(values, dict) or not isinstance(values.get(section), dict):
             raise ConfigError(f"{params}: expected a mapping with the section {section}")
     runs = with_seeds(recipe.runs, num_seeds)
@@ -179,6 +184,10 @@ def apply_recipe(name: str, params: Path, num_seeds: int = 1) -> str:
             values["train"][key] = _flow(yaml, value)
     if values.get("runs") != runs:
         values["runs"] = yaml.map(**{run: _flow(yaml, overrides) for run, overrides in runs.items()})
+    for dataset, wanted in recipe.fetch.items():
+        section = values["fetch"].get(dataset)
+        if isinstance(section, dict):  # else the check below says what is wrong with it
+            section.update({key: value for key, value in wanted.items() if section.get(key) != value})
     values["deploy"].update(run=next(iter(runs)), max_test_error=recipe.max_test_error)
     text = io.StringIO()
     yaml.dump(values, text)
@@ -226,6 +235,17 @@ def full_size_recipe(
             if _of_the_recipe({**train, **run}) == wanted:
                 return recipe.name
     return None
+
+
+def is_full_size(train_params: Mapping[str, Any], num_train: int, image_size: Sequence[int] | None) -> bool:
+    """Whether a run has the images, the depth and the epochs of a paper's training, whatever else differs."""
+    size = (num_train, list(image_size or ()), train_params["depth"], train_params["epochs"])
+    return any(
+        size == (recipe.num_train, [recipe.image_px] * 2, run.get("depth", recipe.train["depth"]), epochs)
+        for recipe in load_recipes().values()
+        for run in recipe.runs.values()
+        for epochs in (recipe.train["epochs"], *recipe.results)
+    )
 
 
 def _of_the_recipe(train: Mapping[str, Any]) -> dict[str, Any]:

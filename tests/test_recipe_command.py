@@ -73,6 +73,19 @@ def test_use_keeps_how_a_training_is_computed(params: Path) -> None:
     assert kept == ["cuda", "fp32", True, True, 4]
 
 
+def test_use_restores_the_papers_size_of_images(params: Path) -> None:
+    """Of those that params.yaml lets one choose; where they come from is the user's."""
+    use_recipe("imagenet", params)
+    papers = params.read_text()
+    changed = papers.replace("image_size: 224", "image_size: 160").replace("resize: 256", "resize: 180")
+    params.write_text(changed.replace("source: imagenet ", "source: mine     "))
+    assert use_recipe("imagenet", params) is not None
+    assert params.read_text() == papers.replace("source: imagenet ", "source: mine     ")
+    params.write_text(changed)
+    use_recipe("imagenet-small", params)
+    assert "image_size: 160" in params.read_text(), "it trains on other images"
+
+
 def test_use_writes_through_a_link(params: Path) -> None:
     """params.yaml may be a link to a file elsewhere; the backup stands beside the link."""
     elsewhere = params.rename(params.with_name("shared.yaml"))
@@ -116,7 +129,8 @@ NO_YAML = [
         (None, "No such file"),
         ("train: [", "not valid YAML"),
         ("- a", "expected a mapping"),
-        ("train: {}\ndeploy: {}\n", "Field required"),
+        ("fetch: {}\ntrain: {}\ndeploy: {}\n", "Field required"),
+        ("train: {}\ndeploy: {}\n", "expected a mapping with the section fetch"),
         *((PARAMS.read_text() + last, "params.yaml: not valid YAML") for last in NO_YAML),
     ],
 )

@@ -4,10 +4,12 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
 from report_runs import FULL, rows_of, write_ensemble, write_run
 
 from sdpipe.recipes import load_recipes
 from sdpipe.report.figures import plan_figures
+from sdpipe.report.plots import COLOURS, stochastic_colours
 from sdpipe.report.reading import read_runs
 from sdpipe.report.settings import group
 from sdpipe.report.write import write_report
@@ -75,6 +77,12 @@ def test_each_figure_is_drawn_once_the_runs_suffice(tmp_path: Path) -> None:
     )
     depths = [row["depth"] for row in rows_of(tmp_path / "out" / "degradation.csv")]
     assert sorted(depths) == ["20", "20", "26", "26"]
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 16])
+def test_every_line_has_a_colour_of_its_own(count: int) -> None:
+    """figure8-left has 16 stochastic trainings in one figure of ensembles."""
+    assert len({*stochastic_colours(count), COLOURS[0]}) == count + 1
 
 
 def test_what_is_not_drawn_is_listed_with_the_command_that_makes_it(tmp_path: Path) -> None:

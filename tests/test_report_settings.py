@@ -12,7 +12,7 @@ from sdpipe.report.cells import read_table, write_table
 from sdpipe.report.figures import plan_figures
 from sdpipe.report.plots import Sheet
 from sdpipe.report.reading import read_runs
-from sdpipe.report.settings import group
+from sdpipe.report.settings import group, size_mark
 from sdpipe.report.write import write_report
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -51,7 +51,7 @@ def test_settings_that_differ_in_nearly_everything_still_fit_into_file_names(tmp
 
 def test_seed_p_L_rule_draw_and_how_it_is_computed_are_one_setting(tmp_path: Path) -> None:
     write_run(tmp_path / "a", p_L=1.0)
-    write_run(tmp_path / "b", p_L=1.0, seed=1, rule="uniform", precision="bf16", micro_batches=2)
+    write_run(tmp_path / "b", p_L=1.0, seed=1, rule="uniform", precision="bf16", recompute=True)
     write_run(tmp_path / "c", p_L=0.8, rule="uniform", device="cuda")
     write_run(tmp_path / "d", p_L=0.5, draw="sample", compile=True)
     write_run(tmp_path / "e", p_L=0.5)
@@ -59,6 +59,31 @@ def test_seed_p_L_rule_draw_and_how_it_is_computed_are_one_setting(tmp_path: Pat
     assert setting.constant is not None
     assert [run.run for run in setting.constant.runs] == ["a", "b"]
     assert [arm.runs[0].run for arm in setting.stochastic] == ["e", "d", "c"]  # most like the paper's first
+
+
+def test_parts_of_another_size_are_another_training(tmp_path: Path) -> None:
+    """BatchNorm normalises within a part: neither seeds of one training, nor the paper's."""
+    for name, number in (("whole", 1), ("parts", 64)):
+        write_run(tmp_path / name, p_L=1.0, micro_batches=number, **FULL)
+    runs, _ = read_runs([tmp_path])
+    assert len(group(runs)) == 2
+    assert {run.run: run.recipe for run in runs} == {"whole": "cifar10", "parts": None}
+
+
+@pytest.mark.parametrize(
+    ("unlike", "says"),
+    [
+        ({"batch_size": 64}, "other settings than the paper's: 110 layers"),
+        ({"milestones": [250]}, "other settings than the paper's: 110 layers"),
+        ({"epochs": 499}, "reduced size: 110 layers"),
+        ({"num_train": 44_999}, "reduced size: 110 layers"),
+        ({"depth": 26}, "reduced size: 26 layers"),
+    ],
+)
+def test_what_is_not_reduced_is_not_called_so(tmp_path: Path, unlike: dict[str, Any], says: str) -> None:
+    write_run(tmp_path / "a", **{**FULL, **unlike})
+    (run,) = read_runs([tmp_path])[0]
+    assert size_mark([run]).startswith(says)
 
 
 def test_a_warm_up_of_p_L_stands_against_the_same_constant_depth(tmp_path: Path) -> None:

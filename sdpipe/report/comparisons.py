@@ -11,6 +11,7 @@ from sdpipe.report.plots import (
     draw_ensemble,
     draw_heatmap,
     draw_p_L,
+    stochastic_colours,
 )
 from sdpipe.report.runs import Run
 from sdpipe.report.settings import (
@@ -223,7 +224,7 @@ def ensemble_figures(settings: Iterable[Setting]) -> list[Drawing]:
 
 def _ensemble(setting: Setting, arms: Sequence[Arm]) -> Drawing:
     runs = [run for run in _runs(arms) if run.ensemble]
-    lines = [_ensemble_line(arm, COLOURS[1 + at % 5]) for at, arm in enumerate(arms)]
+    lines = [_ensemble_line(*line) for line in zip(arms, stochastic_colours(len(arms)), strict=True)]
     return Drawing(
         number="Ensemble",
         name=f"ensemble-{setting.slug}",

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from sdpipe.report.runs import Run
-from sdpipe.report.settings import data_name, kind_of
+from sdpipe.report.settings import data_name, departure, kind_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def runs_table(runs: Iterable[Run]) -> str:
                 duration(run.train_s),
                 run.hardware,
                 (run.git_commit or "unknown")[:8] + (" + changes" if run.git_dirty else ""),
-                _size(run.recipe or "", "" if run.recipe else "reduced size"),
+                _size(run.recipe or "", departure(run)),
             )
             for run in runs
         ],

@@ -23,8 +23,16 @@ from sdpipe.report.runs import Numbers
 from sdpipe.report.settings import Spread
 
 COLOURS = ("#1f5fa8", "#d1541e", "#2d8a4e", "#8449a6", "#8a6d1f", "#5b6770")
+_SHADES = "turbo"  # where there are more lines than colours
 _MARK_COLOUR = "#a3231f"
 _WIDTH = 6.4  # inches
+
+
+def stochastic_colours(count: int) -> list[str]:
+    """Unlike constant depth's and one another."""
+    if count < len(COLOURS):
+        return list(COLOURS[1 : 1 + count])
+    return [mpl.colors.to_hex(colour) for colour in mpl.colormaps[_SHADES](np.linspace(0.05, 0.95, count))]
 
 
 @dataclass(frozen=True, kw_only=True)

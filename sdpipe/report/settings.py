@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sdpipe.recipes import is_full_size
 from sdpipe.report.runs import Run, flatten
 
 # What is compared within a setting, and keys that say how a training is computed, not what.
 _COMPARED = frozenset({"seed", "p_L", "rule", "draw", "dropout", "p_L_warmup_epochs"})
-_HOW = frozenset({"device", "precision", "compile", "recompute", "micro_batches"})
+_HOW = frozenset({"device", "precision", "compile", "recompute"})
+_REDUCED, _OTHER = "reduced size", "other settings than the paper's"
 
 
 class Kind(NamedTuple):
@@ -233,8 +235,16 @@ def data_name(run: Run) -> str:
     return dataset if run.pictures == dataset else f"{dataset} ({run.pictures} classes)"
 
 
+def departure(run: Run) -> str:
+    """How a run differs from every training of the papers; "" if it is one of them."""
+    if run.recipe is not None:
+        return ""
+    is_full = is_full_size(run.params, run.num_train, run.image_size)
+    return _OTHER if is_full else _REDUCED
+
+
 def size_mark(runs: Iterable[Run]) -> str:
-    """What must stand beside results of runs that have not the size of a recipe; "" where all have it."""
+    """What must stand beside results of runs that are of no recipe; "" where all are."""
     found = list(runs)
     reduced = [run for run in found if run.recipe is None]
     if not reduced:
@@ -246,7 +256,8 @@ def size_mark(runs: Iterable[Run]) -> str:
         f"{_either(run.params['epochs'] for run in reduced)} epochs",
     ]
     partly = "partly " if len(reduced) < len(found) else ""
-    return f"{partly}reduced size: {', '.join(parts)}"
+    departures = set(map(departure, reduced))
+    return f"{partly}{_REDUCED if _REDUCED in departures else _OTHER}: {', '.join(parts)}"
 
 
 def _pixels(runs: Iterable[Run]) -> str:
