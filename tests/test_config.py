@@ -3,7 +3,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, train_config
+from pydantic import ValidationError
 
 from sdpipe.config import read_params
 from sdpipe.errors import ConfigError
@@ -21,6 +22,16 @@ def put(params: dict[str, Any], key: str, value: object) -> None:
     for part in path:
         params = params[part]
     params[last] = value
+
+
+def test_parts_too_small_to_draw_for_each_image_are_refused() -> None:
+    """2 images of a part are active at least: of 4 and more that is p_L 0.5 or less, of 3 it is not."""
+    drawn = {"draw": "sample", "p_L": 0.5}
+    assert train_config(**drawn, batch_size=16, micro_batches=4).micro_batches == 4
+    with pytest.raises(ValidationError, match="micro_batches\n.*expected parts of 4 images or more"):
+        train_config(**drawn, batch_size=15, micro_batches=5)
+    train_config(p_L=0.5, batch_size=15, micro_batches=5)  # drawn for the batch
+    train_config(draw="sample", p_L=1.0, batch_size=15, micro_batches=5)
 
 
 def test_the_committed_params_are_right(params: dict[str, Any]) -> None:

@@ -121,6 +121,14 @@ class TrainConfig(Section):
             raise ValueError(
                 f"expected parts of at least 2 images, got {micro_batches} parts of {info.data['batch_size']}"
             )
+        part = info.data.get("batch_size", math.inf) // micro_batches
+        p_L = info.data.get("p_L", 1.0)
+        # A block is computed for 2 images at least, so the last would survive more often than with p_L.
+        if info.data.get("draw") == "sample" and p_L < 1 and part * p_L < 2:
+            raise ValueError(
+                f"expected parts of {math.ceil(2 / p_L)} images or more, of which p_L {p_L} are 2, where "
+                f"draw is sample; got parts of {part:g}"
+            )
         return micro_batches
 
     @field_validator("milestones")
