@@ -227,25 +227,23 @@ def full_size_recipe(
     num_train, image_size: how many images it was trained on, and their height and width; None if unknown.
     """
     wanted = _of_the_recipe(train_params)
-    for recipe in load_recipes().values():
-        if (recipe.num_train, [recipe.image_px] * 2) != (num_train, list(image_size or ())):
-            continue
-        longer = ({**recipe.train, "epochs": epochs} for epochs in recipe.results)
-        for train, run in product((recipe.train, *longer), recipe.runs.values()):
-            if _of_the_recipe({**train, **run}) == wanted:
-                return recipe.name
-    return None
+    trainings = _trainings_on(num_train, image_size)
+    return next((name for name, train in trainings if _of_the_recipe(train) == wanted), None)
 
 
 def is_full_size(train_params: Mapping[str, Any], num_train: int, image_size: Sequence[int] | None) -> bool:
     """Whether a run has the images, the depth and the epochs of a paper's training, whatever else differs."""
-    size = (num_train, list(image_size or ()), train_params["depth"], train_params["epochs"])
-    return any(
-        size == (recipe.num_train, [recipe.image_px] * 2, run.get("depth", recipe.train["depth"]), epochs)
-        for recipe in load_recipes().values()
-        for run in recipe.runs.values()
-        for epochs in (recipe.train["epochs"], *recipe.results)
-    )
+    size = (train_params["depth"], train_params["epochs"])
+    return any((train["depth"], train["epochs"]) == size for _, train in _trainings_on(num_train, image_size))
+
+
+def _trainings_on(num_train: int, image_size: Sequence[int] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The papers' trainings on so many images of this size: name of the recipe, section `train`."""
+    for recipe in load_recipes().values():
+        if (recipe.num_train, [recipe.image_px] * 2) == (num_train, list(image_size or ())):
+            longer = ({**recipe.train, "epochs": epochs} for epochs in recipe.results)
+            for train, run in product((recipe.train, *longer), recipe.runs.values()):
+                yield recipe.name, {**train, **run}
 
 
 def _of_the_recipe(train: Mapping[str, Any]) -> dict[str, Any]:

@@ -267,6 +267,7 @@ def run_epoch(trainer: Trainer) -> None:
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
+    """A file server on loopback, for data sets to be fetched from."""
     monkeypatch.setattr(sources, "ATTEMPTS", 2)  # of 4, so that failures take a second
     with serve() as served:
         yield served

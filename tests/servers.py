@@ -14,6 +14,13 @@ import requests
 PATIENCE_S = 90
 
 
+def wait_until(happened: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + patience_s
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @contextmanager
 def running(
     command: Callable[[int], Sequence[str | Path]],

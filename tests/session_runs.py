@@ -9,6 +9,7 @@ from pathlib import Path
 from conftest import ROOT, machine, train_config
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from servers import wait_until
 
 from sdpipe.data.store import DataSet
 from sdpipe.training.session import train_run
@@ -52,12 +53,12 @@ def steps_saved(project: Path) -> list[int]:
 def wait_for_the_run(store: Path) -> None:
     """Until MLflow knows of it: a busy machine takes seconds to import MLflow."""
     client = MlflowClient(f"sqlite:///{store}")
-    deadline = time.monotonic() + 60
-    while (found := client.get_experiment_by_name("sdpipe")) is None or not client.search_runs(
-        [found.experiment_id]
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+
+    def knows() -> object:
+        found = client.get_experiment_by_name("sdpipe")
+        return found is not None and client.search_runs([found.experiment_id])
+
+    wait_until(knows)
 
 
 def the_run(store: Path) -> Run:

@@ -5,11 +5,11 @@ import re
 import signal
 import sqlite3
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from servers import wait_until
 from test_pipeline import call, copy_project, environment
 
 pytestmark = pytest.mark.slow
@@ -53,13 +53,6 @@ def processes(project: Path, words: str) -> list[int]:
         except OSError:
             continue
     return found
-
-
-def wait_until(happened: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + patience_s
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def mlflow_runs(project: Path) -> list[tuple[str, str]]:

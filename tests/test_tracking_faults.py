@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from conftest import machine, train_config
 from loopback import serve
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from servers import wait_until
 from test_tracking import RECORD
 
 from sdpipe.data.store import DataSet
@@ -149,13 +150,6 @@ def start_server(project: Path, port: int) -> "subprocess.Popen[bytes]":
 def end_server(server: "subprocess.Popen[bytes]") -> None:
     os.killpg(server.pid, signal.SIGKILL)
     server.wait()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("place", ["folder", "file/below", "text", "/proc/store.db"])

@@ -17,7 +17,7 @@ class Drawing:
     name: str  # of the PNG, without its ending
     title: str
     caption: str
-    mark: str  # of reduced size; "" for none
+    mark: str  # of runs that are of no recipe; "" for none
     draw: Callable[[Sheet], Figure]
 
 

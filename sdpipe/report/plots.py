@@ -8,7 +8,6 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ class Sheet:
 
     path: Path
     title: str
-    mark: str  # of reduced size; "" for none
+    mark: str  # of runs that are of no recipe; "" for none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +199,7 @@ def draw_p_L(sheet: Sheet, lines: Mapping[str, Mapping[float, Spread]], constant
             mean, sd = 100 * constant.mean, 100 * (constant.sd or 0.0)
             axes.axhline(mean, color=COLOURS[0], ls="--", lw=1.2, label=f"constant depth, {mean:.2f} %")
             axes.axhspan(mean - sd, mean + sd, color=COLOURS[0], alpha=0.12, lw=0)
-        for colour, (name, points) in zip(cycle(COLOURS[1:]), lines.items(), strict=False):
+        for colour, (name, points) in zip(stochastic_colours(len(lines)), lines.items(), strict=True):
             _errorbar(axes, {x: points[x] for x in sorted(points)}, name, colour, 100.0)
         axes.set(xlabel="p_L, survival probability of the last block", ylabel="test error (%)")
         axes.set_xticks(sorted({p_L for points in lines.values() for p_L in points}))

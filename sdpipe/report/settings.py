@@ -1,4 +1,4 @@
-"""Which runs belong together: settings, the trainings compared in them, seeds, and marks of reduced size."""
+"""Which runs belong together: settings, seeds, trainings compared; marks of what is not the papers'."""
 
 import hashlib
 import re

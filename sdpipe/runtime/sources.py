@@ -134,7 +134,7 @@ def _walk(top: str, unreadable: list[OSError]) -> Iterator[tuple[str, list[str]]
 
 def _is_file(name: str, path: str | None) -> bool:
     """Whether a name leads to the file of this real path; only names that end alike are looked up."""
-    return path is not None and Path(name).name == Path(path).name and os.path.realpath(name) == path
+    return path is not None and name.endswith(os.path.basename(path)) and os.path.realpath(name) == path  # noqa: PTH119
 
 
 def _in_folder(folder: str, left_out: str | None) -> Iterator[str | Failure]:
@@ -146,7 +146,7 @@ def _in_folder(folder: str, left_out: str | None) -> Iterator[str | Failure]:
         start = os.path.join(Path(parent), "").removeprefix("./")  # noqa: PTH118
         for name in names:  # thousands, and a Path takes a tenth of what a small picture does
             is_picture = os.path.splitext(name)[1].lower() in endings  # noqa: PTH122
-            if is_picture and not (left_out and _is_file(start + name, left_out)):
+            if is_picture and not _is_file(start + name, left_out):
                 found += 1
                 yield start + name
     for error in unreadable:
