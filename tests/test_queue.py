@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ PATIENCE_S = 120.0
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """DVC starts stages in the user's shell; Debian's sh, unlike bash, would stay as their parent."""
+    monkeypatch.setenv("SHELL", "/bin/sh")
     return copy_project(tmp_path)
 
 
@@ -56,8 +59,19 @@ def processes(project: Path, words: str) -> list[int]:
 
 
 def mlflow_runs(project: Path) -> list[tuple[str, str]]:
-    with sqlite3.connect(project / "mlflow.db") as store:
-        return store.execute("select name, status from runs").fetchall()
+    """Name and status of those that have epochs."""
+    with closing(sqlite3.connect(f"file:{project}/mlflow.db?mode=ro", uri=True)) as store:
+        return store.execute(
+            "select distinct name, status from runs join metrics using (run_uuid)"
+        ).fetchall()
+
+
+def is_under_way(project: Path) -> bool:
+    """A training has saved, and MLflow knows of it."""
+    try:
+        return bool(list(project.glob(".sdpipe/runs/*/step-*")) and mlflow_runs(project))
+    except sqlite3.OperationalError:  # MLflow is still making its store
+        return False
 
 
 @pytest.fixture
@@ -71,7 +85,7 @@ def test_a_killed_experiment_goes_on_when_it_is_queued_again(project: Path, kill
     """SIGKILL for DVC alone: what it trained saves and ends by itself, and its run goes on."""
     queue(project, "first")
     start(project)
-    wait_until(lambda: list(project.glob(".sdpipe/runs/*/step-*")))
+    wait_until(lambda: is_under_way(project))
     for process in processes(project, "dvc"):
         os.kill(process, signal.SIGKILL)
     wait_until(lambda: not processes(project, "pipeline.train"), 10)
