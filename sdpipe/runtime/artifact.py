@@ -135,6 +135,9 @@ def _open_session(model: bytes, providers: list[str], name: str, threads: int | 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 4
+    # Its threads wait for the next run in a loop, which holds a core for longer than a request takes to come,
+    # and whatever computes beside it, such as PyTorch, may take a hundred times as long.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # Else bytes that also look like its own format would be read as that, unjudged.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:

@@ -17,7 +17,7 @@ import numpy as np
 from sdpipe.errors import ModelError
 from sdpipe.runtime.artifact import Artifact
 from sdpipe.runtime.signal_stack import kept_signal_stack
-from sdpipe.runtime.turns import Turn, play_rounds
+from sdpipe.runtime.turns import Turn, play_rounds, timed
 
 WARMUP = 3  # rounds that do not count: the first calls allocate memory and choose kernels
 NUM_STARTS = 3  # processes for the median start-up
@@ -42,16 +42,11 @@ def onnx_contender(artifact: Artifact) -> Contender:
 
 
 def turn(contender: Contender, batch_size: int) -> Turn:
-    """One call on random images, which are the same each time; the seconds that it took."""
+    """One call on random images, which are the same each time."""
     rng = np.random.default_rng(0)
     images_NHWC = rng.integers(0, 256, size=(batch_size, *contender.image_shape), dtype=np.uint8)
 
-    def take() -> float:
-        started = time.perf_counter()
-        contender.run(images_NHWC)
-        return time.perf_counter() - started
-
-    return take
+    return timed(lambda: contender.run(images_NHWC))
 
 
 def time_contenders(

@@ -1,5 +1,6 @@
 """Contenders take turns, so that a noisy moment hits all of them."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 Turn = Callable[[], float]  # does a contender's work of one round, and returns the seconds that it took
@@ -20,3 +21,14 @@ def play_rounds(turns: Mapping[str, Turn], numbers: Iterable[int]) -> Iterator[d
     for number in numbers:
         taken_s = {name: turns[name]() for name in order(list(turns), number)}
         yield {name: taken_s[name] for name in turns}
+
+
+def timed(work: Callable[[], object]) -> Turn:
+    """The turn that does this work once."""
+
+    def take() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return take

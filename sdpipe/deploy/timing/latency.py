@@ -1,10 +1,14 @@
 """Latency of PyTorch eager and onnxruntime on the same images, side by side."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+
+from sdpipe.runtime.turns import play_rounds, timed
+
+_WARMUP = 2  # rounds that do not count: the first calls allocate and choose kernels
 
 
 def measure_latency(
@@ -15,22 +19,16 @@ def measure_latency(
 ) -> dict[str, Any]:
     """Milliseconds a call, for each batch size and contender: median and quartiles over `repeats` calls.
 
-    The contenders take turns, so that a noisy moment hits all of them. The test set is repeated where a
-    batch is larger than it.
+    The contenders take turns. The test set is repeated where a batch is larger than it.
     """
     results: dict[str, Any] = {}
     for batch_size in batch_sizes:
         batch_NHWC = np.resize(images_NHWC, (batch_size, *images_NHWC.shape[1:]))
-        for call in calls.values():  # the first calls allocate and choose kernels
-            call(batch_NHWC)
-            call(batch_NHWC)
-        times_ms: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(repeats):
-            for name, call in calls.items():
-                started = time.perf_counter()
-                call(batch_NHWC)
-                times_ms[name].append((time.perf_counter() - started) * 1000)
-        results[f"batch_{batch_size}"] = {name: _summary(values) for name, values in times_ms.items()}
+        turns = {name: timed(partial(call, batch_NHWC)) for name, call in calls.items()}
+        rounds = list(play_rounds(turns, range(_WARMUP + repeats)))[_WARMUP:]
+        results[f"batch_{batch_size}"] = {
+            name: _summary([taken_s[name] * 1000 for taken_s in rounds]) for name in calls
+        }
     return results
 
 
