@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 help:
 	@echo "make repro      fetch, train, fold, export, prove, deploy"
 	@echo "make test       the fast tests"
-	@echo "make test-slow  the whole pipeline twice, and the MLflow UI in a browser"
+	@echo "make test-slow  the whole pipeline, its parts at length, and the MLflow UI in a browser"
 	@echo "make test-base  prediction in an environment with the base install only"
 	@echo "make soak       kill a training in every way for some minutes; writes docs/soak.md"
 	@echo "make benchmark  steps and epochs, side by side; writes measured/training.json, or OUT=folder"

@@ -1,4 +1,4 @@
-"""The whole pipeline as a new user runs it: twice from scratch, and once more."""
+"""The whole pipeline as a new user runs it, from scratch; and what is deployed, once more from scratch."""
 
 import json
 import os
@@ -22,6 +22,7 @@ from sdpipe.data.store import open_dataset
 from sdpipe.deploy.proof.parity import Reference, check_parity, compare_logits, onnx_logits
 from sdpipe.errors import ParityError
 from sdpipe.runtime.artifact import open_artifact
+from sdpipe.training.compute import choose_compute
 from sdpipe.training.weights import load_weights
 
 pytestmark = pytest.mark.slow
@@ -69,9 +70,9 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
-def reproduce(folder: Path) -> Project:
+def reproduce(folder: Path, *targets: str) -> Project:
     started = time.perf_counter()
-    done = call(copy_project(folder), "dvc", "repro", check=False)
+    done = call(copy_project(folder), "dvc", "repro", *targets, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return Project(folder=folder, seconds=time.perf_counter() - started)
 
@@ -86,8 +87,11 @@ def read(project: Project, run: str, name: str) -> dict[str, float]:
 
 
 def test_from_a_fresh_clone_to_a_deployed_file(first: Project) -> None:
-    """Both trainings, 20 layers, at most 2 % error on the digits; 20 files proved, in under 4.5 minutes."""
-    assert first.seconds < 270
+    """Both trainings, 20 layers, at most 2 % error on the digits; 20 files proved, in under 4.5 minutes.
+
+    A processor without bf16 trains in fp32, and has 15 minutes.
+    """
+    assert first.seconds < (270 if choose_compute("auto", "auto").precision == "bf16" else 900)
     for run in RUNS:
         metrics = read(first, run, "metrics.json")
         assert (
@@ -121,18 +125,18 @@ def test_a_second_time_from_scratch_gives_the_same_bytes(
 ) -> None:
     """In another folder, with another cache: data, weights, history, ONNX and figures; all but the times.
 
-    The card shows times, and the sums are of the card, too.
+    The card shows times, and the sums are of the card, too. The run that is not deployed is left out.
     """
-    second = reproduce(tmp_path_factory.mktemp("second"))
-    ours, theirs = first.locked(), second.locked()
+    second = reproduce(tmp_path_factory.mktemp("second"), "deploy")
+    assert not (second.folder / "models" / "constant").exists()
+    theirs = second.locked()
+    ours = {path: digest for path, digest in first.locked().items() if (second.folder / path).exists()}
     timed = re.compile(r"timing\.|latency\.|variants\.csv|README|SHA256SUMS")
     measured = [path for path in ours if timed.search(path)]
-    assert len(measured) == 11
+    assert len(measured) == 7
     differing = [path for path in ours if ours[path] != theirs[path] and path not in measured]
     assert differing == []
-    assert {f"models/{run}/{name}" for run in RUNS for name in ("weights.safetensors", "model.onnx")} <= set(
-        ours
-    )
+    assert {f"models/stochastic/{name}" for name in ("weights.safetensors", "model.onnx")} <= set(ours)
 
 
 def test_one_changed_run_retrains_that_run_only(first: Project) -> None:
