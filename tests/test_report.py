@@ -67,7 +67,7 @@ def test_a_report_of_a_report_is_the_same(tmp_path: Path) -> None:
     models = tmp_path / "models"
     two_seeds(models)
     write_ensemble(models / "s0", write_run(models / "s0", p_L=0.5, test_error=0.3))
-    write_run(models / "svhn", p_L=0.5, validated_at=(0.5, 1, 1.5), validation={"train": 4, "extra": 2})
+    write_run(models / "svhn", p_L=0.5, validated_at=(0.5, 1, 1.5, 2), validation={"train": 4, "extra": 2})
     write_report([models], tmp_path / "one")
     write_report([tmp_path / "one"], tmp_path / "two")
     write_report([models, tmp_path / "two"], tmp_path / "mixed")  # each fingerprint counts once
@@ -93,10 +93,10 @@ def test_runs_csv_has_the_facts_and_all_params_flat(tmp_path: Path) -> None:
 
 
 def test_validations_within_an_epoch_keep_their_places(tmp_path: Path) -> None:
-    write_run(tmp_path / "models" / "s", validated_at=(0.25, 0.5, 0.75))
+    write_run(tmp_path / "models" / "s", validated_at=(0.25, 0.5, 0.75, 1))
     write_report([tmp_path / "models"], tmp_path / "out")
     rows = rows_of(tmp_path / "out" / "history.csv")
-    assert [row["epoch"] for row in rows] == ["0.25", "0.5", "0.75"]
+    assert [row["epoch"] for row in rows] == ["0.25", "0.5", "0.75", "1"]
     assert {row["epoch_s"] for row in rows} == {"10"}
     assert rows_of(tmp_path / "out" / "runs.csv")[0]["best_epoch"] == "0.5"
 

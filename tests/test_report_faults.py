@@ -1,5 +1,6 @@
 """Runs that are damaged and folders that are no report's."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,7 @@ def replaced(path: Path, old: str, new: str) -> None:
         ("history.csv", "2,0.1,1.0", "2,0.1,inf", "train_loss: expected a number from 0, got inf"),
         ("timing.csv", "10.0", "-10.0", "epoch_s: expected a number from 0, got -10"),
         ("ensemble.csv", "0.12", "nan", "ensemble_error: expected a number from 0 to 1, got nan"),
+        ("ensemble.csv", ",4,", ",0,", "members: expected a number over 0, got 0"),
     ],
 )
 def test_a_number_that_cannot_be_is_named_with_its_file(
@@ -89,6 +91,48 @@ def test_a_number_that_cannot_be_is_named_with_its_file(
     replaced(folder / name, old, new)
     (problem,) = write_report([tmp_path / "models"], tmp_path / "out")
     assert problem.startswith(f"{folder / name}: {key}")
+    assert [row["run"] for row in rows_of(tmp_path / "out" / "runs.csv")] == ["good"]
+
+
+def rows_changed(folder: Path, change: Callable[[list[str]], list[str]]) -> None:
+    """The same change in both tables of a run."""
+    for name in ("history.csv", "timing.csv"):
+        header, *rows = (folder / name).read_text().splitlines()
+        (folder / name).write_text("\n".join([header, *change(rows)]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (
+            lambda folder: replaced(folder / "train.json", '"best_epoch": 2', '"best_epoch": 3'),
+            "its history has no epoch 3 with the validation error 0.25, which was kept",
+        ),
+        (
+            lambda folder: replaced(folder / "train.json", '_error": 0.25', '_error": 0.375'),
+            "its history has no epoch 2 with the validation error 0.375, which was kept",
+        ),
+        (
+            lambda folder: rows_changed(folder, lambda rows: rows[:-1]),
+            "history.csv ends at another epoch than the 3 of train.json",
+        ),
+        (
+            lambda folder: rows_changed(folder, lambda rows: [rows[0], *rows]),
+            "its history: expected each epoch once and in order, got [1, 1, 2, 3]",
+        ),
+    ],
+    ids=["another-epoch", "another-error", "both-cut", "both-twice"],
+)
+def test_a_history_that_is_not_the_runs_is_named(
+    tmp_path: Path, spoil: Callable[[Path], None], problem: str
+) -> None:
+    """Whole in itself, but not what train.json tells of; the run is left out."""
+    write_run(tmp_path / "models" / "odd")
+    write_run(tmp_path / "models" / "good", seed=1)
+    spoil(tmp_path / "models" / "odd")
+    assert write_report([tmp_path / "models"], tmp_path / "out") == [
+        f"{tmp_path / 'models' / 'odd'}: {problem}"
+    ]
     assert [row["run"] for row in rows_of(tmp_path / "out" / "runs.csv")] == ["good"]
 
 

@@ -82,7 +82,7 @@ def _read_run(folder: Path) -> list[Run]:
             git_commit=timing.get("git_commit"),
             git_dirty=timing.get("git_dirty"),
             params=info.train_params,
-            history=_history(folder),
+            history=_history(folder, train["num_epochs"]),
             ensemble=_ensemble(folder / "ensemble.csv", info.fingerprint),
         )
     except KeyError as error:
@@ -96,10 +96,12 @@ def _pictures(info: ModelInfo) -> str:
     return "cifar10" if info.dataset == "imagefolder" and is_cifar10 else info.dataset
 
 
-def _history(folder: Path) -> list[Numbers]:
+def _history(folder: Path, num_epochs: float) -> list[Numbers]:
     history, timing = _checked_rows(folder / "history.csv"), _checked_rows(folder / "timing.csv")
     if [row.get("epoch") for row in history] != [row.get("epoch") for row in timing]:
         raise DataError(f"{folder}: history.csv and timing.csv have different epochs")
+    if history and history[-1].get("epoch") != num_epochs:
+        raise DataError(f"{folder}: history.csv ends at another epoch than the {num_epochs} of train.json")
     return [_plain({**row, **times}) for row, times in zip(history, timing, strict=True)]
 
 

@@ -76,7 +76,7 @@ def check_numbers(values: Mapping[str, Any], where: str) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        is_error, is_divisor = name.endswith("_error"), name == "train_s"
+        is_error, is_divisor = name.endswith("_error"), name in ("train_s", "members")
         if not 0 <= value <= (1 if is_error else sys.float_info.max) or (is_divisor and not value):
             expected = f"a number {'over' if is_divisor else 'from'} 0{' to 1' if is_error else ''}"
             raise DataError(f"{where}: {name}: expected {expected}, got {str(value)[:20]}")
@@ -152,7 +152,7 @@ _HISTORY = ("epoch", "learning_rate", "train_loss", "validation_error", "mean_ab
 
 
 def checked(run: Run, where: str) -> Run:
-    """The run itself. Raises DataError if a number is none or the history lacks a column."""
+    """The run itself. Raises DataError if a number is none, or the history lacks a column or is another's."""
     for name in _NUMBERS:
         value = getattr(run, name)
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -162,6 +162,18 @@ def checked(run: Run, where: str) -> Run:
             raise DataError(f"{where}: {key}: expected a number, got {run.params[key]!r}")
     if not run.history or any(column not in row for row in run.history for column in _HISTORY):
         raise DataError(f"{where}: its history is empty or lacks one of {', '.join(_HISTORY)}")
+    epochs = [row["epoch"] for row in run.history]
+    if epochs != sorted(set(epochs)):
+        raise DataError(
+            f"{where}: its history: expected each epoch once and in order, got {str(epochs)[:60]}"
+        )
+    if (run.best_epoch, run.validation_error) not in {
+        (row["epoch"], row["validation_error"]) for row in run.history
+    }:
+        raise DataError(
+            f"{where}: its history has no epoch {run.best_epoch:g} with the validation error "
+            f"{run.validation_error:g}, which was kept"
+        )
     return run
 
 
