@@ -14,13 +14,15 @@ from PIL import Image
 from sdpipe.errors import ImageError
 from sdpipe.runtime.image import Turn, decode
 
+BOUND_S = 5  # of processor time, on a slow and busy one; without the limits 9 s and more on a fast one
+
 
 def refusal(raw: bytes) -> ImageError:
-    """Why, within two seconds."""
+    """Why, within BOUND_S."""
     started = time.process_time()
     with pytest.raises(ImageError) as caught:
         decode(raw, 3, (8, 8))
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < BOUND_S
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -181,4 +183,4 @@ def test_exif_data_is_bounded_and_not_written_again() -> None:
         else:
             started = time.process_time()
             assert decode(raw, 1, None).shape == (8, 4, 1)
-            assert time.process_time() - started < 2
+            assert time.process_time() - started < BOUND_S
