@@ -1,6 +1,6 @@
 """Three steps of the recipe cifar10-1202 in this process: `python tests/deep_steps.py BATCH P_L RECOMPUTE`.
 
-Prints peak memory in GiB and the seconds of the last step, as JSON. Random pictures of CIFAR's shape.
+Prints precision, peak memory in GiB and seconds of the last step, as JSON. Random pictures of CIFAR's shape.
 """
 
 import json
@@ -37,7 +37,8 @@ def main(batch_size: int, p_L: float, recompute: bool) -> None:
         crop_fraction=1.0,
         digest="0" * 64,
     )
-    trainer = Trainer(config, dataset, choose_compute("cpu", "auto"), World(0, 1, 0))
+    compute = choose_compute("cpu", "auto")
+    trainer = Trainer(config, dataset, compute, World(0, 1, 0))
     started = time.perf_counter()
     for _, _ in zip(range(3), trainer.steps(), strict=False):
         step_s, started = time.perf_counter() - started, time.perf_counter()
@@ -45,9 +46,8 @@ def main(batch_size: int, p_L: float, recompute: bool) -> None:
     # getrusage() would count what the process that started this one had in memory.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak_gib = int(status["VmHWM"].split()[0]) / 2**20
-    print(
-        json.dumps({"steps": trainer.num_steps, "peak_gib": round(peak_gib, 2), "step_s": round(step_s, 2)})
-    )
+    measured = {"peak_gib": round(peak_gib, 2), "step_s": round(step_s, 2)}
+    print(json.dumps({"precision": compute.precision, "steps": trainer.num_steps, **measured}))
 
 
 if __name__ == "__main__":

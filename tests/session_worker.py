@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 from conftest import machine, train_config
+from mlflow import MlflowClient
 from picture_files import AUGMENTED
 
 from sdpipe.data.store import open_dataset
 from sdpipe.errors import errors_on_one_line
 from sdpipe.training import interruption
+from sdpipe.training.mlflow_store import store_uri
 from sdpipe.training.session import train_run
 from sdpipe.training.step import TrainingStep
 
@@ -28,6 +30,7 @@ def main(epochs: int, every_steps: int, fault: str) -> None:
         TrainingStep.run = lambda *_arguments: time.sleep(60)  # type: ignore[method-assign]
     elif fault == "memory":
         config = train_config(epochs=epochs, milestones=[], depth=110, widths=[64, 64, 64], batch_size=96)
+        MlflowClient(store_uri()).search_experiments()  # so that its libraries are there already
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (in_use + 300 * 2**20,) * 2)
     elif fault == "pictures":

@@ -126,11 +126,11 @@ def test_evaluation_is_not_recomputed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("p_L", ["1.0", "0.5"])
 def test_1202_layers_train_in_bounded_memory(p_L: str) -> None:
-    """Three steps at batch 16 of the full network in less than 1.6 GiB.
+    """Three steps at batch 16 of the full network in less than 1.6 GiB, or 1.8 in fp32.
 
-    Without recomputation it is 1.8 GiB at constant depth.
+    Without recomputation it is 1.8 GiB at constant depth, and 2.5 in fp32.
     """
     run = [sys.executable, str(ROOT / "tests" / "deep_steps.py"), "16", p_L, "true"]
     found = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
     assert found["steps"] == 3
-    assert found["peak_gib"] < 1.6
+    assert found["peak_gib"] < {"bf16": 1.6, "fp32": 1.8}[found["precision"]]
