@@ -1,13 +1,12 @@
 """Stage calibrate@<run>: the temperature of the probabilities, from the validation part."""
 
-import sys
 from pathlib import Path
 
+from pipeline import run_stage
 from sdpipe.config import get_value, parse_section, read_params
 from sdpipe.data.store import open_dataset
 from sdpipe.deploy.calibrate import calibrate_run
 from sdpipe.deploy.config import CalibrateConfig
-from sdpipe.errors import errors_on_one_line
 
 
 def main(run: str) -> None:
@@ -18,5 +17,4 @@ def main(run: str) -> None:
 
 
 if __name__ == "__main__":
-    with errors_on_one_line():
-        main(*sys.argv[1:])
+    run_stage(main)

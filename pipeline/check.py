@@ -5,8 +5,8 @@ Its output never changes, so that a change in one section re-runs only the stage
 
 from pathlib import Path
 
+from pipeline import run_stage
 from sdpipe.config import read_params
-from sdpipe.errors import errors_on_one_line
 from sdpipe.files import replacing
 from sdpipe.params import check_params
 
@@ -18,5 +18,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with errors_on_one_line():
-        main()
+    run_stage(main)

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from pipeline import run_stage
 from sdpipe.config import get_value, parse_section, read_params
 from sdpipe.deploy.config import DeployConfig
 from sdpipe.deploy.release.card import write_card
 from sdpipe.deploy.release.registry import register_quietly
 from sdpipe.deploy.release.release import judge, write_release
-from sdpipe.errors import errors_on_one_line
 
 
 def main() -> None:
@@ -22,5 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with errors_on_one_line():
-        main()
+    run_stage(main)

@@ -1,13 +1,12 @@
 """Stage evaluate@<run>: prove every ONNX file of the run; metrics, figures, latency."""
 
-import sys
 from pathlib import Path
 
+from pipeline import run_stage
 from sdpipe.config import get_value, parse_section, read_params
 from sdpipe.data.store import open_dataset
 from sdpipe.deploy.config import EvaluateConfig
 from sdpipe.deploy.proof.evaluate import evaluate_run
-from sdpipe.errors import errors_on_one_line
 from sdpipe.track import track_quietly
 from sdpipe.training.run_files import read_rows
 
@@ -23,5 +22,4 @@ def main(run: str) -> None:
 
 
 if __name__ == "__main__":
-    with errors_on_one_line():
-        main(*sys.argv[1:])
+    run_stage(main)

@@ -1,12 +1,12 @@
 """Stage fetch@<dataset>: from its source to data/<dataset>/."""
 
-import sys
 from pathlib import Path
 
+from pipeline import run_stage
 from sdpipe.config import get_value, parse_section, read_params
 from sdpipe.data.config import DATASET_SECTIONS
 from sdpipe.data.fetch import fetch
-from sdpipe.errors import ConfigError, errors_on_one_line
+from sdpipe.errors import ConfigError
 from sdpipe.files import work_folder
 
 
@@ -31,5 +31,4 @@ def main(dataset: str) -> None:
 
 
 if __name__ == "__main__":
-    with errors_on_one_line():
-        main(*sys.argv[1:])
+    run_stage(main)

@@ -1,10 +1,9 @@
 """Stage fold@<run>: weights.safetensors to folded.safetensors."""
 
-import sys
 from pathlib import Path
 
+from pipeline import run_stage
 from sdpipe.deploy.fold import fold_file
-from sdpipe.errors import errors_on_one_line
 
 
 def main(run: str) -> None:
@@ -13,5 +12,4 @@ def main(run: str) -> None:
 
 
 if __name__ == "__main__":
-    with errors_on_one_line():
-        main(*sys.argv[1:])
+    run_stage(main)

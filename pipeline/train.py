@@ -2,12 +2,12 @@
 
 import os
 import shlex
-import sys
 from pathlib import Path
 
+from pipeline import run_stage
 from sdpipe.config import get_value, parse_section, read_params
 from sdpipe.data.store import open_dataset
-from sdpipe.errors import ConfigError, errors_on_one_line
+from sdpipe.errors import ConfigError
 from sdpipe.provenance import code_digest
 from sdpipe.training.config import MachineConfig, parse_run
 from sdpipe.training.interruption import end_with_parent, ending_at_once
@@ -51,5 +51,5 @@ def committed_md5(run: str) -> str | None:
 
 
 if __name__ == "__main__":
-    with ending_at_once(), errors_on_one_line():
-        main(*sys.argv[1:])
+    with ending_at_once():
+        run_stage(main)
