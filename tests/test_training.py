@@ -121,7 +121,7 @@ def test_an_inactive_block_is_carried_by_its_momentum(
     trainer = trainer_with_inactive_block(dataset, monkeypatch, weight_decay=0.0)
     weight = trainer.network.get_parameter("blocks.4.branch.conv2.weight")
     before = weight.detach().clone()
-    trainer.step.optimizer.state[weight]["momentum_buffer"].fill_(1.0)
+    trainer.step.momentum()["blocks.4.branch.conv2.weight"].fill_(1.0)
     run_epoch(trainer)
     fall = sum(0.1 * 0.9 * 0.9**k for k in range(1, 7))
     torch.testing.assert_close(weight.detach(), before - fall, rtol=1e-5, atol=1e-6)

@@ -22,6 +22,7 @@ from sdpipe.training.config import TrainConfig
 from sdpipe.training.graphs import launch_blocks_as_graphs
 from sdpipe.training.guard import FP16_STREAK, Guard
 from sdpipe.training.recompute import recompute_branches
+from sdpipe.training.sgd import FusedSGD
 from sdpipe.training.world import World
 
 _NEVER = 2**31 - 1
@@ -42,7 +43,6 @@ class TrainingStep:
         """network: on the device. Raises ConfigError if a mini-batch has too few images for its parts."""
         self.network = network
         # Noted once: to walk through the modules of a deep network takes milliseconds.
-        self._parameters = list(network.parameters())
         self._stem_statistics = _floating_buffers(network.stem)
         self._block_statistics = [_statistics_of(block) for block in network.blocks]
         self._compute = compute
@@ -56,20 +56,9 @@ class TrainingStep:
                 f"{self._num_parts} parts (train.micro_batches {config.micro_batches}, "
                 f"{world.size} processes)"
             )
-        self.optimizer = torch.optim.SGD(
-            self._parameters,
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            nesterov=config.momentum > 0,
-            dampening=0,
-            weight_decay=config.weight_decay,
-            fused=True,
+        self.optimizer = FusedSGD(
+            list(network.parameters()), momentum=config.momentum, weight_decay=config.weight_decay
         )
-        # The paper's code steps all parameters from one zeroed gradient vector: an inactive block has
-        # gradient 0, not None, so weight decay and momentum still move it.
-        for parameter in self._parameters:
-            parameter.grad = torch.zeros_like(parameter)
-            self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         is_fp16 = compute.precision == "fp16"
         # On CUDA the scaler also leaves out, on the device, an update whose gradient is not finite.
         self.scaler = torch.amp.GradScaler(
@@ -119,8 +108,6 @@ class TrainingStep:
         if self._lacks_graphs:
             launch_blocks_as_graphs(self.network, parts[0][0], self._compute)
             self._lacks_graphs = False
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
         loss = torch.zeros((), device=self._compute.device)
         first = self._world.share(self._num_parts).start
         drawn = [draw(first + at, len(labels_N)) for at, (_, labels_N) in enumerate(parts)]
@@ -141,29 +128,27 @@ class TrainingStep:
         if is_cut:  # (1 - a) old + a (mean over the parts)
             torch._foreach_copy_(statistics, mixed)
         self._world.average_([loss, *statistics])
-        self.scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]
         self.guard.watch(number, loss, get_total_norm(self.gradients))
         if self.guard.bad_step():
             return None
-        self.scaler.step(self.optimizer)
+        self.scaler.step(self.optimizer, learning_rate)  # type: ignore[arg-type]
         self.scaler.update()
         return loss
 
     def clear_gradients(self) -> None:
         """Set gradients to 0 for the next step; until then they may be looked at."""
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.clear_gradients()
 
     @property
     def gradients(self) -> list[Tensor]:
         """The gradient of each parameter, of all blocks."""
-        return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        return self.optimizer.gradients
 
     def momentum(self) -> dict[str, Tensor]:
         """The momentum buffers by parameter name."""
-        state = self.optimizer.state
-        return {
-            name: state[parameter]["momentum_buffer"] for name, parameter in self.network.named_parameters()
-        }
+        names = [name for name, _ in self.network.named_parameters()]
+        return dict(zip(names, self.optimizer.momentum_buffers, strict=True))
 
     def _seed_dropout(self, seeds: Sequence[int]) -> None:
         for block, seed in zip(self.network.blocks, seeds, strict=False):
