@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 PORT ?= 5000
 RUNS ?= models/stochastic models/constant
 OUT ?= measured
+SLOW ?= slow
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DO_NOT_TRACK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
@@ -39,8 +40,8 @@ test: .venv/installed
 	pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/installed
-	pytest -m slow tests/test_pipeline.py
-	pytest -m slow -n 2 --dist loadfile --ignore tests/test_pipeline.py
+	pytest -m "$(SLOW)" tests/test_pipeline.py
+	OMP_NUM_THREADS=1 pytest -m "$(SLOW)" -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_pipeline.py
 
 test-base: .venv/installed .venv-base/installed
 	python tests/base_install.py .venv-base

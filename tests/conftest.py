@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
+import prompt_start
 import pytest
 import torch
 from loopback import Files, serve
@@ -33,7 +34,15 @@ SIZE = 9  # odd on purpose: 9, 5, 3
 CPU = choose_compute("cpu", "fp32")
 ALONE = World(0, 1, 0)
 
+LONGEST = ("test_world.py", "test_recipes.py", "test_queue.py", "test_soak.py")
+
+prompt_start.done()
 torch.set_num_threads(1)  # nets this small wait for a second thread longer than it saves
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, lest one process wait for the other at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """What a module reaches by imports, read from the source without running it."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,12 +29,14 @@ def imported_names(path: Path) -> set[str]:
     return names
 
 
+@cache
 def our_imports(path: Path) -> set[Path]:
     """Files of ours that a file imports directly."""
     names = {name for name in imported_names(path) if name.split(".")[0] in PACKAGES}
     return {found for name in names if (found := module_path(name))}
 
 
+@cache
 def reached(start: Path) -> set[Path]:
     """Files of ours that a file reaches, itself and the packages' __init__ files included."""
     found, waiting = set(), [start]

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import prompt_start
 import torch
 from conftest import machine, train_config
 from mlflow import MlflowClient
@@ -23,6 +24,7 @@ from sdpipe.training.step import TrainingStep
 
 
 def main(epochs: int, every_steps: int, fault: str) -> None:
+    prompt_start.done()
     torch.set_num_threads(1)
     config = train_config(epochs=epochs, milestones=[])
     if fault == "slow":

@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+import prompt_start
 import torch
 from soak_bench import EPOCHS, MACHINE, Bench, finish_well, start, wait
 from soak_faults import broken_restores, damages
@@ -143,6 +144,7 @@ def main(
     kills: int, terms: int, every_call: int, num_damages: int, seed: int | None, out: Path | None
 ) -> None:
     """Kill a training in every way; exit 0 only if nothing was lost."""
+    prompt_start.done()
     torch.set_num_threads(1)
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     chance = random.Random(seed)

@@ -32,9 +32,10 @@ class Bench:
         self.pristine = folder / "pristine"
         make_dataset(self.pristine / "data")
         SqlAlchemyStore(f"sqlite:///{self.pristine / 'mlflow.db'}", str(folder / "artifacts"))
-        started = time.monotonic()
+        finish_well(self.new_trial("first"))  # reads files that the others find in memory
         reference = self.new_trial("reference")
-        assert finish(reference) == 0, (reference / "log").read_text()
+        started = time.monotonic()
+        finish_well(reference)
         self.seconds = time.monotonic() - started
         self.expected = results(reference)
 

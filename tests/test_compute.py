@@ -47,7 +47,13 @@ def test_without_a_compiler_compiling_is_one_line(dataset: DataSet, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # as above
 @pytest.mark.parametrize(
-    "overrides", [{"micro_batches": 3}, {"draw": "sample"}, {"dropout": 0.2, "recompute": True}], ids=str
+    "overrides",
+    [
+        pytest.param({"micro_batches": 3}, marks=pytest.mark.long),
+        pytest.param({"draw": "sample"}, marks=pytest.mark.long),
+        {"dropout": 0.2, "recompute": True},
+    ],
+    ids=str,
 )
 def test_compiled_blocks_compute_the_same_bytes_after_a_stop(
     dataset: DataSet, tmp_path: Path, overrides: dict[str, object], caplog: pytest.LogCaptureFixture

@@ -200,7 +200,13 @@ def checkpoints(project: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        *(pytest.param(each, marks=pytest.mark.long) for each in (signal.SIGTERM, signal.SIGINT)),
+    ],
+)
 def test_nothing_is_lost_when_workers_end(project: Path, mlflow_store: Path, number: signal.Signals) -> None:
     """A worker that is killed: one line, exit 1. SIGTERM or Ctrl-C to all processes: as to the parent alone.
 

@@ -163,7 +163,9 @@ def test_planted_faults_fail_where_float32_is_coarse_too(
 @pytest.mark.parametrize(
     "fault",
     [
-        fault if fault == "p_l not folded at all" else pytest.param(fault, marks=pytest.mark.slow)
+        fault
+        if fault == "p_l not folded at all"
+        else pytest.param(fault, marks=[pytest.mark.slow, pytest.mark.long])
         for fault in FAULTS
     ],
 )
@@ -218,6 +220,7 @@ def test_scores_against_plain_counting(run_folder: Path, dataset: DataSet) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_evaluation_writes_the_same_bytes_each_time(run_folder: Path, dataset: DataSet) -> None:
     """All but the measured latency."""
     names = (

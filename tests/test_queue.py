@@ -13,7 +13,7 @@ import pytest
 from servers import wait_until
 from test_pipeline import call, copy_project, environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 PATIENCE_S = 240.0  # a slow processor with other tests beside it
 
 

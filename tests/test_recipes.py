@@ -245,6 +245,13 @@ def fake_data(dataset: str, num: int, folder: Path) -> DataSet:
     )
 
 
+# The networks of cifar10 or imagenet with another head, depth or survival probability.
+LIKE_OTHERS = (
+    *("cifar100", "cifar10-plain-data", "cifar100-plain-data"),
+    *("figure8-left", "figure8-right", "imagenet-he"),
+)
+
+
 def one_run_of_each_kind(name: str) -> list[str]:
     """The first run of each network, rule, and of constant and stochastic depth."""
     kinds: dict[tuple[object, ...], str] = {}
@@ -263,17 +270,26 @@ def test_every_kind_of_network_is_tried() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "pictures-20-56"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long) if name in LIKE_OTHERS else name
+        for name in NAMES
+        if name != "pictures-20-56"
+    ],
+)
 def test_three_steps_at_full_architecture(name: str, tmp_path: Path) -> None:
     """Every kind of network in a recipe loads, builds, and takes three steps, at both kinds of depth.
 
-    At batch 8 with 1202 layers, at batch 4 in two parts with ImageNet's 224 x 224 pixels, at 32 in the grids.
+    The first has the recipe's own batch, the others 32 images. With 1202 layers all have 8; with ImageNet's
+    224 x 224 pixels 4, in two parts.
     """
-    recipe = load_recipes()[name]
-    for run in one_run_of_each_kind(name):
+    for at, run in enumerate(one_run_of_each_kind(name)):
         config = config_of(name, run)
-        changes: dict[str, Any] = {"batch_size": 8} if config.depth == 1202 else {}
-        if len(recipe.runs) > 5:
+        changes: dict[str, Any] = {}
+        if config.depth == 1202:
+            changes = {"batch_size": 8}
+        elif at > 0:
             changes = {"batch_size": 32}
         if config.dataset == "imagenet":
             changes = {"batch_size": 4, "micro_batches": 2}

@@ -124,7 +124,7 @@ def test_evaluation_is_not_recomputed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("p_L", ["1.0", "0.5"])
+@pytest.mark.parametrize("p_L", [pytest.param("1.0", marks=pytest.mark.long), "0.5"])
 def test_1202_layers_train_in_bounded_memory(p_L: str) -> None:
     """Three steps at batch 16 of the full network in less than 1.6 GiB, or 1.8 in fp32.
 

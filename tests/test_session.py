@@ -23,7 +23,9 @@ from sdpipe.training.trainer import Trainer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL]
+)
 def test_a_killed_process_is_continued_and_leaves_the_same_files(
     project: Path, mlflow_store: Path, number: signal.Signals
 ) -> None:

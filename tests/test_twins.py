@@ -39,7 +39,7 @@ def prepare(project: Path, name: str) -> dict[str, Any]:
     ("name", "run", "validations"),
     [
         ("svhn-small", "stochastic", [0.3, 0.6, 0.9, 1]),
-        ("imagenet-small", "stochastic", [1]),
+        pytest.param("imagenet-small", "stochastic", [1], marks=pytest.mark.long),
         ("degradation-small", "plain-d8", [1]),
     ],
 )

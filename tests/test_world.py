@@ -123,6 +123,7 @@ def test_each_image_is_counted_once(equal: Trained, tmp_path: Path) -> None:
     assert tested[0] == measured["test_error"]
 
 
+@pytest.mark.long
 def test_any_number_of_processes_can_train(tmp_path: Path) -> None:
     """Three share 16 images as 5, 5 and 6, each in two parts."""
     ranks = results("equal-arrays", tmp_path, processes=3)
@@ -152,6 +153,7 @@ def test_all_stop_after_the_same_step_and_one_process_continues(tmp_path: Path) 
         assert record.train_loss == pytest.approx(expected.train_loss, rel=1e-4)
 
 
+@pytest.mark.long
 def test_three_processes_that_were_stopped_end_in_the_same_bytes(tmp_path: Path) -> None:
     """Of two gradients the sum is the same in any order; of three it is not."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -205,6 +207,7 @@ def pid(folder: Path, rank: int) -> int:
     return int((folder / f"pid{rank}").read_text())
 
 
+@pytest.mark.long
 def test_what_a_killed_launcher_started_ends_and_a_new_start_continues(
     tmp_path: Path, mlflow_store: Path
 ) -> None:
@@ -221,6 +224,7 @@ def test_what_a_killed_launcher_started_ends_and_a_new_start_continues(
     assert_continues(tmp_path)
 
 
+@pytest.mark.long
 def test_when_one_process_lacks_its_images_the_last_step_is_saved(tmp_path: Path, mlflow_store: Path) -> None:
     """The decoder of rank 1 is killed; rank 0, which saves, would wait for rank 1 within a step."""
     make_pictures(tmp_path)

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+import prompt_start
 import torch
 from conftest import machine, make_dataset, train_config
 from picture_files import AUGMENTED
@@ -137,6 +138,7 @@ def run(folder: Path) -> None:
 
 
 def main(task: str, folder: Path) -> None:
+    prompt_start.done()
     torch.set_num_threads(1)
     if task == "run":
         with errors_on_one_line():
