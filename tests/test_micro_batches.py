@@ -70,3 +70,12 @@ def test_running_statistics_are_the_mean_over_the_parts(dataset: DataSet) -> Non
 def test_parts_of_one_image_are_refused(dataset: DataSet) -> None:
     with pytest.raises(ConfigError, match=r"batch_size: 16 images are too few for 12 parts .*12 processes"):
         Trainer(train_config(), dataset, CPU, World(0, 12, 0))
+
+
+def test_parts_in_which_every_block_would_be_active_are_refused(dataset: DataSet) -> None:
+    """Of the images of each of 8 processes, 2, two would pass every block: that is constant depth."""
+    config = train_config(draw="sample")
+    says = r"16 images are too few for 8 parts of at least 4 .*8 processes"
+    with pytest.raises(ConfigError, match=says):
+        Trainer(config, dataset, CPU, World(0, 8, 0))
+    Trainer(config, dataset, CPU, ALONE)

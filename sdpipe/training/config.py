@@ -131,6 +131,11 @@ class TrainConfig(Section):
             )
         return micro_batches
 
+    @property
+    def min_part(self) -> int:
+        """Images that a part of a mini-batch has at least: two, or as many as let p_L of them be two."""
+        return math.ceil(2 / self.p_L) if self.draw == "sample" else 2
+
     @field_validator("milestones")
     @classmethod
     def _check_milestones(cls, milestones: tuple[int, ...]) -> tuple[int, ...]:

@@ -50,11 +50,11 @@ class TrainingStep:
         self._batch_size = config.batch_size
         # As many parts as the config asks for, or more, so that all processes have the same number.
         self._num_parts = math.lcm(config.micro_batches, world.size)
-        if config.batch_size < 2 * self._num_parts:
+        if config.batch_size // self._num_parts < config.min_part:
             raise ConfigError(
                 f"params.yaml: train.batch_size: {config.batch_size} images are too few for "
-                f"{self._num_parts} parts (train.micro_batches {config.micro_batches}, "
-                f"{world.size} processes)"
+                f"{self._num_parts} parts of at least {config.min_part} "
+                f"(train.micro_batches {config.micro_batches}, {world.size} processes)"
             )
         self.optimizer = FusedSGD(
             list(network.parameters()), momentum=config.momentum, weight_decay=config.weight_decay
