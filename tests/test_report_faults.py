@@ -20,6 +20,9 @@ def test_a_damaged_run_is_named_and_left_out_and_the_rest_reported(tmp_path: Pat
         "half": lambda folder: (folder / "train.json").unlink(),
         "cut": lambda folder: (folder / "weights.safetensors").write_bytes(b"1234"),
         "text": lambda folder: (folder / "history.csv").write_text("epoch,learning_rate\n1,hot\n"),
+        "within a number": lambda folder: (folder / "history.csv").write_bytes(
+            (folder / "history.csv").read_bytes()[:-2]
+        ),
         "short": lambda folder: (folder / "timing.csv").write_text("epoch,epoch_s,images_per_s\n1,2,3\n"),
         "foreign": lambda folder: (folder / "train.json").write_bytes(other),
         "empty": lambda folder: (folder / "timing.json").write_text("{}"),

@@ -230,8 +230,8 @@ def _ensemble(setting: Setting, arms: Sequence[Arm]) -> Drawing:
         name=f"ensemble-{setting.slug}",
         title=f"Sampled sub-networks against the test network: {setting.label}",
         caption="The implicit ensemble of the paper's section 3. Solid: the softmax average of sampled "
-        "sub-networks; dashed: the test network of equation 5. Error bars: one standard deviation over draws "
-        f"and runs. Runs: {len(runs)}.",
+        "sub-networks; dashed: the test network of equation 5. Error bars: one standard deviation over runs. "
+        f"Runs: {len(runs)}.",
         mark=size_mark(runs),
         draw=lambda sheet: draw_ensemble(sheet, lines),
     )
