@@ -108,6 +108,20 @@ def test_a_training_that_dvc_has_is_done_again_when_asked_for(
     assert "continuing" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kept", [None, b"\xff93f"])
+def test_a_kept_end_whose_digest_is_lost_is_gone_on_from(
+    project: Path, dataset: DataSet, mlflow_store: Path, kept: bytes | None
+) -> None:
+    """As one that DVC does not have: the end is there, and what it is the end of is not known."""
+    first = run_to(project / "out", dataset, epochs=1, milestones=[])
+    (path,) = (project / ".sdpipe/finished").glob("*/*/weights.md5")
+    path.unlink() if kept is None else path.write_bytes(kept)
+    committed = md5(project / "out" / "weights.safetensors")
+    config = train_config(epochs=1, milestones=[])
+    train_run("plain", config, machine(), dataset, "code", project / "out", committed_md5=committed)
+    assert results(project / "out") == first
+
+
 @pytest.mark.parametrize("committed", [None, "of-an-older-training"])
 def test_a_finished_training_that_dvc_does_not_have_is_not_lost(
     project: Path,

@@ -36,8 +36,8 @@ def some_gradients() -> list[list[Tensor]]:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("is_scaled", [False, True])
-def test_the_update_is_that_of_torch(momentum: float, is_scaled: bool) -> None:
+@pytest.mark.parametrize(("is_scaled", "unscales_first"), [(False, True), (True, True), (True, False)])
+def test_the_update_is_that_of_torch(momentum: float, is_scaled: bool, unscales_first: bool) -> None:
     """To the bit. Scaled, a step with an infinite gradient is left out, and the scale halves."""
     gradients = some_gradients()
     if is_scaled:
@@ -53,13 +53,15 @@ def test_the_update_is_that_of_torch(momentum: float, is_scaled: bool) -> None:
         scaler.scale(torch.zeros(()))  # a scaler makes its state in the first loss
 
     def step_of_ours(rate: float) -> None:
-        our_scaler.unscale_(our)  # type: ignore[arg-type]
+        if unscales_first:
+            our_scaler.unscale_(our)  # type: ignore[arg-type]
         our_scaler.step(our, rate)  # type: ignore[arg-type]
         our_scaler.update()
 
     def step_of_theirs(rate: float) -> None:
         their.param_groups[0]["lr"] = rate
-        their_scaler.unscale_(their)
+        if unscales_first:
+            their_scaler.unscale_(their)
         their_scaler.step(their)
         their_scaler.update()
 

@@ -63,7 +63,8 @@ class Lineage:
         with self._locked():
             own = self.folder / fingerprint
             if own.is_dir():
-                if committed_md5 is not None and (own / _MD5).read_text() == committed_md5:
+                md5 = own / _MD5  # missing where a process was killed as it kept this
+                if committed_md5 is not None and md5.is_file() and md5.read_bytes() == committed_md5.encode():
                     return None, []
                 found, damaged = CheckpointFolder(own, fingerprint).read_newest()
                 return found, list(damaged.values())

@@ -19,8 +19,8 @@ class FusedSGD:
 
     # What GradScaler looks for: `step` leaves out, on the device, an update whose gradient is not finite.
     _step_supports_amp_scaling = True
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
+    grad_scale: Tensor | None  # which GradScaler sets around a step
+    found_inf: Tensor | None
 
     def __init__(self, parameters: Sequence[Tensor], *, momentum: float, weight_decay: float) -> None:
         """parameters: on their device. Each gets a gradient of 0."""
@@ -49,8 +49,8 @@ class FusedSGD:
             self.gradients,
             list(self.momentum_buffers),
             fused=True,
-            grad_scale=self.grad_scale,
-            found_inf=self.found_inf,
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
             weight_decay=self._weight_decay,
             momentum=self._momentum,
             lr=learning_rate,
