@@ -1,6 +1,6 @@
 """Imported first: nothing is looked through for garbage until `done()`, as in a stage (pipeline/__init__.py).
 
-A process of the tests then starts in two thirds of the time.
+A process of the tests then starts in three quarters of the time.
 """
 
 import gc
