@@ -28,7 +28,7 @@ def test_parts_too_small_to_draw_for_each_image_are_refused() -> None:
     """2 images of a part are active at least: of 4 and more that is p_L 0.5 or less, of 3 it is not."""
     drawn = {"draw": "sample", "p_L": 0.5}
     assert train_config(**drawn, batch_size=16, micro_batches=4).micro_batches == 4
-    with pytest.raises(ValidationError, match="micro_batches\n.*expected parts of 4 images or more"):
+    with pytest.raises(ValidationError, match="micro_batches\n.*expected parts of at least 4 images"):
         train_config(**drawn, batch_size=15, micro_batches=5)
     train_config(p_L=0.5, batch_size=15, micro_batches=5)  # drawn for the batch
     train_config(draw="sample", p_L=1.0, batch_size=15, micro_batches=5)

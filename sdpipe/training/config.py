@@ -117,24 +117,19 @@ class TrainConfig(Section):
     @field_validator("micro_batches")
     @classmethod
     def _check_micro_batches(cls, micro_batches: int, info: ValidationInfo) -> int:
-        if 2 * micro_batches > info.data.get("batch_size", math.inf):
+        batch_size, p_L = info.data.get("batch_size", math.inf), info.data.get("p_L", 1.0)
+        least = _min_part(info.data.get("draw"), p_L)
+        if batch_size // micro_batches < least:
+            why = f", of which p_L {p_L} are 2, where draw is sample" if least > 2 else ""
             raise ValueError(
-                f"expected parts of at least 2 images, got {micro_batches} parts of {info.data['batch_size']}"
-            )
-        part = info.data.get("batch_size", math.inf) // micro_batches
-        p_L = info.data.get("p_L", 1.0)
-        # A block is computed for 2 images at least, so the last would survive more often than with p_L.
-        if info.data.get("draw") == "sample" and p_L < 1 and part * p_L < 2:
-            raise ValueError(
-                f"expected parts of {math.ceil(2 / p_L)} images or more, of which p_L {p_L} are 2, where "
-                f"draw is sample; got parts of {part:g}"
+                f"expected parts of at least {least} images{why}; got {micro_batches} parts of {batch_size}"
             )
         return micro_batches
 
     @property
     def min_part(self) -> int:
-        """Images that a part of a mini-batch has at least: two, or as many as let p_L of them be two."""
-        return math.ceil(2 / self.p_L) if self.draw == "sample" else 2
+        """Images that a part of a mini-batch has at least."""
+        return _min_part(self.draw, self.p_L)
 
     @field_validator("milestones")
     @classmethod
@@ -172,6 +167,11 @@ class TrainConfig(Section):
             in_channels=in_channels,
             num_classes=num_classes,
         )
+
+
+def _min_part(draw: str | None, p_L: float) -> int:
+    """A block is computed for 2 images at least; drawn for each image, it survives for p_L of a part's."""
+    return math.ceil(2 / p_L) if draw == "sample" else 2
 
 
 class CheckpointConfig(Section):

@@ -1,6 +1,7 @@
 """The files that `train` leaves in models/<run>/, and reading them back: they are the truth about a run."""
 
 import csv
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ def run_name(folder: Path) -> str:
 def read_rows(path: Path) -> list[dict[str, float]]:
     """The rows of history.csv or timing.csv, all numbers. Raises DataError if it is missing or damaged."""
     try:
-        with path.open(newline="") as stream:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
-    except (OSError, ValueError, TypeError) as error:
+        text = path.read_text()
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(StringIO(text))]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+    if not text.endswith("\n"):  # a number that was cut short is one still
+        raise DataError(f"{path}: the last line is cut short")
+    return rows
