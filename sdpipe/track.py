@@ -1,9 +1,15 @@
-"""Bring MLflow up to what the files of a finished run say."""
+"""Bring MLflow up to what the files of a run say."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from sdpipe.training.records import record_from_files
-from sdpipe.training.tracking import LiveTracker, publish
+from filelock import FileLock, Timeout
+
+from sdpipe.training.checkpoint import CheckpointFolder
+from sdpipe.training.progress import Progress
+from sdpipe.training.records import progress_metrics, record_from_files
+from sdpipe.training.run_record import RunRecord, read_note
+from sdpipe.training.tracking import publish, quietly
 
 
 def track(folder: Path) -> str:
@@ -16,4 +22,34 @@ def track(folder: Path) -> str:
 
 def track_quietly(folder: Path) -> None:
     """The same, for a stage: a store that is down costs seconds and a warning; the files are the truth."""
-    LiveTracker(record := record_from_files(folder)).close(record.status)
+    record = record_from_files(folder)
+    quietly(lambda: publish(record))
+
+
+def track_note(path: Path) -> tuple[RunRecord, str] | None:
+    """Publish what a training noted that did not finish, or whose end MLflow did not hear.
+
+    Returns what was sent and the MLflow run id, or None where the training goes on and sends it itself.
+    Raises TrackingError if the store refuses, DataError if the note is damaged.
+    """
+    record = read_note(path)
+    unfinished = path.with_name(record.fingerprint)
+    try:
+        with FileLock(unfinished.with_suffix(".lock"), timeout=0):
+            if record.status == "RUNNING":
+                record = _as_killed(record, path, CheckpointFolder(unfinished, record.fingerprint))
+            return record, publish(record)
+    except Timeout:
+        return None
+
+
+def _as_killed(record: RunRecord, note: Path, checkpoints: CheckpointFolder) -> RunRecord:
+    """A training whose process left no word: what it saved, and when."""
+    newest, _damaged = checkpoints.read_newest()
+    ended_s = max(path.stat().st_mtime for path in (note, *checkpoints.paths()))
+    return replace(
+        record,
+        status="KILLED",
+        epochs=[] if newest is None else progress_metrics(Progress.from_json(newest.state)),
+        ended_ms=int(ended_s * 1000),
+    )

@@ -1,7 +1,7 @@
 """One training session as a process: `python session_worker.py EPOCHS EVERY_STEPS [FAULT]`, in a project.
 
 Faults: `slow` makes each step take a minute; `memory` leaves 300 MB for a training that needs more; with
-`pictures` they are decoded by two more processes.
+`pictures` they are decoded by two more processes; `import` makes MLflow's take 2.5 s more.
 """
 
 import resource
@@ -17,7 +17,7 @@ from picture_files import AUGMENTED
 
 from sdpipe.data.store import open_dataset
 from sdpipe.errors import errors_on_one_line
-from sdpipe.training import interruption
+from sdpipe.training import interruption, tracking
 from sdpipe.training.mlflow_store import store_uri
 from sdpipe.training.session import train_run
 from sdpipe.training.step import TrainingStep
@@ -35,6 +35,9 @@ def main(epochs: int, every_steps: int, fault: str) -> None:
         MlflowClient(store_uri()).search_experiments()  # so that its libraries are there already
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (in_use + 300 * 2**20,) * 2)
+    elif fault == "import":
+        connected = tracking.connected
+        tracking.connected = lambda: (time.sleep(2.5), connected())[1]
     elif fault == "pictures":
         config = train_config(**AUGMENTED, epochs=epochs, milestones=[])
     how = machine(every_steps=every_steps).model_copy(update={"workers": 2})

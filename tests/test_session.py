@@ -12,12 +12,14 @@ import pytest
 from conftest import machine, make_dataset, train_config
 from filelock import FileLock
 from mlflow import MlflowClient
+from servers import wait_until
 from session_runs import results, run_to, start, steps_saved, the_run, wait_for_checkpoint, wait_for_the_run
 
 from sdpipe.data.store import DataSet, open_dataset
 from sdpipe.errors import BusyError
 from sdpipe.training.interruption import noticing_signals
 from sdpipe.training.progress import TrainResult
+from sdpipe.training.run_record import notes
 from sdpipe.training.session import train_run
 from sdpipe.training.trainer import Trainer
 
@@ -57,11 +59,29 @@ def test_a_killed_process_is_continued_and_leaves_the_same_files(
     train_run("plain", whole, machine(), open_dataset(project / "data"), "code", project / "out")
     assert results(project / "out") == killed
     assert not list(project.glob(".sdpipe/runs/*/*")), "no unfinished state is left of a finished run"
+    assert not notes()
     run = the_run(mlflow_store)
     assert run.info.status == "FINISHED"
     client = MlflowClient(f"sqlite:///{mlflow_store}")
     history = client.get_metric_history(run.info.run_id, "validation_error")
     assert sorted(metric.step for metric in history) == list(range(1, epochs + 1))
+
+
+@pytest.mark.slow
+def test_a_training_stopped_before_mlflow_is_imported_leaves_its_run(
+    project: Path, mlflow_store: Path
+) -> None:
+    make_dataset(project / "data")
+    process = start(project, 100_000, fault="import")
+    wait_until(notes)  # its tracker has begun
+    process.terminate()
+    sent = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - sent < 10
+    assert (process.returncode, "warning" in errors) == (143, False)
+    info = the_run(mlflow_store).info
+    assert info.status == "KILLED"
+    assert info.end_time - info.start_time < 2000, "to the signal, from before the import"
 
 
 @pytest.mark.slow

@@ -22,8 +22,9 @@ from sdpipe.files import read_json, write_json
 from sdpipe.track import track
 from sdpipe.training.records import record_from_files
 from sdpipe.training.run_files import read_rows
+from sdpipe.training.run_record import RunRecord
 from sdpipe.training.session import train_run
-from sdpipe.training.tracking import RunRecord, publish
+from sdpipe.training.tracking import publish
 from sdpipe.training.weights import load_weights
 
 RECORD = RunRecord(
@@ -138,7 +139,8 @@ def test_an_evaluation_of_older_weights_is_not_published(finished: Path) -> None
 def test_two_processes_may_make_the_store_at_once(project: Path) -> None:
     """The second waits for the first; without the lock both crash in creating the same tables."""
     code = (
-        "from sdpipe.training.tracking import RunRecord, publish\n"
+        "from sdpipe.training.run_record import RunRecord\n"
+        "from sdpipe.training.tracking import publish\n"
         "import sys\n"
         "publish(RunRecord(name='x', fingerprint=sys.argv[1], status='FINISHED', params={}, tags={}))"
     )
@@ -157,7 +159,8 @@ def test_two_processes_may_make_the_store_at_once(project: Path) -> None:
 def test_a_store_whose_making_was_killed_is_made_again(project: Path, seconds: float) -> None:
     """MLflow cannot go on with half of its tables; they are made beside and renamed."""
     code = (
-        "from sdpipe.training.tracking import RunRecord, publish\n"
+        "from sdpipe.training.run_record import RunRecord\n"
+        "from sdpipe.training.tracking import publish\n"
         "import mlflow, sys\n"
         "print('ready', flush=True)\n"
         "publish(RunRecord(name='x', fingerprint='a', status='FINISHED', params={}, tags={}))"

@@ -23,8 +23,9 @@ from sdpipe.data.store import DataSet
 from sdpipe.errors import TrackingError
 from sdpipe.track import track, track_quietly
 from sdpipe.training.mlflow_store import connected
+from sdpipe.training.run_record import RunRecord
 from sdpipe.training.session import train_run
-from sdpipe.training.tracking import LiveTracker, RunRecord, publish, quietly
+from sdpipe.training.tracking import LiveTracker, publish, quietly
 
 
 @pytest.fixture

@@ -12,7 +12,10 @@ from sdpipe.errors import SdpipeError, on_one_line, training_packages
 @click.command()
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[MODELS/RUN]...")
 def track(folders: tuple[Path, ...]) -> None:
-    """Send finished runs, and what is deployed, to MLflow where they are missing. Default: all of models/."""
+    """Send runs, and what is deployed, to MLflow where they are missing.
+
+    Default: all of models/, and trainings that were stopped or killed.
+    """
 
     def is_deployment(folder: Path) -> bool:
         return (folder / "deployed.json").is_file()
@@ -20,18 +23,30 @@ def track(folders: tuple[Path, ...]) -> None:
     def load() -> Callable[[Path], None]:
         from sdpipe.deploy.release.registry import register
         from sdpipe.track import track as track_run
+        from sdpipe.track import track_note
 
-        def send(folder: Path) -> None:
-            if is_deployment(folder):
-                click.echo(f"{folder}: version {register(folder)} in MLflow's registry")
+        def send(path: Path) -> None:
+            if path.suffix == ".json":
+                sent = track_note(path)
+                if sent is None:
+                    click.echo(f"{path}: its training goes on, and sends it")
+                else:
+                    record, run_id = sent
+                    click.echo(f"run {record.name}, {record.status.lower()}: MLflow run {run_id}")
+            elif is_deployment(path):
+                click.echo(f"{path}: version {register(path)} in MLflow's registry")
             else:
-                click.echo(f"{folder}: MLflow run {track_run(folder)}")
+                click.echo(f"{path}: MLflow run {track_run(path)}")
 
         return send
 
-    if not folders and is_deployment(models := Path("models")):
-        folders = (*_finished_runs(), models)
-    _for_each_run(folders, "track", load)
+    def all_there_is() -> tuple[Path, ...]:
+        from sdpipe.training.run_record import notes
+
+        models = Path("models")
+        return (*notes(), *_finished_runs(), *([models] if is_deployment(models) else []))
+
+    _for_each_run(folders, "track", load, all_there_is)
 
 
 @click.group()
@@ -166,8 +181,15 @@ def ensemble(folders: tuple[Path, ...], members: list[int], seed: int) -> None:
     _for_each_run(folders, "ensemble", load)
 
 
+def _finished_runs() -> tuple[Path, ...]:
+    return tuple(sorted(path.parent for path in Path("models").glob("*/weights.safetensors")))
+
+
 def _for_each_run(
-    folders: tuple[Path, ...], command: str, load: Callable[[], Callable[[Path], None]]
+    folders: tuple[Path, ...],
+    command: str,
+    load: Callable[[], Callable[[Path], None]],
+    find_all: Callable[[], tuple[Path, ...]] = _finished_runs,
 ) -> None:
     """Load a command's work and do it for the chosen runs, or all.
 
@@ -176,7 +198,7 @@ def _for_each_run(
     failed = False
     with training_packages(command):
         work = load()
-        chosen = folders or _finished_runs()
+        chosen = folders or find_all()
         if not chosen:
             raise SdpipeError("models/: no finished run; `make repro` trains them")
         for folder in chosen:
@@ -187,7 +209,3 @@ def _for_each_run(
                 click.echo(f"error: {error}", err=True)
     if failed:
         raise SystemExit(1)
-
-
-def _finished_runs() -> tuple[Path, ...]:
-    return tuple(sorted(path.parent for path in Path("models").glob("*/weights.safetensors")))

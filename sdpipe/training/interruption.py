@@ -6,14 +6,18 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 from sdpipe.errors import TrainingError, tell
 
-GRACE_S = 7.0  # for the step, its validation and its checkpoint; 10 s are promised
+ENDING_S = 10.0  # in which a training that was asked to end has ended
+GRACE_S = 7.0  # of these, for the step, its validation and its checkpoint
 _LAST_WORD_S = 0.5
+_EXIT_S = 1.5  # of the ten, for two last words, of MLflow and of the step, and the process's end
+_HURRIED_S = 2.0  # for MLflow, where Ctrl-C was pressed twice
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -24,12 +28,21 @@ class Interruption:
     def __init__(self, on_give_up: Callable[[], None]) -> None:
         self._on_give_up = on_give_up
         self.number: int | None = None
+        self._noticed = 0.0
+        self._is_hurried = False
         self._watchdog: threading.Timer | None = None
 
     @property
     def requested(self) -> bool:
         """True once one of the signals came."""
         return self.number is not None
+
+    def remaining_s(self) -> float:
+        """Seconds to tell MLflow in, of those that are promised."""
+        if self._is_hurried:
+            return _HURRIED_S
+        passed = time.monotonic() - self._noticed if self.requested else 0.0
+        return max(0.0, ENDING_S - _EXIT_S - passed)
 
     def end(self) -> None:
         """Raise what the signal stands for: KeyboardInterrupt, or SystemExit of 128 + its number.
@@ -47,9 +60,11 @@ class Interruption:
         """
         if self.number is not None:
             if number == signal.SIGINT:
+                self._is_hurried = True
                 self.end()
             return
         self.number = number
+        self._noticed = time.monotonic()
         self._watchdog = threading.Timer(GRACE_S, self._give_up)
         self._watchdog.daemon = True
         self._watchdog.start()
@@ -57,7 +72,7 @@ class Interruption:
         _start_telling("stopping after this step; Ctrl-C to stop at once")
 
     def forget(self) -> None:
-        """End the patience's clock: the block has ended."""
+        """End the patience's clock: the block has ended, or what it still waits for has an end of its own."""
         if self._watchdog is not None:
             self._watchdog.cancel()
 

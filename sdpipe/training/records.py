@@ -1,12 +1,14 @@
 """What MLflow shall hold of a run: from a training in progress, or from the files that it left."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sdpipe.files import read_json
+from sdpipe.training.progress import Progress
 from sdpipe.training.run_files import read_rows, run_name
-from sdpipe.training.tracking import RunRecord
+from sdpipe.training.run_record import RunRecord
 from sdpipe.training.weights import load_weights
 
 _EVALUATION = (
@@ -76,10 +78,14 @@ def start_record(
     )
 
 
-def epoch_metrics(
+def progress_metrics(progress: Progress) -> list[dict[str, float]]:
+    """Of a training in progress, one mapping of metrics for each epoch."""
+    return _epoch_metrics([asdict(row) for row in progress.history], [asdict(row) for row in progress.timing])
+
+
+def _epoch_metrics(
     history: Sequence[Mapping[str, float]], timing: Sequence[Mapping[str, float]]
 ) -> list[dict[str, float]]:
-    """One mapping of metrics for each epoch."""
     return [
         {name: value for name, value in row.items() if name != "epoch"}
         | {"images_per_s": times["images_per_s"]}
@@ -120,7 +126,7 @@ def record_from_files(folder: Path) -> RunRecord:
         status="FINISHED",
         params=started.params,
         tags={**started.tags, "stage": "evaluate" if is_current else "train"},
-        epochs=epoch_metrics(read_rows(folder / "history.csv"), read_rows(folder / "timing.csv")),
+        epochs=_epoch_metrics(read_rows(folder / "history.csv"), read_rows(folder / "timing.csv")),
         summary=summary,
         artifacts=[path for name in _EVALUATION if is_current and (path := folder / name).exists()],
         model=folder / "model.onnx" if is_current else None,

@@ -4,7 +4,6 @@ import errno
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -19,17 +18,14 @@ from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
 from sdpipe.training.compute import Compute, choose_compute
 from sdpipe.training.config import MachineConfig, TrainConfig
 from sdpipe.training.finished import LENGTH_KEYS, Lineage
-from sdpipe.training.interruption import Interruption, noticing_signals, say
+from sdpipe.training.interruption import ENDING_S, Interruption, noticing_signals, say
 from sdpipe.training.loop import train
 from sdpipe.training.progress import Progress, TrainResult
-from sdpipe.training.records import epoch_metrics, start_record
+from sdpipe.training.records import progress_metrics, start_record
 from sdpipe.training.run_files import write_training
 from sdpipe.training.tracking import LiveTracker
 from sdpipe.training.weights import ModelInfo
 from sdpipe.training.world import World, joined_world
-
-INTERRUPTED_PATIENCE_S = 2.0  # for MLflow, when the process was asked to end
-ENDING_S = 10.0  # in which a training that was asked to end has ended
 
 
 def train_run(
@@ -123,10 +119,13 @@ class _Session:
             tracker = LiveTracker(record)
 
             def give_up() -> None:
-                tracker.close("KILLED", patience_s=INTERRUPTED_PATIENCE_S)
+                tracker.close("KILLED", patience_s=interruption.remaining_s())
 
             # The signals are noticed to the very end, so that none cuts the last word to MLflow short.
-            with noticing_signals(give_up) as interruption, _told_how_it_ends(tracker, self.run):
+            with (
+                noticing_signals(give_up) as interruption,
+                _told_how_it_ends(tracker, self.run, interruption),
+            ):
                 result = self._train(world, tracker, interruption)
                 if interruption.requested:  # behind the last step; its state is saved
                     interruption.end()
@@ -150,7 +149,7 @@ class _Session:
             checkpoints=self.checkpoints,
             machine=self.machine,
             start=self._find_start(),
-            on_epoch=lambda progress: tracker.update(_rows(progress)),
+            on_epoch=lambda progress: tracker.update(progress_metrics(progress)),
             interruption=interruption,
         )
 
@@ -186,10 +185,6 @@ class _Session:
         )
 
 
-def _rows(progress: Progress) -> list[dict[str, float]]:
-    return epoch_metrics([asdict(row) for row in progress.history], [asdict(row) for row in progress.timing])
-
-
 def _decisive(compute: Compute) -> dict[str, str]:
     """What of the machine decides the result."""
     return {"device": compute.device.type, "precision": compute.precision, "torch": torch.__version__}
@@ -210,12 +205,13 @@ def _locked(path: Path, run: str) -> AbstractContextManager[FileLock]:
 
 
 @contextmanager
-def _told_how_it_ends(tracker: LiveTracker, run: str) -> Iterator[None]:
+def _told_how_it_ends(tracker: LiveTracker, run: str, interruption: Interruption) -> Iterator[None]:
     """Close the MLflow run as FAILED or KILLED when the block does not end well."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        tracker.close("KILLED", patience_s=INTERRUPTED_PATIENCE_S)
+        interruption.forget()
+        tracker.close("KILLED", patience_s=interruption.remaining_s())
         say(f"run {run}: stopped; `dvc repro` continues from here")
         raise
     except Exception:

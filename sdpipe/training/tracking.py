@@ -10,7 +10,8 @@ A run is found again by its fingerprint, so a training that was killed and conti
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from sdpipe.errors import SdpipeError, without_passwords
 from sdpipe.files import sha256_of
 from sdpipe.training.interruption import tell_in_time
 from sdpipe.training.mlflow_store import connected, store_uri
+from sdpipe.training.run_record import RunRecord, remove_note, write_note
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,29 +28,13 @@ PATIENCE_S = 15.0  # how long the end of a stage waits for a slow server
 _METRICS_PER_CALL = 1000  # MLflow's limit for one log_batch
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """What MLflow shall hold of one run.
-
-    epochs: metrics by name for each epoch, in order; summary: metrics of the whole run.
-    status: RUNNING, FINISHED, FAILED or KILLED.
-    """
-
-    name: str
-    fingerprint: str
-    status: str
-    params: Mapping[str, Any]
-    tags: Mapping[str, str]
-    epochs: Sequence[Mapping[str, float]] = ()
-    summary: Mapping[str, float] = field(default_factory=dict)
-    artifacts: Sequence[Path] = ()
-    model: Path | None = None
-
-
 def publish(record: RunRecord) -> str:
     """Bring MLflow up to `record`; returns the MLflow run id. Raises TrackingError if the store refuses."""
     with connected() as (mlflow, experiment_id):
-        return _Publisher(mlflow, experiment_id).publish(record)
+        run_id = _Publisher(mlflow, experiment_id).publish(record)
+    if record.status != "RUNNING":
+        remove_note(record)
+    return run_id
 
 
 def quietly(work: Callable[[], object]) -> None:
@@ -91,7 +77,7 @@ class _Publisher:
                 self.client.set_tag(run_id, name, value)
         self._send_files(run_id, record, run.data.tags)
         if record.status not in ("RUNNING", run.info.status):
-            self.client.set_terminated(run_id, status=record.status)
+            self.client.set_terminated(run_id, status=record.status, end_time=record.ended_ms)
         return run_id
 
     def _find(self, record: RunRecord) -> str | None:
@@ -104,7 +90,10 @@ class _Publisher:
 
     def _create(self, record: RunRecord) -> str:
         tags = {"fingerprint": record.fingerprint, "run": record.name, **record.tags}
-        return str(self.client.create_run(self.experiment_id, run_name=record.name, tags=tags).info.run_id)
+        run = self.client.create_run(
+            self.experiment_id, start_time=record.started_ms, run_name=record.name, tags=tags
+        )
+        return str(run.info.run_id)
 
     def _send_params(self, run_id: str, record: RunRecord, logged: Mapping[str, str]) -> None:
         from mlflow.entities import Param
@@ -120,7 +109,7 @@ class _Publisher:
         # A batch may have been cut within an epoch; the epoch's last metric was sent last.
         if record.epochs and (name := list(record.epochs[0])[-1]) in logged:
             num_logged = len({metric.step for metric in self.client.get_metric_history(run_id, name)})
-        now_ms = int(time.time() * 1000)
+        now_ms = _now_ms()
         metrics = [
             Metric(name, float(value), now_ms, step)
             for step, row in enumerate(record.epochs[num_logged:], start=num_logged + 1)
@@ -174,10 +163,14 @@ class _Publisher:
 
 
 class LiveTracker:
-    """Publishes a growing record from a thread of its own; a store that fails never stops a stage."""
+    """Publishes a growing record from a thread of its own; a store that fails never stops a training.
+
+    What the store does not hear of a run's end, `sdpipe track` sends: a note of it stays.
+    """
 
     def __init__(self, record: RunRecord) -> None:
-        self._record = record
+        self._record = replace(record, started_ms=_now_ms())
+        write_note(self._record)
         self._changed = threading.Condition()
         self._version = 1
         self._closed = False
@@ -194,7 +187,11 @@ class LiveTracker:
     ) -> None:
         """Give the outcome and wait for the store, at most PATIENCE_S or `patience_s`."""
         patience_s = PATIENCE_S if patience_s is None else patience_s
-        self._put(replace(self._record, status=status, summary=summary or self._record.summary), last=True)
+        summary = summary or self._record.summary
+        ended = replace(self._record, status=status, summary=summary, ended_ms=_now_ms())
+        with suppress(OSError):  # the disk is full, perhaps: then the first note stands
+            write_note(ended)
+        self._put(ended, last=True)
         self._thread.join(patience_s)
         if self._thread.is_alive():
             self._tell(f"MLflow: no answer from {store_uri()} in {patience_s:.0f} s")
@@ -223,3 +220,7 @@ class LiveTracker:
         if not self._told:
             _warn(text)
         self._told = True
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

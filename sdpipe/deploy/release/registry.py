@@ -12,7 +12,8 @@ import sdpipe
 from sdpipe.deploy.release.release import MODEL, Deployed, read_deployed
 from sdpipe.files import work_folder
 from sdpipe.training.mlflow_store import connected
-from sdpipe.training.tracking import RunRecord, publish, quietly
+from sdpipe.training.run_record import RunRecord
+from sdpipe.training.tracking import publish, quietly
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,0 +1,69 @@
+"""What MLflow shall hold of a run, and a note of it on disk until MLflow has its end.
+
+`.sdpipe/runs/<fingerprint>.<run>.json` is written when a training starts and again when it ends; `publish()`
+takes it away when MLflow has the end. What is left over is of a process that was killed, or of a store that
+did not answer, and `sdpipe track` sends it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from sdpipe.errors import DataError
+from sdpipe.files import project_root, replacing, work_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What MLflow shall hold of one run.
+
+    epochs: metrics by name for each epoch, in order; summary: metrics of the whole run.
+    status: RUNNING, FINISHED, FAILED or KILLED.
+    started_ms, ended_ms: since 1970; None is when MLflow hears of it.
+    """
+
+    name: str
+    fingerprint: str
+    status: str
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+    epochs: Sequence[Mapping[str, float]] = ()
+    summary: Mapping[str, float] = field(default_factory=dict)
+    artifacts: Sequence[Path] = ()
+    model: Path | None = None
+    started_ms: int | None = None
+    ended_ms: int | None = None
+
+
+_NOTE = TypeAdapter(RunRecord)
+
+
+def write_note(record: RunRecord) -> None:
+    """Note what MLflow may not have yet."""
+    with replacing(_note_path(record)) as beside:
+        beside.write_bytes(_NOTE.dump_json(record, indent=2))
+
+
+def remove_note(record: RunRecord) -> None:
+    """MLflow has the end of this run."""
+    _note_path(record).unlink(missing_ok=True)
+
+
+def read_note(path: Path) -> RunRecord:
+    """Raises DataError if it is missing or damaged."""
+    try:
+        return _NOTE.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def notes() -> list[Path]:
+    """Of runs whose end MLflow does not have, and of those that are being trained."""
+    return sorted(project_root().glob(".sdpipe/runs/[!.]*.json"))
+
+
+def _note_path(record: RunRecord) -> Path:
+    return work_folder() / "runs" / f"{record.fingerprint}.{record.name}.json"

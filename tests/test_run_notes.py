@@ -1,0 +1,106 @@
+"""Runs that did not finish, or whose end MLflow did not hear: `sdpipe track` sends them."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from conftest import machine, train_config
+from filelock import FileLock
+from mlflow import MlflowClient
+from session_runs import the_run
+from test_tracking import RECORD
+
+from sdpipe.cli import main
+from sdpipe.data.store import DataSet
+from sdpipe.training.run_record import notes, read_note, write_note
+from sdpipe.training.session import train_run
+from sdpipe.training.tracking import LiveTracker
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+def track(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["track", *arguments])
+
+
+def test_a_stopped_run_that_mlflow_did_not_hear_of_is_sent_later(
+    no_server: None, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its epochs, and with the times at which it began and ended."""
+    before_ms = time.time() * 1000
+    LiveTracker(RECORD).close("KILLED", {"test_error": 0.5})
+    after_ms = time.time() * 1000
+    assert "nothing is lost, `sdpipe track` sends it later" in capsys.readouterr().err
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    time.sleep(0.1)
+    done = track()
+    run = the_run(mlflow_store)
+    assert (done.exit_code, done.output) == (0, f"run plain, killed: MLflow run {run.info.run_id}\n")
+    assert (run.info.status, run.data.metrics) == ("KILLED", {"train_loss": 1.0, "test_error": 0.5})
+    assert before_ms - 1 <= run.info.start_time <= run.info.end_time <= after_ms
+    assert not notes()
+    assert "no finished run" in track().output
+
+
+def test_a_run_that_was_killed_is_sent_with_what_it_saved(
+    project: Path,
+    dataset: DataSet,
+    no_server: None,
+    mlflow_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No word of it reached MLflow or the disk after its last checkpoint."""
+
+    def killed(*_arguments: object, **_more: object) -> None:
+        raise SystemExit(137)
+
+    config = train_config(milestones=[])
+    with monkeypatch.context() as patch:
+        patch.setattr("sdpipe.training.session.write_training", killed)
+        patch.setattr(LiveTracker, "close", lambda *_arguments, **_more: None)
+        with pytest.raises(SystemExit):
+            train_run("plain", config, machine(), dataset, "code", project / "out")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert track().output.startswith("run plain, killed: MLflow run ")
+    run = the_run(mlflow_store)
+    history = MlflowClient(f"sqlite:///{mlflow_store}").get_metric_history(run.info.run_id, "train_loss")
+    assert (run.info.status, [metric.step for metric in history]) == ("KILLED", [1, 2, 3])
+    assert run.info.end_time <= time.time() * 1000
+    # It goes on as the same run, and MLflow has its end.
+    train_run("plain", config, machine(), dataset, "code", project / "out")
+    assert the_run(mlflow_store).info.status == "FINISHED"
+    assert not notes()
+
+
+def test_a_training_that_goes_on_is_left_to_itself(project: Path, mlflow_store: Path) -> None:
+    write_note(RECORD)
+    (path,) = notes()
+    with FileLock(project / ".sdpipe" / "runs" / f"{RECORD.fingerprint}.lock"):
+        done = track()
+    assert (done.exit_code, notes()) == (0, [path])
+    assert "its training goes on" in done.output
+
+
+def test_a_damaged_note_is_named_and_the_others_are_sent(project: Path, mlflow_store: Path) -> None:
+    write_note(replace(RECORD, status="FAILED"))
+    damaged = project / ".sdpipe" / "runs" / "a.json"
+    damaged.write_text("{")
+    done = track()
+    assert done.exit_code == 1
+    assert f"error: {damaged}: cannot be read: " in done.output
+    assert the_run(mlflow_store).info.status == "FAILED"
+    assert notes() == [damaged]
+    damaged.unlink()
+
+
+def test_a_note_is_the_record(project: Path) -> None:
+    write_note(replace(RECORD, summary={"test_error": 0.1}, started_ms=1, ended_ms=2))
+    (path,) = notes()
+    lists = {"epochs": list(RECORD.epochs), "artifacts": []}
+    assert read_note(path) == replace(RECORD, summary={"test_error": 0.1}, started_ms=1, ended_ms=2, **lists)
