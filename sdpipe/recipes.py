@@ -7,6 +7,8 @@ user has it.
 
 import difflib
 import io
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +30,7 @@ _USERS = {"device", "precision", "compile", "recompute"}
 # What is compared within a recipe: not which recipe, either.
 _NOT_OF_THE_RECIPE = _USERS | {"seed", "p_L", "rule", "draw", "p_L_warmup_epochs"}
 _WORDS = {"linear_decay": "linear", "A": "residual"}  # in the names of runs
+_HEAD = re.compile(r"(?:[ \t]*(?:#.*)?\n)*---[ \t]*\n")  # comments above a document's start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,19 +183,21 @@ def apply_recipe(name: str, params: Path, num_seeds: int = 1) -> str:
     for key in set(values["train"]) - set(recipe.train) - _NOT_OF_THE_RECIPE:
         del values["train"][key]  # of another version; the rest is checked below
     for key, value in recipe.train.items():
-        if values["train"].get(key) != value and not (key in _USERS and key in values["train"]):
+        if not _stands(values["train"], key, value) and not (key in _USERS and key in values["train"]):
             values["train"][key] = _flow(yaml, value)
-    if values.get("runs") != runs:
+    if not _stands(values, "runs", runs):
         values["runs"] = yaml.map(**{run: _flow(yaml, overrides) for run, overrides in runs.items()})
     for dataset, wanted in recipe.fetch.items():
         section = values["fetch"].get(dataset)
         if isinstance(section, dict):  # else the check below says what is wrong with it
-            section.update({key: value for key, value in wanted.items() if section.get(key) != value})
+            section.update({key: value for key, value in wanted.items() if not _stands(section, key, value)})
     values["deploy"].update(run=next(iter(runs)), max_test_error=recipe.max_test_error)
-    text = io.StringIO()
-    yaml.dump(values, text)
-    check_params(YAML(typ="safe").load(text.getvalue()))
-    return text.getvalue()
+    dumped = io.StringIO()
+    yaml.dump(values, dumped)
+    head = _HEAD.match(params.read_text())  # which the library drops
+    text = (head.group() if head else "") + dumped.getvalue()
+    check_params(YAML(typ="safe").load(text))
+    return text
 
 
 def use_recipe(name: str, params: Path, num_seeds: int = 1) -> Path | None:
@@ -232,9 +237,11 @@ def full_size_recipe(
 
 
 def is_full_size(train_params: Mapping[str, Any], num_train: int, image_size: Sequence[int] | None) -> bool:
-    """Whether a run has the images, the depth and the epochs of a paper's training, whatever else differs."""
-    size = (train_params["depth"], train_params["epochs"])
-    return any((train["depth"], train["epochs"]) == size for _, train in _trainings_on(num_train, image_size))
+    """Whether a run has the images and the depth of a paper's training, and as many epochs or more."""
+    return any(
+        train["depth"] == train_params["depth"] and train["epochs"] <= train_params["epochs"]
+        for _, train in _trainings_on(num_train, image_size)
+    )
 
 
 def _trainings_on(num_train: int, image_size: Sequence[int] | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -262,6 +269,12 @@ def _round_trip() -> YAML:
         type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
     )
     return yaml
+
+
+def _stands(section: Mapping[str, Any], key: str, value: Any) -> bool:
+    """Whether it is there as it shall be, not only equal: to the stages 110.0 is not 110, and true not 1."""
+    wanted = json.dumps(value, sort_keys=True)
+    return key in section and json.dumps(section[key], sort_keys=True, default=str) == wanted
 
 
 def _flow(yaml: YAML, value: Any) -> Any:

@@ -1,5 +1,6 @@
 """What `sdpipe recipe` does to a params.yaml."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,26 @@ def test_use_keeps_the_ends_of_lines(params: Path) -> None:
     assert params.read_bytes().count(b"\n") == params.read_bytes().count(b"\r\n")
     assert b"\r\r" not in params.read_bytes()
     assert use_recipe("svhn-small", params) is None
+
+
+def test_use_keeps_what_stands_above_the_document(params: Path) -> None:
+    params.write_text("# ours\n\n---\n" + params.read_text())
+    use_recipe("svhn-small", params)
+    assert params.read_text().startswith("# ours\n\n---\n# The one home")
+    assert use_recipe("svhn-small", params) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"), [("depth: 26", "depth: 26.0"), ("dropout: 0.0", "dropout: false")]
+)
+def test_use_mends_what_only_equals_the_recipes(params: Path, line: str, wrong: str) -> None:
+    """The stages would refuse it."""
+    use_recipe("svhn-small", params)
+    text = params.read_text()
+    assert line in text
+    params.write_text(text.replace(line, wrong))
+    use_recipe("svhn-small", params)
+    assert re.search(line + r" +#", params.read_text())
 
 
 def test_no_backup_is_ever_lost(params: Path) -> None:
