@@ -79,6 +79,13 @@ def test_each_figure_is_drawn_once_the_runs_suffice(tmp_path: Path) -> None:
     assert sorted(depths) == ["20", "20", "26", "26"]
 
 
+@pytest.mark.parametrize(("depth", "says"), [(110, "figure 3."), (56, "figure 3, which has 110 layers.")])
+def test_curves_at_another_depth_than_the_papers_say_so(tmp_path: Path, depth: int, says: str) -> None:
+    write_run(tmp_path / "a", **{**FULL, "depth": depth})
+    (curves,) = plan_figures(group(read_runs([tmp_path])[0]))[0]
+    assert curves.caption.startswith(f"As the paper's {says}")
+
+
 @pytest.mark.parametrize("count", [1, 5, 6, 16])
 def test_every_line_has_a_colour_of_its_own(count: int) -> None:
     """figure8-left has 16 stochastic trainings in one figure of ensembles."""

@@ -75,6 +75,7 @@ def test_parts_of_another_size_are_another_training(tmp_path: Path) -> None:
     [
         ({"batch_size": 64}, "other settings than the paper's: 110 layers"),
         ({"milestones": [250]}, "other settings than the paper's: 110 layers"),
+        ({"epochs": 501}, "other settings than the paper's: 110 layers"),
         ({"epochs": 499}, "reduced size: 110 layers"),
         ({"num_train": 44_999}, "reduced size: 110 layers"),
         ({"depth": 26}, "reduced size: 26 layers"),

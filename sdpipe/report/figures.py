@@ -151,10 +151,14 @@ def _curve_figure(setting: Setting) -> tuple[str, str]:
     if setting.pictures == "svhn":
         return "Figure 4", "As the paper's figure 4, the curves on SVHN"
     if setting.pictures in ("cifar10", "cifar100"):
-        return "Figure 3", "As the paper's figure 3"
+        return "Figure 3", f"As the paper's figure 3{_unless(setting, 110)}"
     if setting.get("family") == "imagenet":
-        return "Figure 6", "As the paper's figure 6"
+        return "Figure 6", f"As the paper's figure 6{_unless(setting, 152)}"
     return "As figure 3", "As the paper's figure 3, on other data"
+
+
+def _unless(setting: Setting, depth: int) -> str:
+    return "" if setting.get("depth") == depth else f", which has {depth} layers"
 
 
 def _gradient(setting: Setting) -> Drawing:
