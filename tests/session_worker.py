@@ -1,7 +1,7 @@
 """One training session as a process: `python session_worker.py EPOCHS EVERY_STEPS [FAULT]`, in a project.
 
 Faults: `slow` makes each step take a minute; `memory` leaves 300 MB for a training that needs more; with
-`pictures` they are decoded by two more processes; `import` makes MLflow's take 2.5 s more.
+`pictures` they are decoded by two more processes; `import` makes MLflow's take a minute.
 """
 
 import resource
@@ -37,7 +37,7 @@ def main(epochs: int, every_steps: int, fault: str) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (in_use + 300 * 2**20,) * 2)
     elif fault == "import":
         connected = tracking.connected
-        tracking.connected = lambda: (time.sleep(2.5), connected())[1]
+        tracking.connected = lambda: (time.sleep(60), connected())[1]
     elif fault == "pictures":
         config = train_config(**AUGMENTED, epochs=epochs, milestones=[])
     how = machine(every_steps=every_steps).model_copy(update={"workers": 2})

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -19,6 +20,18 @@ def test_a_second_sigterm_does_not_cut_the_saving_short() -> None:
         assert interruption.requested
         with pytest.raises(SystemExit, match="143"):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_is_left_of_seven_seconds_is_for_mlflow() -> None:
+    """Two at least; and who presses Ctrl-C twice waits no longer."""
+    with noticing_signals(lambda: None) as interruption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.remaining_s() == pytest.approx(7, abs=0.5)
+        time.sleep(1)
+        assert interruption.remaining_s() == pytest.approx(6, abs=0.5)
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.remaining_s() == 2
 
 
 @pytest.mark.parametrize(("error", "code"), [("KeyboardInterrupt", 130), ("ValueError('ours')", 1)])

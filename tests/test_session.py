@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import machine, make_dataset, train_config
 from filelock import FileLock
 from mlflow import MlflowClient
 from servers import wait_until
 from session_runs import results, run_to, start, steps_saved, the_run, wait_for_checkpoint, wait_for_the_run
 
+from sdpipe.cli import main
 from sdpipe.data.store import DataSet, open_dataset
 from sdpipe.errors import BusyError
 from sdpipe.training.interruption import noticing_signals
@@ -26,7 +28,11 @@ from sdpipe.training.trainer import Trainer
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL]
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(each, marks=pytest.mark.long) for each in (signal.SIGINT, signal.SIGKILL)),
+    ],
 )
 def test_a_killed_process_is_continued_and_leaves_the_same_files(
     project: Path, mlflow_store: Path, number: signal.Signals
@@ -68,20 +74,21 @@ def test_a_killed_process_is_continued_and_leaves_the_same_files(
 
 
 @pytest.mark.slow
-def test_a_training_stopped_before_mlflow_is_imported_leaves_its_run(
-    project: Path, mlflow_store: Path
-) -> None:
+def test_a_training_stopped_before_mlflow_is_imported_leaves_word(project: Path, mlflow_store: Path) -> None:
+    """It waits within its ten seconds; what MLflow did not hear then, `sdpipe track` sends."""
     make_dataset(project / "data")
     process = start(project, 100_000, fault="import")
     wait_until(notes)  # its tracker has begun
     process.terminate()
     sent = time.monotonic()
     _, errors = process.communicate(timeout=30)
-    assert time.monotonic() - sent < 10
-    assert (process.returncode, "warning" in errors) == (143, False)
+    assert 5 < time.monotonic() - sent < 10, errors
+    assert process.returncode == 143
+    assert "nothing is lost, `sdpipe track` sends it later" in errors
+    assert CliRunner().invoke(main, ["track"]).output.startswith("run plain, killed: MLflow run ")
     info = the_run(mlflow_store).info
     assert info.status == "KILLED"
-    assert info.end_time - info.start_time < 2000, "to the signal, from before the import"
+    assert info.end_time - info.start_time < 5000, "from before the import to the signal"
 
 
 @pytest.mark.slow

@@ -14,10 +14,9 @@ from types import FrameType
 from sdpipe.errors import TrainingError, tell
 
 ENDING_S = 10.0  # in which a training that was asked to end has ended
-GRACE_S = 7.0  # of these, for the step, its validation and its checkpoint
+GRACE_S = 7.0  # of these, for the step, its validation, its checkpoint, and a store that is slow to answer
+_STORE_S = 2.0  # for the store at least, and for who presses Ctrl-C twice
 _LAST_WORD_S = 0.5
-_EXIT_S = 1.5  # of the ten, for two last words, of MLflow and of the step, and the process's end
-_HURRIED_S = 2.0  # for MLflow, where Ctrl-C was pressed twice
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -38,11 +37,9 @@ class Interruption:
         return self.number is not None
 
     def remaining_s(self) -> float:
-        """Seconds to tell MLflow in, of those that are promised."""
-        if self._is_hurried:
-            return _HURRIED_S
+        """Seconds to wait for MLflow in."""
         passed = time.monotonic() - self._noticed if self.requested else 0.0
-        return max(0.0, ENDING_S - _EXIT_S - passed)
+        return _STORE_S if self._is_hurried else max(_STORE_S, GRACE_S - passed)
 
     def end(self) -> None:
         """Raise what the signal stands for: KeyboardInterrupt, or SystemExit of 128 + its number.
