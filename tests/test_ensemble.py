@@ -83,7 +83,7 @@ def test_command_writes_a_file_for_the_report(project: Path) -> None:
     path = project / "models" / "stochastic" / "ensemble.csv"
     header = path.read_text().splitlines()[0]
     assert header == ",".join(ensemble.COLUMNS)
-    path.write_text("\n".join(line.split(",", 1)[1] for line in path.read_text().splitlines()))
+    path.write_text("".join(line.split(",", 1)[1] for line in path.read_text().splitlines(keepends=True)))
     assert [row["members"] for row in read_rows(path)] == [1, 4]
     assert not (project / "models" / "constant" / "ensemble.csv").exists()
 

@@ -6,7 +6,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import CLASS_NAMES, ROOT, SIZE, export_to, make_weights, random_images
+from conftest import CLASS_NAMES, ROOT, SIZE, export_anew, make_weights, random_images
 
 from sdpipe.errors import DeviceError, ModelError
 from sdpipe.runtime.artifact import count_operators, open_artifact
@@ -75,7 +75,7 @@ def test_nothing_of_the_exporting_machine_is_in_the_file(model_path: Path) -> No
 
 
 def test_the_same_weights_give_the_same_bytes(tmp_path: Path, model_path: Path, weights: Weights) -> None:
-    assert export_to(tmp_path / "again.onnx", weights).read_bytes() == model_path.read_bytes()
+    assert export_anew(tmp_path / "again.onnx", weights).read_bytes() == model_path.read_bytes()
 
 
 def test_it_describes_itself(model_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(onnx.checker, "check_model", refuse)
     with pytest.raises(onnx.checker.ValidationError):
-        export_to(path, make_weights())
+        export_anew(path, make_weights())
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
     assert path.read_bytes() == b"old"
 
