@@ -71,10 +71,10 @@ def fake_data(dataset: str, num: int, folder: Path) -> DataSet:
     )
 
 
-# The networks of cifar10 or imagenet with another head, depth or survival probability.
+# The networks of cifar10 or imagenet with another head, depth, dropout or survival probability.
 LIKE_OTHERS = (
     *("cifar100", "cifar10-plain-data", "cifar100-plain-data"),
-    *("figure8-left", "figure8-right", "imagenet-he"),
+    *("dropout", "figure8-left", "figure8-right", "imagenet-he"),
 )
 
 

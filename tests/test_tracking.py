@@ -155,7 +155,9 @@ def test_two_processes_may_make_the_store_at_once(project: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize(
+    "seconds", [2.0, *(pytest.param(each, marks=pytest.mark.long) for each in (1.0, 3.0))]
+)
 def test_a_store_whose_making_was_killed_is_made_again(project: Path, seconds: float) -> None:
     """MLflow cannot go on with half of its tables; they are made beside and renamed."""
     code = (
