@@ -273,8 +273,12 @@ def _round_trip() -> YAML:
 
 def _stands(section: Mapping[str, Any], key: str, value: Any) -> bool:
     """Whether it is there as it shall be, not only equal: to the stages 110.0 is not 110, and true not 1."""
-    wanted = json.dumps(value, sort_keys=True)
-    return key in section and json.dumps(section[key], sort_keys=True, default=str) == wanted
+    try:
+        return key in section and json.dumps(section[key], sort_keys=True) == json.dumps(
+            value, sort_keys=True
+        )
+    except TypeError:  # keys or values that are no recipe's
+        return False
 
 
 def _flow(yaml: YAML, value: Any) -> Any:

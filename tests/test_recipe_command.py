@@ -64,6 +64,15 @@ def test_use_mends_what_only_equals_the_recipes(params: Path, line: str, wrong: 
     assert re.search(line + r" +#", params.read_text())
 
 
+def test_use_replaces_runs_of_any_names(params: Path) -> None:
+    text = params.read_text()
+    start = text.index("\nruns:") + 1
+    end = text.index("\n\n", start)
+    params.write_text(f"{text[:start]}runs: {{1: {{p_L: 1.0}}, wide: {{p_L: 2020-01-01}}}}{text[end:]}")
+    use_recipe("svhn-small", params)
+    assert set(read_params(params)["runs"]) == {"stochastic", "constant"}
+
+
 def test_no_backup_is_ever_lost(params: Path) -> None:
     """Not the user's own file under two recipes, and no file is kept twice."""
     mine = params.read_text().replace("source: images ", "source: mine   ")

@@ -147,9 +147,9 @@ def _curve_figure(setting: Setting) -> tuple[str, str]:
     if setting.get("skip") == "plain":
         return "As figure 3", "As the paper's figure 3, of a plain net, which it does not have"
     if setting.get("depth") >= _IN_FIGURE_4:
-        return "Figure 4", "As the paper's figure 4, the curves of 1202 layers"
+        return "Figure 4", f"As the paper's figure 4, the curves of {_IN_FIGURE_4} layers"
     if setting.pictures == "svhn":
-        return "Figure 4", "As the paper's figure 4, the curves on SVHN"
+        return "Figure 4", f"As the paper's figure 4, the curves on SVHN{_unless(setting, 152)}"
     if setting.pictures in ("cifar10", "cifar100"):
         return "Figure 3", f"As the paper's figure 3{_unless(setting, 110)}"
     if setting.get("family") == "imagenet":
