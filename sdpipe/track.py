@@ -1,14 +1,16 @@
 """Bring MLflow up to what the files of a run say."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sdpipe.errors import DataError
 from sdpipe.training.checkpoint import CheckpointFolder
 from sdpipe.training.progress import Progress
 from sdpipe.training.records import progress_metrics, record_from_files
-from sdpipe.training.run_record import RunRecord, read_note
+from sdpipe.training.run_record import RunRecord, read_note, remove_note
 from sdpipe.training.tracking import publish, quietly
 
 
@@ -29,18 +31,28 @@ def track_quietly(folder: Path) -> None:
 def track_note(path: Path) -> tuple[RunRecord, str] | None:
     """Publish what a training noted that did not finish, or whose end MLflow did not hear.
 
-    Returns what was sent and the MLflow run id, or None where the training goes on and sends it itself.
+    Returns what was sent and the MLflow run id, or None where its training sends it itself, or has.
     Raises TrackingError if the store refuses, DataError if the note is damaged.
     """
-    record = read_note(path)
-    unfinished = path.with_name(record.fingerprint)
+    unfinished = path.with_name(path.name.partition(".")[0])
+    lock = FileLock(unfinished.with_suffix(".lock"), timeout=0)
     try:
-        with FileLock(unfinished.with_suffix(".lock"), timeout=0):
-            if record.status == "RUNNING":
-                record = _as_killed(record, path, CheckpointFolder(unfinished, record.fingerprint))
-            return record, publish(record)
+        with lock:  # and not while MLflow is talked to: a training that starts shall not wait for it
+            if not path.exists():
+                return None
+            noted = read_note(path)
+            record = noted
+            if noted.status == "RUNNING":
+                record = _as_killed(noted, path, CheckpointFolder(unfinished, noted.fingerprint))
+        run_id = publish(record)
+        with suppress(Timeout), lock:
+            if path.exists() and read_note(path) == noted:
+                remove_note(path)
     except Timeout:
         return None
+    except OSError as error:
+        raise DataError(f"{path}: {error}") from error
+    return record, run_id
 
 
 def _as_killed(record: RunRecord, note: Path, checkpoints: CheckpointFolder) -> RunRecord:

@@ -1,5 +1,6 @@
 """Runs that did not finish, or whose end MLflow did not hear: `sdpipe track` sends them."""
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from sdpipe.cli import main
 from sdpipe.data.store import DataSet
 from sdpipe.training.run_record import notes, read_note, write_note
 from sdpipe.training.session import train_run
-from sdpipe.training.tracking import LiveTracker
+from sdpipe.training.tracking import LiveTracker, publish
 
 
 @pytest.fixture
@@ -29,20 +30,20 @@ def track(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["track", *arguments])
 
 
-def test_a_stopped_run_that_mlflow_did_not_hear_of_is_sent_later(
+def test_a_failed_run_that_mlflow_did_not_hear_of_is_sent_later(
     no_server: None, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With its epochs, and with the times at which it began and ended."""
     before_ms = time.time() * 1000
-    LiveTracker(RECORD).close("KILLED", {"test_error": 0.5})
+    LiveTracker(RECORD).close("FAILED", {"test_error": 0.5})
     after_ms = time.time() * 1000
     assert "nothing is lost, `sdpipe track` sends it later" in capsys.readouterr().err
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     time.sleep(0.1)
     done = track()
     run = the_run(mlflow_store)
-    assert (done.exit_code, done.output) == (0, f"run plain, killed: MLflow run {run.info.run_id}\n")
-    assert (run.info.status, run.data.metrics) == ("KILLED", {"train_loss": 1.0, "test_error": 0.5})
+    assert (done.exit_code, done.output) == (0, f"run plain, failed: MLflow run {run.info.run_id}\n")
+    assert (run.info.status, run.data.metrics) == ("FAILED", {"train_loss": 1.0, "test_error": 0.5})
     assert before_ms - 1 <= run.info.start_time <= run.info.end_time <= after_ms
     assert not notes()
     assert "no finished run" in track().output
@@ -63,7 +64,9 @@ def test_a_run_that_was_killed_is_sent_with_what_it_saved(
     config = train_config(milestones=[])
     with monkeypatch.context() as patch:
         patch.setattr("sdpipe.training.session.write_training", killed)
-        patch.setattr(LiveTracker, "close", lambda *_arguments, **_more: None)
+        patch.setattr(
+            LiveTracker, "close", lambda self, *_arguments, **_more: self._put(self._record, last=True)
+        )
         with pytest.raises(SystemExit):
             train_run("plain", config, machine(), dataset, "code", project / "out")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -87,16 +90,38 @@ def test_a_training_that_goes_on_is_left_to_itself(project: Path, mlflow_store: 
     assert "its training goes on" in done.output
 
 
+def test_an_older_end_does_not_undo_a_newer_one(project: Path, mlflow_store: Path) -> None:
+    """A training was killed here, and finished on another machine."""
+    write_note(replace(RECORD, started_ms=1))
+    publish(replace(RECORD, status="FINISHED", tags={"stage": "evaluate"}))
+    os.utime(notes()[0], (1000, 1000))
+    assert track().exit_code == 0
+    run = the_run(mlflow_store)
+    assert (run.info.status, run.data.tags["stage"], notes()) == ("FINISHED", "evaluate", [])
+
+
+def test_who_said_how_it_ended_has_said_it(mlflow_store: Path, no_server: None) -> None:
+    """As where Ctrl-C comes while a finished training waits for MLflow."""
+    tracker = LiveTracker(RECORD)
+    tracker.close("FINISHED")
+    tracker.close("KILLED")
+    assert read_note(notes()[0]).status == "FINISHED"
+
+
+def test_a_note_that_has_gone_is_nobodys_fault(project: Path) -> None:
+    done = track(str(project / ".sdpipe" / "runs" / "0123.plain.json"))
+    assert (done.exit_code, "sends it itself" in done.output) == (0, True)
+
+
 def test_a_damaged_note_is_named_and_the_others_are_sent(project: Path, mlflow_store: Path) -> None:
     write_note(replace(RECORD, status="FAILED"))
-    damaged = project / ".sdpipe" / "runs" / "a.json"
+    damaged = project / ".sdpipe" / "runs" / "0.json"
     damaged.write_text("{")
     done = track()
     assert done.exit_code == 1
     assert f"error: {damaged}: cannot be read: " in done.output
     assert the_run(mlflow_store).info.status == "FAILED"
     assert notes() == [damaged]
-    damaged.unlink()
 
 
 def test_a_note_is_the_record(project: Path) -> None:

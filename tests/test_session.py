@@ -13,7 +13,6 @@ from click.testing import CliRunner
 from conftest import machine, make_dataset, train_config
 from filelock import FileLock
 from mlflow import MlflowClient
-from servers import wait_until
 from session_runs import results, run_to, start, steps_saved, the_run, wait_for_checkpoint, wait_for_the_run
 
 from sdpipe.cli import main
@@ -78,7 +77,7 @@ def test_a_training_stopped_before_mlflow_is_imported_leaves_word(project: Path,
     """It waits within its ten seconds; what MLflow did not hear then, `sdpipe track` sends."""
     make_dataset(project / "data")
     process = start(project, 100_000, fault="import")
-    wait_until(notes)  # its tracker has begun
+    wait_for_checkpoint(project, process)
     process.terminate()
     sent = time.monotonic()
     _, errors = process.communicate(timeout=30)

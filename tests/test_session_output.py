@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -125,6 +126,31 @@ def test_a_terminal_that_nobody_reads_does_not_keep_a_process_alive(
             process.kill()
     os.close(reader)
     os.close(writer)
+
+
+@pytest.mark.slow
+def test_a_reader_who_pauses_does_not_keep_a_stopped_training(project: Path, mlflow_store: Path) -> None:
+    """Standard output is full when it says that it has stopped."""
+    make_dataset(project / "data")
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, WORKER, "100000", "5"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        stdout=writer,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        wait_for_checkpoint(project, process)
+        while select.select([], [writer], [], 0)[1]:
+            os.write(writer, b"x" * select.PIPE_BUF)
+        process.terminate()
+        try:
+            assert process.wait(10) == 143
+        finally:
+            process.kill()
+    os.close(reader)
+    os.close(writer)
+    assert the_run(mlflow_store).info.status == "KILLED"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from sdpipe.errors import SdpipeError, on_one_line, training_packages
 def track(folders: tuple[Path, ...]) -> None:
     """Send runs, and what is deployed, to MLflow where they are missing.
 
-    Default: all of models/, and trainings that were stopped or killed.
+    Default: all of models/, and trainings that did not finish.
     """
 
     def is_deployment(folder: Path) -> bool:
@@ -29,7 +29,7 @@ def track(folders: tuple[Path, ...]) -> None:
             if path.suffix == ".json":
                 sent = track_note(path)
                 if sent is None:
-                    click.echo(f"{path}: its training goes on, and sends it")
+                    click.echo(f"{path}: its training goes on, or has ended, and sends it itself")
                 else:
                     record, run_id = sent
                     click.echo(f"run {record.name}, {record.status.lower()}: MLflow run {run_id}")

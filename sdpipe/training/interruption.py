@@ -69,9 +69,19 @@ class Interruption:
         _start_telling("stopping after this step; Ctrl-C to stop at once")
 
     def forget(self) -> None:
-        """End the patience's clock: the block has ended, or what it still waits for has an end of its own."""
+        """End the patience's clock: the block has ended."""
         if self._watchdog is not None:
             self._watchdog.cancel()
+
+    def allow_last_words(self) -> None:
+        """The step has ended. A reader or a disk that keeps the rest waiting ends with the promised time."""
+        if self.number is None:
+            return
+        self.forget()
+        left_s = self._noticed + ENDING_S - _LAST_WORD_S - time.monotonic()
+        self._watchdog = threading.Timer(left_s, os._exit, [128 + self.number])
+        self._watchdog.daemon = True
+        self._watchdog.start()
 
     def _give_up(self) -> None:
         assert self.number is not None

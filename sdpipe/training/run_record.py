@@ -1,11 +1,12 @@
 """What MLflow shall hold of a run, and a note of it on disk until MLflow has its end.
 
-`.sdpipe/runs/<fingerprint>.<run>.json` is written when a training starts and again when it ends; `publish()`
-takes it away when MLflow has the end. What is left over is of a process that was killed, or of a store that
-did not answer, and `sdpipe track` sends it.
+`.sdpipe/runs/<fingerprint>.<run>.json` is written when a training starts, and taken away when MLflow has its
+end. What is left over is of a process that was killed, or of a store that did not answer. `sdpipe track`
+sends it.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,15 @@ _NOTE = TypeAdapter(RunRecord)
 
 
 def write_note(record: RunRecord) -> None:
-    """Note what MLflow may not have yet."""
-    with replacing(_note_path(record)) as beside:
+    """Note what MLflow may not have yet. RUNNING is a process that was killed, if it has ended."""
+    with replacing(note_path(record)) as beside:
         beside.write_bytes(_NOTE.dump_json(record, indent=2))
 
 
-def remove_note(record: RunRecord) -> None:
-    """MLflow has the end of this run."""
-    _note_path(record).unlink(missing_ok=True)
+def remove_note(path: Path) -> None:
+    """MLflow has the end of this run. Where it cannot be removed, it is only sent once more."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def read_note(path: Path) -> RunRecord:
@@ -65,5 +67,6 @@ def notes() -> list[Path]:
     return sorted(project_root().glob(".sdpipe/runs/[!.]*.json"))
 
 
-def _note_path(record: RunRecord) -> Path:
+def note_path(record: RunRecord) -> Path:
+    """Beside the run's checkpoints and its lock, which are named by the fingerprint alone."""
     return work_folder() / "runs" / f"{record.fingerprint}.{record.name}.json"

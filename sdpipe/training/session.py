@@ -210,7 +210,7 @@ def _told_how_it_ends(tracker: LiveTracker, run: str, interruption: Interruption
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        interruption.forget()
+        interruption.allow_last_words()
         tracker.close("KILLED", patience_s=interruption.remaining_s())
         say(f"run {run}: stopped; `dvc repro` continues from here")
         raise

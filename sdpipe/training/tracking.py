@@ -19,7 +19,7 @@ from sdpipe.errors import SdpipeError, without_passwords
 from sdpipe.files import sha256_of
 from sdpipe.training.interruption import tell_in_time
 from sdpipe.training.mlflow_store import connected, store_uri
-from sdpipe.training.run_record import RunRecord, remove_note, write_note
+from sdpipe.training.run_record import RunRecord, note_path, remove_note, write_note
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,10 +31,7 @@ _METRICS_PER_CALL = 1000  # MLflow's limit for one log_batch
 def publish(record: RunRecord) -> str:
     """Bring MLflow up to `record`; returns the MLflow run id. Raises TrackingError if the store refuses."""
     with connected() as (mlflow, experiment_id):
-        run_id = _Publisher(mlflow, experiment_id).publish(record)
-    if record.status != "RUNNING":
-        remove_note(record)
-    return run_id
+        return _Publisher(mlflow, experiment_id).publish(record)
 
 
 def quietly(work: Callable[[], object]) -> None:
@@ -68,6 +65,8 @@ class _Publisher:
     def publish(self, record: RunRecord) -> str:
         run_id = self._find(record) or self._create(record)
         run = self.client.get_run(run_id)
+        if record.ended_ms is not None and record.ended_ms < (run.info.end_time or 0):
+            return run_id  # it went on, perhaps elsewhere: an older end does not undo a newer one
         if record.status == "RUNNING" and run.info.status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
         self._send_params(run_id, record, run.data.params)
@@ -174,6 +173,7 @@ class LiveTracker:
         self._changed = threading.Condition()
         self._version = 1
         self._closed = False
+        self._delivered = False
         self._told = False
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._thread.start()
@@ -189,10 +189,15 @@ class LiveTracker:
         patience_s = PATIENCE_S if patience_s is None else patience_s
         summary = summary or self._record.summary
         ended = replace(self._record, status=status, summary=summary, ended_ms=_now_ms())
-        with suppress(OSError):  # the disk is full, perhaps: then the first note stands
-            write_note(ended)
-        self._put(ended, last=True)
+        if not self._closed:  # a process that is asked to end while it says how it ended has said it
+            self._put(ended, last=True)
         self._thread.join(patience_s)
+        with self._changed:
+            # As KILLED goes what has said nothing; no disk that hangs shall keep who was asked to end. On a
+            # full one the first note stands.
+            if not self._delivered and status != "KILLED":
+                with suppress(OSError):
+                    write_note(ended)
         if self._thread.is_alive():
             self._tell(f"MLflow: no answer from {store_uri()} in {patience_s:.0f} s")
 
@@ -213,6 +218,11 @@ class LiveTracker:
                 publish(record)
             except SdpipeError as error:
                 self._tell(str(error))
+            else:
+                if last:
+                    with self._changed:
+                        self._delivered = True
+                        remove_note(note_path(record))
             if last:
                 return
 
