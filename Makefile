@@ -23,7 +23,7 @@ help:
 	@echo "make ui         MLflow's UI on this project's runs, http://127.0.0.1:$(PORT)"
 	@echo "make clean      remove what can be made again (not the runs in mlflow.db)"
 
-# pip compiles what it installs on one core, for a third of its time; compileall takes them all. A few of
+# pip compiles what it installs on one core, for two fifths of its time; compileall takes them all. A few of
 # PyTorch's files are for a newer Python.
 define install
 	$(PYTHON) -m venv $(@D)

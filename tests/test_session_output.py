@@ -10,6 +10,7 @@ import sys
 import termios
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, make_dataset
@@ -94,6 +95,14 @@ def test_a_process_without_output_trains_and_is_ended(project: Path, mlflow_stor
     assert the_run(mlflow_store).info.status == "KILLED"
 
 
+def assert_it_ends(process: "subprocess.Popen[Any]") -> None:
+    """Within the ten seconds, as SIGTERM asks; none is left behind."""
+    try:
+        assert process.wait(10) == 143
+    finally:
+        process.kill()
+
+
 @pytest.mark.parametrize("answers", [True, False], ids=["MLflow answers", "MLflow does not"])
 def test_a_terminal_that_nobody_reads_does_not_keep_a_process_alive(
     project: Path, mlflow_store: Path, answers: bool
@@ -120,10 +129,7 @@ def test_a_terminal_that_nobody_reads_does_not_keep_a_process_alive(
         process.stdout.readline()  # "run plain, fingerprint ..."
         time.sleep(1)
         process.send_signal(signal.SIGTERM)
-        try:
-            assert process.wait(10) == 143
-        finally:
-            process.kill()
+        assert_it_ends(process)
     os.close(reader)
     os.close(writer)
 
@@ -144,10 +150,7 @@ def test_a_reader_who_pauses_does_not_keep_a_stopped_training(project: Path, mlf
         while select.select([], [writer], [], 0)[1]:
             os.write(writer, b"x" * select.PIPE_BUF)
         process.terminate()
-        try:
-            assert process.wait(10) == 143
-        finally:
-            process.kill()
+        assert_it_ends(process)
     os.close(reader)
     os.close(writer)
     assert the_run(mlflow_store).info.status == "KILLED"
