@@ -61,12 +61,15 @@ def test_a_run_that_was_killed_is_sent_with_what_it_saved(
     def killed(*_arguments: object, **_more: object) -> None:
         raise SystemExit(137)
 
+    def say_nothing(self: LiveTracker, *_arguments: object, **_more: object) -> None:
+        self._put(self._record, last=True)
+        self._thread.join(20)  # it dies with its process, and reaches no store that comes later
+        assert not self._thread.is_alive()
+
     config = train_config(milestones=[])
     with monkeypatch.context() as patch:
         patch.setattr("sdpipe.training.session.write_training", killed)
-        patch.setattr(
-            LiveTracker, "close", lambda self, *_arguments, **_more: self._put(self._record, last=True)
-        )
+        patch.setattr(LiveTracker, "close", say_nothing)
         with pytest.raises(SystemExit):
             train_run("plain", config, machine(), dataset, "code", project / "out")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
