@@ -32,7 +32,8 @@ def track_note(path: Path) -> tuple[RunRecord, str] | None:
     """Publish what a training noted that did not finish, or whose end MLflow did not hear.
 
     Returns what was sent and the MLflow run id, or None where its training sends it itself, or has.
-    Raises TrackingError if the store refuses, DataError if the note is damaged.
+    Raises TrackingError if the store refuses, DataError if the note is damaged, TrainingError if what the
+    training saved cannot be read.
     """
     unfinished = path.with_name(path.name.partition(".")[0])
     lock = FileLock(unfinished.with_suffix(".lock"), timeout=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sdpipe.errors import TrainingError
 from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder, remove_folder
 
 FINGERPRINT = "0123456789abcdef"
@@ -208,6 +209,29 @@ def test_reading_touches_nothing(tmp_path: Path) -> None:
     assert len(damaged) == 1
     assert sorted(tmp_path.rglob("*")) == before
     assert CheckpointFolder(tmp_path / "none", FINGERPRINT).read_newest() == (None, {})
+
+
+@pytest.mark.parametrize("what", [errno.ESTALE, errno.EIO, errno.EACCES, errno.EMFILE])
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "SHA256SUMS"])
+def test_one_that_cannot_be_read_stops_and_is_there_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: int, name: str
+) -> None:
+    """As on a network disk that is away for a while: nothing is damaged, and nothing is passed over."""
+    checkpoints = saved(tmp_path, 1, 2)
+    newest, read_bytes = tmp_path / "step-0000000002", Path.read_bytes
+
+    def away(self: Path) -> bytes:
+        if self == newest / name:
+            raise OSError(what, os.strerror(what), str(self))
+        return read_bytes(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", away)
+        with pytest.raises(TrainingError, match=f"checkpoint {newest} cannot be read.*{os.strerror(what)}"):
+            checkpoints.load_newest()
+    found, damaged = checkpoints.load_newest()
+    assert found is not None
+    assert (found.num_steps, damaged) == (2, [])
 
 
 @pytest.mark.parametrize("odd", ["file", "link"])

@@ -179,6 +179,36 @@ def test_statistics_do_not_hold_all_batches_in_dev_shm(
     assert 1 <= most <= 8
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nsecond line"),
+            "by signal: Killed. )",
+        ),
+        (RuntimeError("Pin memory thread exited unexpectedly"), "(Pin memory thread exited unexpectedly)"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "Connection reset by peer)"),
+        (EOFError(), "(EOFError)"),
+        (RuntimeError("an operator of ours failed"), None),
+    ],
+)
+def test_each_word_of_a_dead_worker_is_understood(
+    pictures: DataSet, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str | None
+) -> None:
+    """Which of them comes depends on where its batch was; the second only with a CUDA device."""
+    images = open_images(pictures, 0)
+
+    def broken(_loader: object) -> Iterator[torch.Tensor]:
+        raise error
+        yield
+
+    monkeypatch.setattr(type(images._loader), "__iter__", broken)
+    with pytest.raises(type(error) if told is None else LoadingError) as raised:
+        next(images.batches([np.arange(4)]))
+    assert told is None or "a process that decodes pictures has died" in str(raised.value)
+    assert (told or "of ours failed") in str(raised.value)
+
+
 def start(project: Path, fault: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "session_worker.py"), "40", "0", fault],

@@ -6,6 +6,7 @@ or not at all. Randomness has no state (`draws.py`), so none is kept. A training
 validation leaves `step-0000001234-unvalidated/`: behind the validation the same step has another state.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -19,12 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sdpipe.errors import ModelError
+from sdpipe.errors import ModelError, TrainingError
 from sdpipe.files import replacing_folder, sync_folder, write_synced
 
 _TENSORS, _STATE, _SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 _NAME = re.compile(r"step-(\d{10})(-unvalidated)?")
 _KEPT = 2  # the newest, and one to fall back on
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+"""What the system says of a file that is no more, or is something else by now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,8 @@ class CheckpointFolder:
         """The newest whole checkpoint, or None; and a sentence for each damaged one that was passed over.
 
         A damaged one is renamed to `damaged-step-...`, and what a killed process left half-done is removed.
+        Raises TrainingError where one cannot be read, as on a network disk that does not answer: it may be
+        whole, and the training would go back behind it for nothing.
         """
         for left in self.folder.glob(".step-*.tmp"):
             _remove(left)
@@ -95,6 +100,11 @@ class CheckpointFolder:
             try:
                 return self._read(path), damaged
             except (ModelError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in _GONE:
+                    raise TrainingError(
+                        f"checkpoint {path} cannot be read, and may be whole ({error}); to continue from the "
+                        "one before, move it out of its folder"
+                    ) from error
                 damaged[path] = f"checkpoint {path} is damaged and passed over: {error}"
         return None, damaged
 

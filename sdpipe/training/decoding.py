@@ -25,6 +25,8 @@ from sdpipe.training.config import RandomScaleCrop, RandomSizeCrop
 from sdpipe.training.draws import Draws
 
 _SHORT = (errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EMFILE)
+_DEATHS = ("DataLoader worker", "Pin memory thread exited")
+"""How the DataLoader begins to tell of a process's death; the second, where its batch was being pinned."""
 Crop = RandomSizeCrop | RandomScaleCrop | None
 Key = tuple[int, int | None]
 """A picture's number, and the epoch of its random crop."""
@@ -144,7 +146,7 @@ def _stack(images: list[np.ndarray | _Unreadable]) -> Tensor | _Unreadable:
     except (MemoryError, RuntimeError) as error:
         return _Unreadable(
             f"no memory for a batch of {len(images)} pictures; they wait in /dev/shm, which a container may "
-            f"have too little of; fewer machine.workers need less ({str(error).splitlines()[0]})"
+            f"have too little of; fewer machine.workers need less ({_first_line(error)})"
         )
 
 
@@ -174,6 +176,13 @@ def _death_noticed_when_waiting() -> Iterator[None]:
 def _death_on_one_line() -> Iterator[None]:
     try:
         yield
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith(_DEATHS):
+            raise
+        raise LoadingError(
+            f"a process that decodes pictures has died ({_first_line(error)}); memory may have been "
+            "short, also in /dev/shm; fewer machine.workers need less"
+        ) from error
     except OSError as error:  # of fork(), or of the queues between the processes
         if error.errno not in _SHORT:
             raise
@@ -181,10 +190,7 @@ def _death_on_one_line() -> Iterator[None]:
             f"no process can be started to decode pictures ({error.strerror}); memory, /dev/shm or the "
             "number of processes is short; fewer machine.workers need less"
         ) from error
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise LoadingError(
-            f"a process that decodes pictures has died ({str(error).splitlines()[0]}); memory may have been "
-            "short, also in /dev/shm; fewer machine.workers need less"
-        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -57,6 +57,7 @@ class Lineage:
         That is its own end, if DVC does not have it yet: the stage was killed behind the training. If DVC has
         it (committed_md5 is that of its weights), who asks for it again wants it done again, from the start.
         Else it is the longest one that has had, in each epoch, the learning rate that `config` asks for.
+        Raises TrainingError where one cannot be read.
         """
         if not self.folder.exists():
             return None, []
