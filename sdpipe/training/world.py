@@ -34,12 +34,23 @@ _LOST = ("gloo", "NCCL", "pair closure", "Connection closed", "Connection reset"
 class World:
     """This process among the others. Use `joined_world()`."""
 
-    def __init__(self, rank: int, size: int, local_rank: int, group: dist.ProcessGroup | None = None) -> None:
-        """group: all processes, who wait for TIMEOUT_S there; in the default group they do for PATIENCE_S."""
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        local_rank: int,
+        group: dist.ProcessGroup | None = None,
+        questions: dist.ProcessGroup | None = None,
+    ) -> None:
+        """group: all processes; questions: the same for messages between the hosts, waited for TIMEOUT_S.
+
+        In the default group they wait for PATIENCE_S.
+        """
         self.rank = rank
         self.size = size
         self.local_rank = local_rank
         self._group = group
+        self._questions = questions
 
     @property
     def leads(self) -> bool:
@@ -56,7 +67,7 @@ class World:
         if self.size == 1:
             return flags
         counts = torch.tensor(flags, dtype=torch.int64)
-        dist.all_reduce(counts, group=self._group)
+        dist.all_reduce(counts, group=self._questions)
         return tuple(bool(count) for count in counts)
 
     def wait(self) -> None:
@@ -159,9 +170,14 @@ def joined_world(device: str) -> Iterator[World]:
         backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
         with _signals_end_at_once():
             dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE_S))
-            group = dist.new_group(timeout=timedelta(seconds=TIMEOUT_S))
+            questions = group = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_S))
+            if (
+                on_cuda
+            ):  # NCCL's watchdog aborts the process: the question of each step shall notice before it
+                group = dist.new_group(timeout=timedelta(seconds=2 * TIMEOUT_S))
         assert isinstance(group, dist.ProcessGroup), "every process is in it"
-        yield World(rank, size, local_rank, group)
+        assert isinstance(questions, dist.ProcessGroup), "every process is in it"
+        yield World(rank, size, local_rank, group, questions)
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(phrase in str(error) for phrase in _LOST):
             raise TrainingError(
