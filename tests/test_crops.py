@@ -1,10 +1,13 @@
 """Random crops and colours of pictures against torchvision's and the papers'."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import CPU, train_config
+from picture_files import AUGMENTED, make_pictures
 from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
@@ -12,6 +15,9 @@ from torchvision.transforms.v2 import functional as tv
 from sdpipe.data.augment import jitter_colours, light
 from sdpipe.data.crops import random_scale_box, random_size_box
 from sdpipe.runtime.image import decode
+from sdpipe.training.draws import Draws
+from sdpipe.training.trainer import Trainer
+from sdpipe.training.world import World
 
 
 def test_resize_and_centre_crop_are_torchvisions() -> None:
@@ -99,3 +105,41 @@ def test_lighting_moves_along_imagenets_colours() -> None:
     torch.testing.assert_close(lit[0, 1, 2], torch.tensor([-31.47497, -32.21262, -32.36792]))
     torch.testing.assert_close(lit[1, 0, 0], torch.tensor([0.920066, -1.868130, 0.964589]), atol=1e-5, rtol=0)
     assert (lit[0] == lit[0, 0, 0]).all()
+
+
+def test_colours_are_drawn_in_the_range_that_is_asked_for() -> None:
+    """Weights uniform in [0.6, 1.4], the six orders equally often; lighting deviates by 0.1."""
+    draws, num = Draws(0), 30_000
+    order_N3, weights_N3 = draws.jitter(1, num, 0.4)
+    assert 0.6 <= weights_N3.min() < 0.601
+    assert 1.399 < weights_N3.max() <= 1.4
+    assert weights_N3.std(axis=0) == pytest.approx(0.8 / np.sqrt(12), rel=0.02)
+    counts = np.unique(order_N3, axis=0, return_counts=True)[1]
+    assert counts == pytest.approx([num / 6] * 6, rel=0.06)  # a deviation is 1.3 %
+    alphas_N3 = draws.lighting(1, num, 0.1)
+    assert alphas_N3.std(axis=0) == pytest.approx(0.1, rel=0.02)
+    assert alphas_N3.mean(axis=0) == pytest.approx(0, abs=0.003)
+    assert not np.array_equal(alphas_N3, draws.lighting(2, num, 0.1))
+
+
+@pytest.mark.parametrize(("jitter", "lighting"), [(0.4, 0.0), (0.0, 0.1), (0.4, 0.1)])
+def test_a_batch_is_jittered_lit_and_then_normalised(tmp_path: Path, jitter: float, lighting: float) -> None:
+    """In that order, each image by the draws of its own number."""
+    pictures = make_pictures(tmp_path)
+    colours = {"colour_jitter": jitter, "lighting": lighting}
+    config = train_config(**(AUGMENTED | {"crop": None, "flip": False, "shift_px": 0} | colours))
+    trainer = Trainer(config, pictures, CPU, World(0, 1, 0), workers=0)
+    ((found_NCHW, _labels),) = next(iter(trainer.batches.epoch(1, range(1), [slice(0, 8)])))
+    num = len(trainer.train_indices)
+    of_images = Draws(config.seed).order(1, num)[:8]
+    raw_NHWC, _ = next(iter(trainer.images.batches([trainer.train_indices[of_images]])))
+    colours_NHWC = raw_NHWC.float()
+    if jitter:
+        order_N3, weights_N3 = (torch.from_numpy(each[of_images]) for each in Draws(0).jitter(1, num, 0.4))
+        colours_NHWC = jitter_colours(colours_NHWC, order_N3, weights_N3)
+    if lighting:
+        colours_NHWC = light(colours_NHWC, torch.from_numpy(Draws(0).lighting(1, num, 0.1)[of_images]))
+    plain_NHWC = (raw_NHWC - trainer.normalise.mean_HWC) / trainer.normalise.std
+    expected_NHWC = (colours_NHWC - trainer.normalise.mean_HWC) / trainer.normalise.std
+    assert not torch.allclose(expected_NHWC, plain_NHWC, atol=0.01)
+    assert torch.allclose(found_NCHW, expected_NHWC.permute(0, 3, 1, 2), atol=1e-5)

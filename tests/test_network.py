@@ -131,17 +131,17 @@ def test_number_of_switches_must_fit() -> None:
 
 def test_he_initialisation() -> None:
     """Normal with variance 2 / fan in (gain of ReLU), biases 0, the same for the same seed."""
-    network = ResNet(config(widths=(64, 64, 64)))
+    network = ResNet(config())
     initialise(network, 3)
-    weight = network.get_parameter("blocks.4.branch.conv2.weight")
-    # 36,864 draws: the standard error of the deviation is 1 / sqrt(2 * 36864) = 0.4 %.
-    assert weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
+    weight = network.get_parameter("blocks.6.branch.conv1.weight")
+    # 32 to 64 channels, 18,432 draws: the standard error of the deviation is 1 / sqrt(2 * 18432) = 0.5 %.
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (32 * 9)), rel=0.02)
     assert not network.head.bias.any()
-    other = ResNet(config(widths=(64, 64, 64)))
+    other = ResNet(config())
     initialise(other, 3)
-    assert torch.equal(other.get_parameter("blocks.4.branch.conv2.weight"), weight)
+    assert torch.equal(other.get_parameter("blocks.6.branch.conv1.weight"), weight)
     initialise(other, 4)
-    assert not torch.equal(other.get_parameter("blocks.4.branch.conv2.weight"), weight)
+    assert not torch.equal(other.get_parameter("blocks.6.branch.conv1.weight"), weight)
 
 
 @pytest.mark.parametrize("skip", ["A", "C"])

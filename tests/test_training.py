@@ -23,6 +23,18 @@ def test_it_learns(dataset: DataSet, tmp_path: Path) -> None:
     assert result.test_error <= 0.15
 
 
+def test_a_plateau_of_the_validation_error_divides_the_rate(dataset: DataSet, tmp_path: Path) -> None:
+    """By 10 for the next epoch, after each epoch that is no better than the best before."""
+    config = train_config(epochs=8, milestones=[], plateau_epochs=1)
+    rate, best, dropped = 0.1, 1.1, 0
+    for record in train_alone(config, dataset, tmp_path).progress.history:
+        assert record.learning_rate == pytest.approx(rate, rel=1e-9)
+        if record.validation_error >= best:
+            rate, dropped = rate / 10, dropped + 1
+        best = min(best, record.validation_error)
+    assert dropped, "the example has a plateau"
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(dataset: DataSet, tmp_path: Path) -> None:
     first, second, other = (
         train_alone(train_config(seed=seed), dataset, tmp_path / str(at)) for at, seed in enumerate((0, 0, 1))
@@ -143,6 +155,19 @@ def test_history_records_what_was_drawn(dataset: DataSet, monkeypatch: pytest.Mo
     assert record.blocks_active == 8
     assert record.learning_rate == 0.1
     assert record.mean_abs_grad > 0
+
+
+def test_the_gradient_of_figure_7_is_that_of_block_1(
+    dataset: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of |gradient| over the weights of its first convolution, and over an epoch's steps."""
+    trainer = Trainer(train_config(p_L=1.0), dataset, CPU, ALONE)
+    weight, means = trainer.network.get_parameter("blocks.0.branch.conv1.weight"), []
+    weight.register_post_accumulate_grad_hook(lambda each: means.append(each.grad.abs().mean().item()))
+    run_epoch(trainer)
+    (record,) = trainer.progress.history
+    assert len(means) == trainer.steps_per_epoch
+    assert record.mean_abs_grad == pytest.approx(float(np.mean(means)), rel=1e-5)
 
 
 def test_constant_depth_uses_every_block(dataset: DataSet, tmp_path: Path) -> None:
