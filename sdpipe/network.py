@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdpipe.architecture import BlockShape, block_shapes, check_widths, groups_of
+from sdpipe.dropout import Dropout
 from sdpipe.segment import Active, Segment
 
 
@@ -105,24 +106,6 @@ def skip(hidden_NCHW: Tensor, out_channels: int, stride: int) -> Tensor:
     return F.pad(hidden_NCHW, (0, 0, 0, 0, 0, num_new)) if num_new else hidden_NCHW
 
 
-class Dropout(nn.Module):
-    """Dropout whose mask is a function of `seed`, which the caller sets before each forward pass."""
-
-    def __init__(self, drop_prob: float) -> None:
-        super().__init__()
-        self.drop_prob = drop_prob
-        self.seed = 0
-
-    def forward(self, hidden_NCHW: Tensor) -> Tensor:
-        """In training, zero each number with `drop_prob` and divide the rest by what is kept."""
-        if not self.training:
-            return hidden_NCHW
-        generator = torch.Generator(hidden_NCHW.device).manual_seed(self.seed)
-        keep_prob = 1 - self.drop_prob
-        kept = torch.empty_like(hidden_NCHW).bernoulli_(keep_prob, generator=generator)
-        return hidden_NCHW * kept / keep_prob
-
-
 def _branch(shape: BlockShape, dropout: float) -> nn.Sequential:
     """f_l: Conv-BN-ReLU-Conv-BN, or the bottleneck 1x1-3x3-1x1; dropout stands before the last convolution.
 
@@ -197,12 +180,12 @@ class ResidualBlock(nn.Module):
         """
         sizes, are_active = segment.cut(len(hidden_NCHW))
         rows = torch.split(hidden_NCHW, sizes)
-        active = _join(rows, are_active)
+        active = join_rows(rows, are_active)
         identities, active_identity = rows, active
         identity_NCHW = self.identity(hidden_NCHW)
         if identity_NCHW is not hidden_NCHW:
             identities = torch.split(identity_NCHW, sizes)
-            active_identity = _join(identities, are_active)
+            active_identity = join_rows(identities, are_active)
         if self.projection is not None:
             identities = tuple(map(F.relu, identities))  # eq. (3); else they are >= 0
         outputs = F.relu_(self.branch(active) + active_identity)
@@ -213,7 +196,7 @@ class ResidualBlock(nn.Module):
         )
 
 
-def _join(rows: Sequence[Tensor], are_wanted: Sequence[bool]) -> Tensor:
+def join_rows(rows: Sequence[Tensor], are_wanted: Sequence[bool]) -> Tensor:
     """The wanted rows behind one another; a single one as it is, not copied."""
     wanted = [row for row, is_wanted in zip(rows, are_wanted, strict=True) if is_wanted]
     return wanted[0] if len(wanted) == 1 else torch.cat(wanted)

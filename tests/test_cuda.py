@@ -38,12 +38,12 @@ def test_no_step_waits_for_the_device(dataset: DataSet, tmp_path: Path, override
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("draw", ["batch", "sample"])
+@pytest.mark.parametrize("overrides", [{}, {"draw": "sample"}, {"dropout": 0.2}], ids=str)
 def test_a_step_has_the_gradients_of_a_cpu(
-    dataset: DataSet, draw: str, monkeypatch: pytest.MonkeyPatch
+    dataset: DataSet, overrides: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At fp32, without TF32, which rounds to ten bits; the first step is the one that captures the graphs."""
-    config, gradients = train_config(draw=draw), []
+    config, gradients = train_config(**overrides), []
     for compute in (CPU, on_cuda("fp32")):
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
             False  # until the next choice

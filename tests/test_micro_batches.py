@@ -41,7 +41,7 @@ def test_accumulated_gradients_are_those_of_the_mean_loss(dataset: DataSet) -> N
     reference.zero_grad()
     mean_loss = torch.stack(losses).sum() / 16
     mean_loss.backward()
-    loss = trainer.step.run(0, parts, lambda *_part: PartDraws(active=active), 0.0)
+    loss = trainer.step.run(0, parts, lambda _part: PartDraws(active=active), 0.0)
     assert loss is not None
     torch.testing.assert_close(loss.double(), mean_loss.detach(), rtol=1e-5, atol=1e-6)
     for own, theirs in zip(trainer.network.parameters(), reference.parameters(), strict=True):

@@ -7,7 +7,6 @@ import torchvision
 
 from sdpipe.network import (
     BlockShape,
-    Dropout,
     NetworkConfig,
     ResidualBlock,
     ResNet,
@@ -273,20 +272,6 @@ def test_a_plain_net_has_no_skips_and_cannot_skip() -> None:
     torch.testing.assert_close(block(hidden, True), F.relu(block.branch(hidden)))
     with pytest.raises(ValueError, match="expected p_L 1 without skips"):
         config(20, skip="plain", p_L=0.5)
-
-
-def test_dropout_is_a_function_of_its_seed() -> None:
-    """The same seed the same mask; a share of drop_prob is zero; the mean is kept."""
-    dropout, ones = Dropout(0.3), torch.ones(4, 8, 20, 20)
-    dropout.seed = 5
-    first = dropout(ones)
-    assert torch.equal(dropout(ones), first)
-    dropout.seed = 6
-    assert not torch.equal(dropout(ones), first)
-    # 12,800 draws: the standard error of the share is sqrt(0.21 / 12800) = 0.004.
-    assert (first == 0).float().mean().item() == pytest.approx(0.3, abs=0.016)
-    assert first.max().item() == pytest.approx(1 / 0.7)
-    assert torch.equal(dropout.eval()(ones), ones)
 
 
 def test_dropout_stands_before_the_last_convolution() -> None:

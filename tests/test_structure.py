@@ -29,7 +29,7 @@ LAYERS = [
     ("sdpipe/config.py", "sdpipe/files.py", "sdpipe/drawing.py"),
     ("sdpipe/runtime",),
     ("sdpipe/data",),
-    ("sdpipe/architecture.py", "sdpipe/segment.py", "sdpipe/network.py"),
+    ("sdpipe/architecture.py", "sdpipe/dropout.py", "sdpipe/segment.py", "sdpipe/network.py"),
     ("sdpipe/provenance.py",),
     ("sdpipe/training",),
     ("sdpipe/deploy",),

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from sdpipe.network import Dropout, ResidualBlock, ResNet
+from sdpipe.dropout import Dropout
+from sdpipe.network import ResidualBlock, ResNet
 from sdpipe.training.weights import Weights, load_weights, new_network, save_weights
 
 

@@ -10,8 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sdpipe.dropout import Dropout
 from sdpipe.errors import TrainingError
-from sdpipe.network import Dropout, ResidualBlock, ResNet
+from sdpipe.network import ResidualBlock, ResNet
 
 _MANY = 64  # there are two shapes a group, each for two sizes of parts
 
@@ -19,8 +20,8 @@ _MANY = 64  # there are two shapes a group, each for two sizes of parts
 def compile_branches(network: ResNet, *, is_dynamic: bool) -> None:
     """From now on, in training, each active branch of `network` is compiled; all equal ones are so once.
 
-    is_dynamic: for any number of images, where it differs from step to step. A mask of dropout has a seed of
-    its own each time, so it is drawn outside. It is the branches that change, so that recomputation stays
+    is_dynamic: for any number of images, where it differs from step to step. Masks of dropout have other
+    keys each time, so they are drawn outside. It is the branches that change, so that recomputation stays
     around. A branch that cannot be compiled raises TrainingError when it is first active.
     """
     torch._dynamo.config.recompile_limit = _MANY

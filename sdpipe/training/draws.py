@@ -92,7 +92,7 @@ class Draws:
             for start, count in zip(starts_L, counts_L, strict=True)
         ]
 
-    def dropout_seeds(self, epoch: int, step: int, part: int, num_blocks: int) -> list[int]:
-        """For each block the seed of its dropout mask in one part of a mini-batch."""
-        generator = self._generator(_Purpose.DROPOUT, epoch, step, part)
-        return [int(seed) for seed in generator.integers(2**62, size=num_blocks)]
+    def dropout_keys(self, epoch: int, step: int, num_blocks: int, batch_size: int) -> np.ndarray:
+        """For each block and each sample of a mini-batch, in its order, the key of a mask; int32 (L, N)."""
+        generator = self._generator(_Purpose.DROPOUT, epoch, step)
+        return generator.integers(-(2**31), 2**31, size=(num_blocks, batch_size), dtype=np.int32)

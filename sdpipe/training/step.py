@@ -8,14 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from sdpipe.dropout import Dropout
 from sdpipe.errors import ConfigError
-from sdpipe.network import Dropout, ResidualBlock, ResNet
-from sdpipe.segment import Active
+from sdpipe.network import ResidualBlock, ResNet, join_rows
+from sdpipe.segment import Active, Segment
 from sdpipe.training.compiling import compile_branches
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
@@ -30,10 +32,10 @@ _NEVER = 2**31 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class PartDraws:
-    """What is drawn for one part of a mini-batch: which blocks are active, and each one's dropout seed."""
+    """What is drawn for one part of a mini-batch: which blocks are active, and dropout's keys."""
 
     active: Sequence[Active]
-    dropout_seeds: Sequence[int] = ()  # none where there is no dropout
+    dropout_keys_LN: np.ndarray | None = None  # int32; None where there is no dropout
 
 
 class TrainingStep:
@@ -45,6 +47,7 @@ class TrainingStep:
         # Noted once: to walk through the modules of a deep network takes milliseconds.
         self._stem_statistics = _floating_buffers(network.stem)
         self._block_statistics = [_statistics_of(block) for block in network.blocks]
+        self._dropouts = [module for module in network.modules() if isinstance(module, Dropout)]
         self._compute = compute
         self._world = world
         self._batch_size = config.batch_size
@@ -84,23 +87,27 @@ class TrainingStep:
                 norm.momentum = 1.0  # a part leaves its own statistics; `run` takes their mean
 
     @property
-    def parts(self) -> list[slice]:
-        """The parts of a mini-batch that this process computes. BatchNorm normalises within a part."""
+    def all_parts(self) -> list[slice]:
+        """The parts of a mini-batch, of all processes. BatchNorm normalises within a part."""
         bounds = [at * self._batch_size // self._num_parts for at in range(self._num_parts + 1)]
-        every = [slice(start, end) for start, end in pairwise(bounds)]
-        return every[self._world.share(self._num_parts)]
+        return [slice(start, end) for start, end in pairwise(bounds)]
+
+    @property
+    def parts(self) -> list[slice]:
+        """Those that this process computes."""
+        return self.all_parts[self._world.share(self._num_parts)]
 
     def run(
         self,
         number: int,
         parts: Sequence[tuple[Tensor, Tensor]],
-        draw: Callable[[int, int], PartDraws],
+        draw: Callable[[int], PartDraws],
         learning_rate: float,
     ) -> Tensor | None:
         """Train on the parts of one mini-batch: images (N, C, H, W) and labels (N,).
 
-        number: of the step, for the guard. draw: what is drawn for a part, given its number among the parts
-        of all processes, and its images. Returns the mini-batch's mean loss, a scalar on the device; or None,
+        number: of the step, for the guard. draw: what is drawn for a part, given its place in `all_parts`.
+        Returns the mini-batch's mean loss, a scalar on the device; or None,
         without an update, if the guard knows of a loss or gradient that is not finite.
         """
         if not self.network.training:
@@ -110,13 +117,13 @@ class TrainingStep:
             self._lacks_graphs = False
         loss = torch.zeros((), device=self._compute.device)
         first = self._world.share(self._num_parts).start
-        drawn = [draw(first + at, len(labels_N)) for at, (_, labels_N) in enumerate(parts)]
+        drawn = [draw(first + at) for at in range(len(parts))]
         # A block is active in all parts, each time for whichever images, or in none.
         statistics = self._statistics(drawn[0].active)
         is_cut, momentum = len(parts) > 1, self._statistics_momentum
         mixed = torch._foreach_mul(statistics, 1 - momentum) if is_cut else ()
         for at, (images_NCHW, labels_N) in enumerate(parts):
-            self._seed_dropout(drawn[at].dropout_seeds)
+            self._set_masks(drawn[at])
             weight = len(labels_N) * self._world.size / self._batch_size  # DDP divides by the size again
             with self._world.keeping_gradients(self._view, wanted=at < len(parts) - 1):
                 with self._compute.autocast():
@@ -150,11 +157,16 @@ class TrainingStep:
         names = [name for name, _ in self.network.named_parameters()]
         return dict(zip(names, self.optimizer.momentum_buffers, strict=True))
 
-    def _seed_dropout(self, seeds: Sequence[int]) -> None:
-        for block, seed in zip(self.network.blocks, seeds, strict=False):
-            for module in block.modules():
-                if isinstance(module, Dropout):
-                    module.seed = seed
+    def _set_masks(self, drawn: PartDraws) -> None:
+        """Tell each block's dropout the keys of the images that its branch will see."""
+        if drawn.dropout_keys_LN is None:
+            return
+        keys_LN = torch.from_numpy(drawn.dropout_keys_LN).to(self._compute.device, non_blocking=True)
+        for dropout, keys_N, active in zip(self._dropouts, keys_LN, drawn.active, strict=True):
+            dropout.keys_N = keys_N
+            if isinstance(active, Segment):
+                sizes, are_active = active.cut(len(keys_N))
+                dropout.keys_N = join_rows(torch.split(keys_N, sizes), are_active)
 
     def _statistics(self, active: Sequence[Active]) -> list[Tensor]:
         """Running means and variances that a step with these blocks active changes."""

@@ -125,9 +125,8 @@ class Trainer:
                 self.check_finite()
             else:
                 sums.loss += loss
-            num_images = len(parts[0][1])  # of the first part, where this process leads; its sums are kept
-            active = draw(0, num_images).active
-            sums.num_active += _blocks_active(active, num_images)
+            active = draw(0).active  # of the first part, where this process leads; its sums are kept
+            sums.num_active += _blocks_active(active, len(parts[0][1]))
             if active[0]:
                 assert self.watched_weight.grad is not None, "gradients are zeroed, never None"
                 grad = self.watched_weight.grad.abs().mean()
@@ -139,15 +138,18 @@ class Trainer:
             sums.tick()
             yield
 
-    def _draw(self, epoch: int, step: int, part: int, num_images: int) -> PartDraws:
+    def _draw(self, epoch: int, step: int, part: int) -> PartDraws:
         probs = survival_probs_at(self.config, len(self.network.blocks), epoch)
+        images = self.step.all_parts[part]
         active: Sequence[Active] = (
-            self.draws.segments(epoch, step, part, probs, num_images)
+            self.draws.segments(epoch, step, part, probs, images.stop - images.start)
             if self.config.draw == "sample"
             else self.draws.active_blocks(epoch, step, probs)
         )
-        seeds = self.draws.dropout_seeds(epoch, step, part, len(probs)) if self.config.dropout else []
-        return PartDraws(active=active, dropout_seeds=seeds)
+        if not self.config.dropout:
+            return PartDraws(active=active)
+        keys_LN = self.draws.dropout_keys(epoch, step, len(probs), self.config.batch_size)
+        return PartDraws(active=active, dropout_keys_LN=keys_LN[:, images])
 
     def check_finite(self) -> None:
         """Raise TrainingError if a step's loss or gradient was not finite. Waits for the device."""
