@@ -18,12 +18,13 @@ from picture_files import (
 from PIL import Image
 
 from sdpipe.data.config import DigitPicturesConfig
+from sdpipe.data.crops import random_scale_box, random_size_box
 from sdpipe.data.fetch import fetch
 from sdpipe.data.store import DataSet, open_dataset
 from sdpipe.errors import ConfigError, DataError
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.image import decode
-from sdpipe.training.config import RandomScaleCrop
+from sdpipe.training.draws import Draws
 from sdpipe.training.trainer import Trainer
 from sdpipe.training.world import World
 
@@ -138,11 +139,31 @@ def test_the_deployed_file_cuts_as_evaluation_did(tmp_path: Path) -> None:
     assert found.top[0][1] == pytest.approx(float(artifact.run(pixels[np.newaxis])[1].max()), rel=1e-6)
 
 
-def test_a_crop_of_scales_trains(pictures: DataSet) -> None:
-    crop = {"shorter_side": [SIZE, 2 * SIZE]}
-    trainer = Trainer(
-        train_config(crop=crop, normalisation="pixel"), pictures, CPU, World(0, 1, 0), workers=0
-    )
-    assert isinstance(trainer.config.crop, RandomScaleCrop)
-    assert trainer.normalisation.mean_HWC.shape == (SIZE, SIZE, 3)
-    next(trainer.steps())
+SCALES = {"shorter_side": [SIZE, 2 * SIZE]}
+
+
+@pytest.mark.parametrize("crop", [CROP, SCALES], ids=["size", "scale"])
+def test_a_training_sees_the_boxes_that_are_drawn(pictures: DataSet, crop: dict[str, list[float]]) -> None:
+    """Each picture's, for its number and the epoch, cut and resized by Pillow; in the next epoch another."""
+    overrides = {"crop": crop, "flip": False, "shift_px": 0, "normalisation": "pixel"}
+    trainer = Trainer(train_config(**overrides), pictures, CPU, World(0, 1, 0), workers=0)
+    files, normalise = files_of(pictures), trainer.normalise
+    size_HW = (SIZE, SIZE)
+    assert normalise.mean_HWC.shape == (SIZE, SIZE, 3)
+    seen = []
+    for epoch in (1, 2):
+        ((found_NCHW, _labels_N),) = next(iter(trainer.batches.epoch(epoch, range(1), [slice(0, 16)])))
+        numbers = trainer.train_indices[Draws(0).order(epoch, len(trainer.train_indices))[:16]]
+        found_NHWC = found_NCHW.permute(0, 2, 3, 1) * normalise.std + normalise.mean_HWC
+        for number, found_HWC in zip(numbers, found_NHWC, strict=True):
+            picture, generator = Image.open(files.path(number)), Draws(0).crop(epoch, number)
+            picture_HW = (picture.height, picture.width)
+            box = (
+                random_size_box(picture_HW, size_HW, (0.3, 1.0), (0.75, 1.3333), generator)
+                if crop is CROP
+                else random_scale_box(picture_HW, size_HW, (SIZE, 2 * SIZE), generator)
+            )
+            cut = np.asarray(picture.resize(size_HW, Image.Resampling.BILINEAR, box=box))
+            np.testing.assert_allclose(found_HWC.numpy(), cut, atol=1e-3)
+            seen.append((number, box))
+    assert len(set(seen)) == 32
