@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import same, train_alone, train_config
 from test_training import StopAfter
+from torch._dynamo.utils import counters
 
 from sdpipe.data.store import DataSet
 from sdpipe.errors import DeviceError, TrainingError
@@ -17,22 +18,6 @@ from sdpipe.training.world import joined_world
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler's own, at reading .grad of its copies
-def test_compiled_blocks_compute_the_same(dataset: DataSet, tmp_path: Path) -> None:
-    """To rounding: the compiler may add in another order."""
-    plain, compiled = (
-        train_alone(
-            train_config(depth=8, epochs=2, milestones=[], compile=compile_it),
-            dataset,
-            tmp_path / str(compile_it),
-        )
-        for compile_it in (False, True)
-    )
-    for ours, theirs in zip(plain.progress.history, compiled.progress.history, strict=True):
-        assert theirs.train_loss == pytest.approx(ours.train_loss, rel=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning")  # as above
 def test_without_a_compiler_compiling_is_one_line(dataset: DataSet, tmp_path: Path) -> None:
     """PyTorch brings none; slim containers have none."""
     torch.compiler.reset()  # of what other tests compiled
@@ -55,17 +40,26 @@ def test_without_a_compiler_compiling_is_one_line(dataset: DataSet, tmp_path: Pa
     ],
     ids=str,
 )
-def test_compiled_blocks_compute_the_same_bytes_after_a_stop(
+def test_compiled_blocks_compute_the_same_and_the_same_bytes_after_a_stop(
     dataset: DataSet, tmp_path: Path, overrides: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Stopped in a validation, the next process computes test networks before it trains."""
+    """As plain ones to rounding, since the compiler may add in another order; each branch in one graph.
+
+    Stopped in a validation, the next process computes test networks before it trains.
+    """
     config = train_config(compile=True, epochs=2, milestones=[], **overrides)
+    counters.clear()
 
     def in_a_new_process(folder: str, interruption: Interruption | None = None) -> TrainResult:
         torch.compiler.reset()
         return train_alone(config, dataset, tmp_path / folder, interruption=interruption)
 
     whole = in_a_new_process("whole")
+    assert counters["stats"]["unique_graphs"] >= 5, "of each group, but the first, two kinds of blocks"
+    assert not counters["graph_break"]
+    plain = train_alone(config.model_copy(update={"compile": False}), dataset, tmp_path / "plain")
+    for ours, theirs in zip(whole.progress.history, plain.progress.history, strict=True):
+        assert theirs.train_loss == pytest.approx(ours.train_loss, rel=1e-4)
     with pytest.raises(SystemExit):
         in_a_new_process("stopped", StopAfter(7))
     assert (tmp_path / "stopped" / "step-0000000006-unvalidated").exists()

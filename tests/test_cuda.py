@@ -38,7 +38,9 @@ def test_no_step_waits_for_the_device(dataset: DataSet, tmp_path: Path, override
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("overrides", [{}, {"draw": "sample"}, {"dropout": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    "overrides", [{}, {"draw": "sample"}, {"dropout": 0.2}, {"dropout": 0.2, "compile": True}], ids=str
+)
 def test_a_step_has_the_gradients_of_a_cpu(
     dataset: DataSet, overrides: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sdpipe.dropout import Dropout
 from sdpipe.errors import TrainingError
 from sdpipe.network import ResidualBlock, ResNet
 
@@ -20,17 +19,13 @@ _MANY = 64  # there are two shapes a group, each for two sizes of parts
 def compile_branches(network: ResNet, *, is_dynamic: bool) -> None:
     """From now on, in training, each active branch of `network` is compiled; all equal ones are so once.
 
-    is_dynamic: for any number of images, where it differs from step to step. Masks of dropout have other
-    keys each time, so they are drawn outside. It is the branches that change, so that recomputation stays
-    around. A branch that cannot be compiled raises TrainingError when it is first active.
+    is_dynamic: for any number of images, where it differs from step to step. It is the branches that change,
+    so that recomputation stays around. A branch that cannot be compiled raises TrainingError when it is first
+    active.
     """
     torch._dynamo.config.recompile_limit = _MANY
     for block in network.blocks:
         assert isinstance(block, ResidualBlock)
-        for module in block.branch.modules():
-            if isinstance(module, Dropout):
-                drawn = torch.compiler.disable(module.forward)  # type: ignore[no-untyped-call]
-                module.forward = drawn  # type: ignore[method-assign]
         plain = block.branch.forward
         compiled = torch.compile(plain, dynamic=is_dynamic)
         block.branch.forward = partial(_forward, block.branch, plain, compiled)  # type: ignore[method-assign]
