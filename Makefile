@@ -48,8 +48,7 @@ test: .venv/installed
 	pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/installed
-	pytest -m "$(SLOW)" tests/test_pipeline.py
-	OMP_NUM_THREADS=1 pytest -m "$(SLOW)" -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_pipeline.py
+	OMP_NUM_THREADS=1 pytest -m "$(SLOW)" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-base: .venv/installed .venv-base/installed
 	python tests/base_install.py .venv-base

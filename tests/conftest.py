@@ -36,7 +36,7 @@ SIZE = 9  # odd on purpose: 9, 5, 3
 CPU = choose_compute("cpu", "fp32")
 ALONE = World(0, 1, 0)
 
-LONGEST = ("test_world.py", "test_recipe_steps.py", "test_queue.py", "test_soak.py")
+LONGEST = ("test_pipeline.py", "test_world.py", "test_recipe_steps.py", "test_queue.py", "test_soak.py")
 
 prompt_start.done()
 torch.set_num_threads(1)  # nets this small wait for a second thread longer than it saves

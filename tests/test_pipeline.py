@@ -90,9 +90,10 @@ def read(project: Project, run: str, name: str) -> dict[str, float]:
 def test_from_a_fresh_clone_to_a_deployed_file(first: Project) -> None:
     """Both trainings, 20 layers, at most 2 % error on the digits; 20 files proved, in under 4.5 minutes.
 
-    A processor without bf16 trains in fp32, and has 15 minutes.
+    A processor without bf16 trains in fp32, and has 15 minutes; so has one thread, beside other tests.
     """
-    assert first.seconds < (270 if choose_compute("auto", "auto").precision == "bf16" else 900)
+    is_slow = choose_compute("auto", "auto").precision == "fp32" or os.environ.get("OMP_NUM_THREADS") == "1"
+    assert first.seconds < (900 if is_slow else 270)
     for run in RUNS:
         metrics = read(first, run, "metrics.json")
         assert (
