@@ -71,8 +71,10 @@ def fake_data(dataset: str, num: int, folder: Path) -> DataSet:
     )
 
 
-# The networks of cifar10 or imagenet with another head, depth, dropout or survival probability.
+# The networks of cifar10 or imagenet with another head, depth, dropout or survival probability. That of 1202
+# layers takes three steps in test_recompute.py, too.
 LIKE_OTHERS = (
+    "cifar10-1202",
     *("cifar100", "cifar10-plain-data", "cifar100-plain-data"),
     *("dropout", "figure8-left", "figure8-right", "imagenet-he"),
 )

@@ -55,7 +55,10 @@ def results(task: str, folder: Path, processes: int = 2) -> list[dict[str, Any]]
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(each, marks=pytest.mark.long) if each == "recompute" else each for each in VARIANTS],
+)
 def equal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("equal")
     return request.param, folder, results(f"equal-{request.param}", folder)

@@ -11,7 +11,7 @@ from sdpipe.training.config import TrainConfig
 _SETTINGS: dict[str, dict[str, object]] = {
     "arrays": {},
     "recompute": {"recompute": True},
-    "pictures": AUGMENTED,
+    "pictures": AUGMENTED | {"dropout": 0.2},
 }
 VARIANTS = tuple(_SETTINGS)
 _SETTINGS |= {"sample": {"draw": "sample"}, "sample-whole": {"draw": "sample", "micro_batches": 1}}
