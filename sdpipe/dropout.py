@@ -29,7 +29,8 @@ class Dropout(nn.Module):
         assert self.keys_N is not None
         assert len(self.keys_N) == len(hidden_NCHW)
         keep_prob = 1 - self.drop_prob
-        kept_NCHW = hashes(self.keys_N, hidden_NCHW.shape[1:]) >= round(self.drop_prob * 2**32) - 2**31
+        num_dropped = min(round(self.drop_prob * 2**32), 2**32 - 1)  # of all hashes
+        kept_NCHW = hashes(self.keys_N, hidden_NCHW.shape[1:]) >= num_dropped - 2**31
         return hidden_NCHW * kept_NCHW / keep_prob
 
 

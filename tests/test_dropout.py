@@ -38,6 +38,9 @@ def test_a_share_is_zero_and_the_mean_is_kept() -> None:
     assert dropped.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
     assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=4 * 0.00064)
     assert torch.equal(dropout.eval()(ones), ones)
+    nearly_all = Dropout(1 - 1e-12)
+    nearly_all.keys_N = keys(40)
+    assert not nearly_all(ones).any()
 
 
 def test_masks_are_as_unlike_as_independent_ones() -> None:

@@ -31,7 +31,8 @@ _BRIGHTNESS, _CONTRAST = 0, 1  # numbers of the colour changes; saturation is 2
 class Normalisation:
     """Pixels minus a mean, over a standard deviation.
 
-    pixel: the mean image, float32 (H, W, C), and one global deviation, a scalar (code).
+    pixel: the mean image, float32 (H, W, C), and one global deviation, a scalar, that of the pixels before
+    the mean image is subtracted (code).
     channel: both float32 (1, 1, C). In pixel values 0..255.
     """
 
@@ -62,11 +63,12 @@ def fit_normalisation(
     mean_HWC = total_HWC / len(indices)
     if kind == "channel":
         mean_HWC = mean_HWC.mean(axis=(0, 1), keepdims=True)
-    axes = None if kind == "pixel" else (0, 1, 2)
-    squares = sum(np.square(chunk - mean_HWC).sum(axis=axes) for chunk in _chunks(images_NHWC, indices))
+    centre, axes = (mean_HWC.mean(), None) if kind == "pixel" else (mean_HWC, (0, 1, 2))
+    squares = sum(np.square(chunk - centre).sum(axis=axes) for chunk in _chunks(images_NHWC, indices))
     num_values = len(indices) * images_NHWC[0].size // (1 if kind == "pixel" else images_NHWC.shape[-1])
     std = np.sqrt(squares / num_values)
-    if not np.all(std):
+    first_HWC = images_NHWC[indices[0]]
+    if not np.all(std) or all((chunk == first_HWC).all() for chunk in _chunks(images_NHWC, indices)):
         raise DataError("all training images are the same; nothing can be learned from them")
     return Normalisation(
         mean_HWC=torch.from_numpy(mean_HWC.astype(np.float32)),
