@@ -150,6 +150,25 @@ def test_figure_8_right_shows_test_errors(tmp_path: Path) -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1 (constant)", "0.5"]
 
 
+def test_captions_of_figure_8_say_how_many_runs_are_behind_a_point(tmp_path: Path) -> None:
+    """At 20 layers two runs at constant depth; then two of each."""
+
+    def captions() -> dict[str, str]:
+        drawings = plan_figures(group(read_runs([tmp_path])[0]))[0]
+        return {one.number: one.caption for one in drawings if one.number.startswith("Figure 8")}
+
+    two_depths(tmp_path)
+    found = captions()["Figure 8 right"]
+    assert "Runs at each point, from left to right: p_L 1 2, 1; p_L 0.5 1, 1." in found
+    for depth in (20, 26):
+        write_run(tmp_path / f"again{depth}", p_L=0.5, depth=depth, seed=7)
+        write_run(tmp_path / f"first{depth}", p_L=0.8, depth=depth, seed=0)
+        write_run(tmp_path / f"second{depth}", p_L=0.8, depth=depth, seed=7)
+    write_run(tmp_path / "constant", p_L=1.0, depth=26, seed=7)
+    assert "Runs at each point: 2." in captions()["Figure 8 right"]
+    assert captions()["Figure 8 left"].endswith("Runs at each point: 2. Runs at constant depth: 2.")
+
+
 def test_figure_8_left_shows_every_kind_of_training(tmp_path: Path) -> None:
     """Two rules, drawn in two ways, with and without dropout: eight lines, more than there are colours."""
     for rule, draw, dropout in product(("linear_decay", "uniform"), ("batch", "sample"), (0.0, 0.2)):

@@ -1,6 +1,6 @@
 """Figures that compare settings or trainings: depths, p_L, plain nets, ensembles."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from sdpipe.report.plan import Drawing, caption, line_of
 from sdpipe.report.plots import (
@@ -122,11 +122,25 @@ def _p_L(setting: Setting, lines: dict[str, dict[float, Spread]]) -> Drawing:
         title=f"Test error against p_L: {setting.label}",
         caption=caption(
             "As the paper's figure 8 left. Error bars and the band: one standard deviation over seeds.",
-            "" if constant else "There is no constant-depth run of this setting.",
+            _runs_of_points(
+                {name: [points[p_L] for p_L in sorted(points)] for name, points in lines.items()}
+            ),
+            f"Runs at constant depth: {constant.n}."
+            if constant
+            else "There is no constant-depth run of this setting.",
         ),
         mark=size_mark(setting.runs),
         draw=lambda sheet: draw_p_L(sheet, lines, constant),
     )
+
+
+def _runs_of_points(points: Mapping[str, Sequence[Spread]]) -> str:
+    """How many runs are behind each point of a row, from left to right; once, if all are of as many."""
+    counts = {name: [found.n for found in spreads] for name, spreads in points.items()}
+    if len({count for row in counts.values() for count in row}) == 1:
+        return f"Runs at each point: {next(iter(counts.values()))[0]}."
+    rows = (f"{name} {', '.join(map(str, row))}" for name, row in counts.items())
+    return f"Runs at each point, from left to right: {'; '.join(rows)}."
 
 
 def heatmap_figures(settings: Iterable[Setting]) -> list[Drawing]:
@@ -156,7 +170,15 @@ def _heatmap(group: Sequence[Setting], cells: dict[tuple[float, int], Arm], how:
         number="Figure 8 right",
         name=f"p_L-depth-{slug(f'{common_label(group)} {how}')}",
         title=f"Test error (%) over p_L and depth, {how}: {common_label(group)}",
-        caption="As the paper's figure 8 right: mean over seeds, with one standard deviation.",
+        caption=caption(
+            "As the paper's figure 8 right: mean over seeds, with one standard deviation.",
+            _runs_of_points(
+                {
+                    f"p_L {p_L:g}": [errors[p_L, depth] for depth in depths if (p_L, depth) in errors]
+                    for p_L in p_Ls
+                }
+            ),
+        ),
         mark=size_mark(_runs(cells.values())),
         draw=lambda sheet: draw_heatmap(sheet, p_Ls, depths, errors),
     )
