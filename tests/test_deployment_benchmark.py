@@ -54,6 +54,7 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command_measures_runs_side_by_side(project: Path) -> None:
     """Errors are onnxruntime's on the test part, PyTorch runs a file's own weights, the table has all."""
     dataset = make_dataset(project / "data" / "animals")

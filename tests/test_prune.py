@@ -243,6 +243,7 @@ def test_the_file_is_its_weights(pruned: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_pipeline.py compares all that it makes
 def test_the_same_bytes_twice(pruned: Path, dataset: DataSet, tmp_path: Path) -> None:
     shutil.copy(pruned / "weights.safetensors", tmp_path)
     prune_run(tmp_path, dataset, CONFIG, EXPORT)

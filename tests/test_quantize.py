@@ -155,6 +155,7 @@ def test_signal_to_noise_by_hand() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_pipeline.py compares all that it makes
 def test_the_same_files_give_the_same_bytes(run: Path, tmp_path: Path, dataset: DataSet) -> None:
     """Also in a process that orders its sets otherwise."""
     np.save(tmp_path / "images.npy", dataset.test_images_NHWC)

@@ -39,7 +39,7 @@ def _take_terminal() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs these tests may have started them by nohup
 
 
-@pytest.mark.parametrize("fault", ["", "pictures"])
+@pytest.mark.parametrize("fault", ["", pytest.param("pictures", marks=pytest.mark.long)])
 def test_a_terminal_that_is_closed_loses_nothing(project: Path, mlflow_store: Path, fault: str) -> None:
     """Its end is SIGHUP to all that runs in it, workers included, and no line can be written any more."""
     if fault:
@@ -103,7 +103,13 @@ def assert_it_ends(process: "subprocess.Popen[Any]") -> None:
         process.kill()
 
 
-@pytest.mark.parametrize("answers", [True, False], ids=["MLflow answers", "MLflow does not"])
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param(True, id="MLflow answers", marks=pytest.mark.long),
+        pytest.param(False, id="MLflow does not"),
+    ],
+)
 def test_a_terminal_that_nobody_reads_does_not_keep_a_process_alive(
     project: Path, mlflow_store: Path, answers: bool
 ) -> None:

@@ -40,7 +40,7 @@ def prepare(project: Path, name: str) -> dict[str, Any]:
     [
         ("svhn-small", "stochastic", [0.3, 0.6, 0.9, 1]),
         pytest.param("imagenet-small", "stochastic", [1], marks=pytest.mark.long),
-        ("degradation-small", "plain-d8", [1]),
+        pytest.param("degradation-small", "plain-d8", [1], marks=pytest.mark.long),
     ],
 )
 def test_a_twin_runs_from_its_data_to_a_proved_file(
