@@ -38,7 +38,7 @@ def hashes(keys_N: Tensor, shape_CHW: torch.Size) -> Tensor:
     """Numbers that look drawn uniformly from all of int32, shape (N, C, H, W), laid out channels-last."""
     channels, height, width = shape_CHW
     places = torch.arange(height * width * channels, dtype=torch.int32, device=keys_N.device)
-    places_CHW = places.mul_(_GOLDEN).view(1, height, width, channels).permute(0, 3, 1, 2)
+    places_CHW = places.mul_(_GOLDEN).view(height, width, channels).permute(2, 0, 1)
     mixed = places_CHW + keys_N.view(-1, 1, 1, 1)
     # The shifts keep the sign, so its copies are masked out. The finaliser's last step changes low bits only.
     mixed ^= (mixed >> 16).bitwise_and_(0xFFFF)

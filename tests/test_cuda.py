@@ -22,10 +22,12 @@ def on_cuda(precision: str = "auto") -> Compute:
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
-@pytest.mark.parametrize("overrides", [{}, AUGMENTED], ids=["arrays", "pictures"])
+@pytest.mark.parametrize(
+    "overrides", [{}, {"dropout": 0.2}, AUGMENTED], ids=["arrays", "dropout", "pictures"]
+)
 def test_no_step_waits_for_the_device(dataset: DataSet, tmp_path: Path, overrides: dict[str, object]) -> None:
     """The first step warms up; PyTorch raises where one of the next three synchronises."""
-    data = make_pictures(tmp_path) if overrides else dataset
+    data = make_pictures(tmp_path) if overrides is AUGMENTED else dataset
     config = train_config(device="cuda", precision="auto", p_L=1.0, **overrides)
     trainer = Trainer(config, data, on_cuda(), ALONE, workers=0)
     steps = trainer.steps()

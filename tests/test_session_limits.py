@@ -72,8 +72,7 @@ def test_a_read_only_output_is_one_line_and_loses_nothing(project: Path, mlflow_
 
 
 @pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.parametrize("linked", ["runs", "runs/$NAME"])
+@pytest.mark.parametrize("linked", [pytest.param("runs", marks=pytest.mark.long), "runs/$NAME"])
 def test_checkpoints_may_stand_on_another_disk(project: Path, mlflow_store: Path, linked: str) -> None:
     """Behind a link: the finished training's last state leaves it, and more epochs go on from there."""
     make_dataset(project / "data")

@@ -107,8 +107,8 @@ class TrainingStep:
         """Train on the parts of one mini-batch: images (N, C, H, W) and labels (N,).
 
         number: of the step, for the guard. draw: what is drawn for a part, given its place in `all_parts`.
-        Returns the mini-batch's mean loss, a scalar on the device; or None,
-        without an update, if the guard knows of a loss or gradient that is not finite.
+        Returns the mini-batch's mean loss, a scalar on the device; or None, without an update, if the guard
+        knows of a loss or gradient that is not finite.
         """
         if not self.network.training:
             self.network.train()
@@ -161,7 +161,7 @@ class TrainingStep:
         """Tell each block's dropout the keys of the images that its branch will see."""
         if drawn.dropout_keys_LN is None:
             return
-        keys_LN = torch.from_numpy(drawn.dropout_keys_LN).to(self._compute.device, non_blocking=True)
+        keys_LN = self._compute.upload(torch.from_numpy(drawn.dropout_keys_LN))
         for dropout, keys_N, active in zip(self._dropouts, keys_LN, drawn.active, strict=True):
             dropout.keys_N = keys_N
             if isinstance(active, Segment):
