@@ -31,10 +31,12 @@ def fingerprint(*, params: Mapping[str, Any], data: str, code: str, compute: Map
 def git_state(root: Path) -> dict[str, Any]:
     """{"git_commit", "git_dirty"} of the checkout; None where there is no git or no commit.
 
-    dvc.lock does not count as a change: DVC writes it after each stage.
+    `git_dirty` is of the code: params.yaml does not count, whose values stand beside every result and which
+    `dvc exp run -S` and `sdpipe recipe use` change, nor dvc.lock, which DVC writes after each stage.
     """
     commit = _git(root, "rev-parse", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
+    code = (".", ":(exclude)params.yaml", ":(exclude)dvc.lock")
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *code)
     return {"git_commit": commit, "git_dirty": None if changed is None else bool(changed)}
 
 

@@ -86,7 +86,7 @@ class Interruption:
     def _give_up(self) -> None:
         assert self.number is not None
         self._on_give_up()
-        tell_in_time(f"error: the step did not end in {GRACE_S:.0f} s; the last checkpoint stands")
+        tell_in_time(f"error: what was under way did not end in {GRACE_S:.0f} s; the last checkpoint stands")
         os._exit(128 + self.number)
 
 
