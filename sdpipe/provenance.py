@@ -48,9 +48,10 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def hardware(device_name: str) -> str:
-    """The machine in words: the computing device, and how many cores this process may use."""
-    return f"{device_name}, {len(os.sched_getaffinity(0))} cores, {platform.machine()}"
+def hardware(device_name: str, num_processes: int = 1) -> str:
+    """The machine in words: the computing device, the cores of a process, the number of processes."""
+    processes = f", {num_processes} processes" if num_processes > 1 else ""
+    return f"{device_name}, {len(os.sched_getaffinity(0))} cores, {platform.machine()}{processes}"
 
 
 def processor_name() -> str:

@@ -53,7 +53,7 @@ def write_run(
     result = TrainResult(
         state=_WEIGHTS.state,
         normalisation=_WEIGHTS.normalisation,
-        progress=Progress(history=history, timing=timing),
+        progress=Progress(history=history, timing=timing, hardware=[hardware]),
         test_error=test_error,
         num_train=num_train,
         num_validation=1000,
@@ -68,7 +68,7 @@ def write_run(
         best_epoch=validated_at[1],
         train_params=params,
     )
-    measured = {"hardware": hardware, "compute": "fp32", "git_commit": "a" * 40, "git_dirty": False}
+    measured = {"compute": "fp32", "git_commit": "a" * 40, "git_dirty": False}
     write_training(folder, result, info, measured)
     return fingerprint
 

@@ -28,6 +28,7 @@ from sdpipe.data.store import DataSet, open_dataset
 from sdpipe.errors import DataError, LoadingError
 from sdpipe.runtime.image import decode
 from sdpipe.training import inputs
+from sdpipe.training.interruption import Interruption
 from sdpipe.training.session import train_run
 from sdpipe.training.trainer import Trainer
 from sdpipe.training.world import World
@@ -227,6 +228,23 @@ def children(process: int) -> list[int]:
 
 def checkpoints(project: Path) -> list[Path]:
     return list(project.glob(".sdpipe/runs/*/step-*"))
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_decoders_that_end_before_the_first_step_are_no_failure_where_all_were_asked_to(
+    pictures: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    """Mean and deviation are taken of pictures that they decode; a signal goes to them, too."""
+    interruption = Interruption(lambda: None)
+    interruption.number = signal.SIGTERM if asked else None
+
+    def dying(*_arguments: object) -> None:
+        raise LoadingError("a process that decodes pictures has died")
+
+    monkeypatch.setattr("sdpipe.training.trainer.fit_to", dying)
+    with pytest.raises(SystemExit if asked else LoadingError) as ended:
+        train_alone(train_config(**AUGMENTED), pictures, tmp_path, interruption=interruption)
+    assert not asked or ended.value.code == 143
 
 
 @pytest.mark.slow

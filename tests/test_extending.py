@@ -1,6 +1,7 @@
 """A finished run that is asked for more epochs, and what is kept of finished runs."""
 
 import hashlib
+import json
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,16 @@ def test_more_epochs_continue_a_finished_run(
     shutil.rmtree(project / ".sdpipe")
     assert run_to(project / "out", dataset, epochs=5, milestones=[2, 4]) == extended
     assert "continuing" not in capsys.readouterr().out
+
+
+def test_what_went_on_on_another_machine_names_both(
+    dataset: DataSet, project: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`train_s` is of both; the last one alone stood beside it."""
+    for epochs, name in ((2, "slow"), (3, "fast"), (4, "fast")):
+        monkeypatch.setattr("sdpipe.training.trainer.hardware", lambda *_arguments, name=name: name)
+        run_to(project / "out", dataset, epochs=epochs, milestones=[])
+    assert json.loads((project / "out" / "timing.json").read_text())["hardware"] == "slow, then fast"
 
 
 def test_the_longest_finished_run_is_extended(

@@ -59,6 +59,31 @@ with ending_at_once(), errors_on_one_line():
 """
 
 
+HELD = """
+import multiprocessing, os, signal, time
+from sdpipe.training import interruption
+interruption.GRACE_S = interruption.ENDING_S = 1.0
+with interruption.noticing_signals(lambda: None) as asked:
+    multiprocessing.Process(target=time.sleep, args=(60,)).start()
+    os.kill(os.getpid(), signal.SIGTERM)
+    {then}
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("then", ["pass", "asked.allow_last_words()"])
+def test_who_decodes_pictures_ends_with_a_training_that_is_given_up(then: str) -> None:
+    """They hold its output, for whose end `run` waits, as a supervisor does."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELD.format(then=then)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == 143
+
+
 @pytest.mark.parametrize(("raised", "code"), [("KeyboardInterrupt", 130), ("SystemExit(143)", 143)])
 def test_an_interrupted_process_does_not_take_its_time_to_end(raised: str, code: int) -> None:
     """What waits to be done at the interpreter's end (30 s here) is not waited for; what was said is seen."""

@@ -67,6 +67,10 @@ def test_trainings_that_do_not_fit_pictures(
         ({"crop": CROP}, "train.crop: expected null, since the images of animals are cut already"),
         ({"lighting": 0.1}, "train.lighting: expected 0, since animals has no colours"),
         ({"colour_jitter": 0.4}, "train.colour_jitter: expected 0"),
+        (
+            {"shift_px": 10**9},
+            "train.shift_px: expected less than the image size 9, got 1000000000",
+        ),
     ],
 )
 def test_trainings_that_do_not_fit_arrays(dataset: DataSet, overrides: dict[str, object], says: str) -> None:

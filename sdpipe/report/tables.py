@@ -6,6 +6,7 @@ from typing import Any
 from sdpipe.recipes import PaperResult, load_recipes
 from sdpipe.report.runs import Run
 from sdpipe.report.settings import PAPERS_KIND, Arm, Setting, Spread, size_mark
+from sdpipe.training.run_files import CONTINUED_ON
 
 TableRow = dict[str, Any]
 
@@ -82,7 +83,8 @@ def _row2(setting: Setting, arm: Arm | None) -> TableRow:
     )
     runs = _runs(setting, arm)
     machines = sorted({f"{run.hardware}; {run.compute}" for run in runs})
-    warning = {"warning": "different hardware: the times do not compare"} if len(machines) > 1 else {}
+    is_mixed = len(machines) > 1 or any(CONTINUED_ON in machine for machine in machines)
+    warning = {"warning": "different hardware: the times do not compare"} if is_mixed else {}
     return {
         **_head(setting, arm),
         **_columns("constant_s", constant),

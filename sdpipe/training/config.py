@@ -13,6 +13,7 @@ from sdpipe.network import NetworkConfig
 
 PositiveInt = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
 
 
 def _check_interval(interval: tuple[float, float]) -> tuple[float, float]:
@@ -29,6 +30,15 @@ Interval = Annotated[
 """Least and greatest value."""
 
 
+def _within(least: float, greatest: float) -> AfterValidator:
+    def check(interval: tuple[float, float]) -> tuple[float, float]:
+        if not least <= min(interval) <= max(interval) <= greatest:
+            raise ValueError(f"expected numbers from {least:g} to {greatest:g}, got {list(interval)}")
+        return interval
+
+    return AfterValidator(check)
+
+
 class Warmup(Section):
     """A lower learning rate at the start (the 1202-layer recipe); 0 epochs: none."""
 
@@ -39,14 +49,14 @@ class Warmup(Section):
 class RandomSizeCrop(Section):
     """A box of random area and aspect ratio, resized to the image size (fb.resnet.torch)."""
 
-    area: Interval  # of the picture's
-    aspect: Interval  # width over height; it is turned upright with probability 1/2
+    area: Annotated[Interval, _within(0, 1)]  # of the picture's
+    aspect: Annotated[Interval, _within(0.1, 10)]  # width over height; turned upright with probability 1/2
 
 
 class RandomScaleCrop(Section):
     """A box of the image size out of the picture at a random size (ResNet section 3.4)."""
 
-    shorter_side: Interval  # pixels that the picture's shorter side is resized to
+    shorter_side: Annotated[Interval, _within(1, 10_000)]  # pixels that the picture's is resized to
 
 
 class TrainConfig(Section):
@@ -54,14 +64,15 @@ class TrainConfig(Section):
 
     dataset: str
     seed: Seed  # of every random draw
-    validation: Fraction | dict[str, PositiveInt]  # of the training images, or images per class by part
+    # Of the training images, or images per class by part:
+    validation: Fraction | Annotated[dict[str, PositiveInt], Field(min_length=1)]
     family: Literal["cifar", "imagenet"]  # depth 6n + 2 in three groups, or 18 to 152 in four
     depth: PositiveInt  # layers with weights
-    widths: Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # channels of the groups
+    widths: Annotated[tuple[Width, ...], Field(strict=False)]  # channels of the groups
     skip: Literal["A", "B", "C", "plain"]  # pooling and zeros; projection where shapes differ; always; none
     dropout: Annotated[float, Field(ge=0, lt=1)]  # in the branches; the papers' recipes have none
     rule: Literal["linear_decay", "uniform"]
-    p_L: Annotated[float, Field(gt=0, le=1)]  # survival probability of the last block; 1: constant depth
+    p_L: Annotated[float, Field(ge=1e-6, le=1)]  # survival probability of the last block; 1: constant depth
     p_L_warmup_epochs: Annotated[int, Field(ge=0)]  # p_L falls from 1 to its value over these; 0: at once
     draw: Literal["batch", "sample"]  # blocks are drawn for each mini-batch, or for each image
     epochs: PositiveInt

@@ -26,6 +26,11 @@ def check_fits(config: TrainConfig, dataset: DataSet) -> None:
             f"params.yaml: train.family: {config.family} needs images of at least {least} pixels a side, "
             f"{dataset.name} has {height} x {width}"
         )
+    if config.shift_px >= smallest:
+        raise ConfigError(
+            f"params.yaml: train.shift_px: expected less than the image size {smallest}, "
+            f"got {config.shift_px}"
+        )
     for key in ("colour_jitter", "lighting"):
         if getattr(config, key) and channels != _RGB:
             raise ConfigError(f"params.yaml: train.{key}: expected 0, since {dataset.name} has no colours")

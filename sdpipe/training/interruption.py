@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 from sdpipe.errors import TrainingError, tell
 
@@ -79,7 +80,7 @@ class Interruption:
             return
         self.forget()
         left_s = self._noticed + ENDING_S - _LAST_WORD_S - time.monotonic()
-        self._watchdog = threading.Timer(left_s, os._exit, [128 + self.number])
+        self._watchdog = threading.Timer(left_s, _end_now, [128 + self.number])
         self._watchdog.daemon = True
         self._watchdog.start()
 
@@ -87,7 +88,7 @@ class Interruption:
         assert self.number is not None
         self._on_give_up()
         tell_in_time(f"error: what was under way did not end in {GRACE_S:.0f} s; the last checkpoint stands")
-        os._exit(128 + self.number)
+        _end_now(128 + self.number)
 
 
 def say(text: str) -> None:
@@ -156,10 +157,15 @@ def ending_at_once() -> Iterator[None]:
     except SystemExit as ended:
         if ended.code not in [128 + number for number in _ENDING]:
             raise
-        for child in multiprocessing.active_children():  # those that decode pictures
-            child.kill()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 if stream is not None:
                     stream.flush()
-        os._exit(int(ended.code))
+        _end_now(int(ended.code))
+
+
+def _end_now(status: int) -> NoReturn:
+    """With the processes that decode pictures, which would hold this one's output for seconds."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(status)

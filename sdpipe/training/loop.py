@@ -76,7 +76,8 @@ def train(
     An interruption ends the step, saves, and raises KeyboardInterrupt or SystemExit.
     Raises ConfigError, DataError, TrainingError.
     """
-    trainer = Trainer(config, dataset, compute, world, machine.workers)
+    with _ended_without_images(interruption):  # mean and deviation are taken
+        trainer = Trainer(config, dataset, compute, world, machine.workers)
     trainer.restore(start)
     if trainer.num_steps:
         on_epoch(trainer.progress)
@@ -109,14 +110,21 @@ def train(
 
 @contextmanager
 def _saved_without_images(saver: Saver, trainer: Trainer, interruption: Interruption) -> Iterator[None]:
-    """Save when the next images cannot be had: all steps so far are whole.
+    """Save when the next images cannot be had: all steps so far are whole."""
+    with _ended_without_images(interruption):
+        try:
+            yield
+        except LoadingError:
+            saver.save(trainer)
+            raise
 
-    If this process was asked to end, so were those that decode the images.
-    """
+
+@contextmanager
+def _ended_without_images(interruption: Interruption) -> Iterator[None]:
+    """If this process was asked to end, so were those that decode the images: that they did is no failure."""
     try:
         yield
     except LoadingError:
-        saver.save(trainer)
         if interruption.requested:
             interruption.end()
         raise

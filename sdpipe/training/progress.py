@@ -1,7 +1,8 @@
 """What is noted of each epoch, which epoch is kept, and what a training hands over at its end."""
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class Progress:
 
     history: list[EpochRecord] = field(default_factory=list)
     timing: list[EpochTiming] = field(default_factory=list)
+    hardware: list[str] = field(default_factory=list)  # that it ran on, in this order
 
     @property
     def epochs_done(self) -> int:
@@ -85,12 +87,17 @@ class Progress:
         """The validation of lowest error; of equal ones the last, whose learning rate is lowest."""
         return min(reversed(self.history), key=lambda record: record.validation_error)
 
+    def continued_on(self, hardware: Sequence[str]) -> "Progress":
+        """The same, with what it goes on on, where that is something else."""
+        return replace(self, hardware=list(dict.fromkeys([*self.hardware, *hardware])))
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Progress":
         """What `dataclasses.asdict` made of it."""
         return cls(
             history=[EpochRecord(**record) for record in value["history"]],
             timing=[EpochTiming(**record) for record in value["timing"]],
+            hardware=value["hardware"],
         )
 
 

@@ -11,11 +11,14 @@ from sdpipe.network import expected_depth
 from sdpipe.training.progress import EpochRecord, EpochTiming, TrainResult
 from sdpipe.training.weights import ModelInfo, Weights, save_weights
 
+CONTINUED_ON = ", then "
+"""Between the machines of a training that was continued on another."""
+
 
 def write_training(folder: Path, result: TrainResult, info: ModelInfo, measured: dict[str, Any]) -> None:
     """Write weights.safetensors, history.csv, train.json, and the measured timing.csv and timing.json.
 
-    measured: where and when (hardware, git state), kept with the times, out of what later stages read.
+    measured: how and of what (precision, git state), kept with the times, out of what later stages read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = Weights(info=info, normalisation=result.normalisation, state=result.state)
@@ -41,7 +44,15 @@ def write_training(folder: Path, result: TrainResult, info: ModelInfo, measured:
     timing = result.progress.timing
     images_per_s = sorted(row.images_per_s for row in timing)[len(timing) // 2]
     train_s = sum(row.epoch_s for row in timing)
-    write_json(folder / "timing.json", {"train_s": train_s, "images_per_s": images_per_s, **measured})
+    write_json(
+        folder / "timing.json",
+        {
+            "train_s": train_s,
+            "images_per_s": images_per_s,
+            "hardware": CONTINUED_ON.join(result.progress.hardware),
+            **measured,
+        },
+    )
 
 
 def run_name(folder: Path) -> str:
@@ -54,7 +65,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     try:
         text = path.read_text()
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(StringIO(text))]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if not text.endswith("\n"):  # a number that was cut short is one still
         raise DataError(f"{path}: the last line is cut short")

@@ -98,13 +98,9 @@ class _Session:
 
     def lead(self, world: World, folder: Path) -> None:
         """Train, save, track, and write the run's files to `folder`."""
-        num_processes = f", {world.size} processes" if world.size > 1 else ""
-        measured = {
-            "hardware": hardware(self.compute.device_name) + num_processes,
-            "compute": self.compute.reason,
-            **git_state(project_root()),
-        }
-        say(f"run {self.run}, fingerprint {self.name}: {self.compute.reason}{num_processes}")
+        measured = {"compute": self.compute.reason, **git_state(project_root())}
+        processes = f", {world.size} processes" if world.size > 1 else ""
+        say(f"run {self.run}, fingerprint {self.name}: {self.compute.reason}{processes}")
         unfinished = self.checkpoints.folder
         unfinished.parent.mkdir(exist_ok=True)
         record = start_record(
@@ -113,7 +109,7 @@ class _Session:
             data_digest=self.dataset.digest,
             train_params=self.params,
             git=measured,
-            hardware=measured["hardware"],
+            hardware=hardware(self.compute.device_name, world.size),
         )
         with _locked(unfinished.with_suffix(".lock"), self.run):
             tracker = LiveTracker(record)

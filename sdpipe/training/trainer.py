@@ -17,6 +17,7 @@ from sdpipe.data.split import split_validation
 from sdpipe.data.store import DataSet
 from sdpipe.errors import DataError, TrainingError
 from sdpipe.network import ResNet, initialise
+from sdpipe.provenance import hardware
 from sdpipe.segment import Active, Segment
 from sdpipe.training.batches import Batches
 from sdpipe.training.checkpoint import Checkpoint
@@ -67,7 +68,7 @@ class Trainer:
         self.step = TrainingStep(config, self.network, compute, world)
         self.batches = Batches(config, self.images, self.train_indices, self.normalise, compute)
         self.watched_weight = self.network.get_parameter("blocks.0.branch.conv1.weight")  # figure 7
-        self.progress = Progress()
+        self.progress = Progress(hardware=[hardware(compute.device_name, world.size)])
         self.best_state: dict[str, Tensor] = {}
         self.sums = Sums.zero(compute.device)
 
@@ -257,7 +258,7 @@ class Trainer:
         if state is None:
             return
         assert isinstance(state, dict)
-        self.progress = Progress.from_json(state)
+        self.progress = Progress.from_json(state).continued_on(self.progress.hardware)
         for name, value in state["epoch"].items():
             setattr(self.sums, name, value)
         self.step.scaler.load_state_dict(state["scaler"])
