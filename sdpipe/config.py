@@ -76,8 +76,12 @@ def parse_section(
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        faults = [_describe(fault, key, overrides or {}) for fault in error.errors()]
-        raise ConfigError("params.yaml: " + "; ".join(faults)) from error
+        raise ConfigError(f"params.yaml: {describe(error, key, overrides)}") from error
+
+
+def describe(error: ValidationError, key: str = "", overrides: Mapping[str, str] | None = None) -> str:
+    """A clause for each fault: key, expectation, value found. See `parse_section`."""
+    return "; ".join(_describe(fault, key, overrides or {}) for fault in error.errors())
 
 
 # pydantic names the members of a union in a fault's path.

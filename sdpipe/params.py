@@ -37,14 +37,13 @@ def check_params(values: Any) -> None:
     """Raise ConfigError, naming the key, unless every section and every run is right."""
     params = parse_section(Params, values, "")
     parse_section(TrainConfig, params.train, "train")  # by itself too: runs may hide a fault of it
-    configs: dict[str, TrainConfig] = {}
+    trained: dict[str, str] = {}  # what is trained -> the run
     for run in params.runs:
         if not run.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(f"params.yaml: runs.{run}: expected letters, digits, - and _ in the name")
         config = parse_run(params.train, params.runs, run)
-        if twin := next((name for name, other in configs.items() if other == config), None):
+        if (twin := trained.setdefault(config.model_dump_json(), run)) != run:
             raise ConfigError(f"params.yaml: runs.{run}: is the same training as runs.{twin}")
-        configs[run] = config
         if config.dataset not in DATASET_SECTIONS:
             known = ", ".join(DATASET_SECTIONS)
             raise ConfigError(f"params.yaml: train.dataset: expected one of {known}, got {config.dataset!r}")

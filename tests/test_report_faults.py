@@ -1,5 +1,6 @@
 """Runs that are damaged and folders that are no report's."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,6 +164,50 @@ def test_a_number_that_cannot_be_is_named_in_a_report_too(
     assert problem.startswith(f"{tmp_path / 'out' / name}: odd: {key}")
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("flip", '"no way"', "flip: expected a valid boolean, unable to interpret input, got 'no way'"),
+        ("dropout", "none", "dropout: expected a valid number"),
+        ("skip", "3", "skip: expected 'A', 'B', 'C' or 'plain', got 3"),
+        ("depth", "20.5", "depth: expected a valid integer"),
+        ("family", "", "its params hold no family"),
+        ("image_size", "5", "image_size: expected"),
+        ("git_commit", "12345678", "git_commit: expected a valid string, got 12345678"),
+        ("train_s", "soon", "train_s: expected a valid number"),
+    ],
+)
+def test_a_value_of_another_type_in_a_reports_table_is_named(
+    tmp_path: Path, column: str, value: str, says: str
+) -> None:
+    write_run(tmp_path / "models" / "a")
+    write_run(tmp_path / "models" / "b", seed=1)
+    write_report([tmp_path / "models"], tmp_path / "out")
+    rows = rows_of(table := tmp_path / "out" / "runs.csv")
+    rows[0][column] = value
+    with table.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    (problem,) = write_report([tmp_path / "out"], tmp_path / "again")
+    assert problem.startswith(f"{table}: a: {says}")
+    assert [row["run"] for row in rows_of(tmp_path / "again" / "runs.csv")] == ["b"]
+
+
+def test_a_history_of_nothing_but_zeros_and_a_name_that_is_no_text_are_lines(tmp_path: Path) -> None:
+    """A file system that lost power leaves the first; the second must not end the page behind all work."""
+    write_run(tmp_path / "models" / "good")
+    write_run(tmp_path / "models" / "lost", seed=1)
+    (tmp_path / "models" / "lost" / "history.csv").write_bytes(b"epoch\n" + b"\0" * 200_000)
+    bad = tmp_path / "bad\udcff"
+    problems = write_report([tmp_path / "models", bad], tmp_path / "out")
+    assert [problem.split(": ")[0] for problem in problems] == [
+        str(tmp_path / "models" / "lost" / "history.csv"),
+        f"{tmp_path}/bad\\udcff",
+    ]
+    assert "bad\\udcff" in (tmp_path / "out" / "index.html").read_text()
+
+
 def test_no_run_at_all_says_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     with pytest.raises(DataError, match=r"no finished run: looked for RUN/weights\.safetensors.*models"):
@@ -185,6 +230,11 @@ def test_only_a_reports_folder_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no report wrote notes\.txt"):
         write_report([models], out)
     assert (out / "notes.txt").read_text() == "mine"
+    marker = (out / "report.json").read_text()
+    (out / "report.json").write_text('{"files": 5}')
+    with pytest.raises(DataError, match="no report wrote"):
+        write_report([models], out)
+    (out / "report.json").write_text(marker)
     (out / "notes.txt").unlink()
     write_report([out], out)  # redrawn in its place
     assert len(rows_of(out / "runs.csv")) == 2

@@ -4,12 +4,15 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from report_runs import FULL, rows_of, write_ensemble, write_run
 
 from sdpipe.recipes import load_recipes
+from sdpipe.report.colours import COLOURS, compared_colours
 from sdpipe.report.figures import plan_figures
-from sdpipe.report.plots import COLOURS, stochastic_colours
+from sdpipe.report.plots import Sheet
 from sdpipe.report.reading import read_runs
 from sdpipe.report.settings import group
 from sdpipe.report.write import write_report
@@ -86,10 +89,80 @@ def test_curves_at_another_depth_than_the_papers_say_so(tmp_path: Path, depth: i
     assert curves.caption.startswith(f"As the paper's {says}")
 
 
+def draw(models: Path, number: str) -> list[Axes]:
+    (drawing,) = [one for one in plan_figures(group(read_runs([models])[0]))[0] if one.number == number]
+    figure = drawing.draw(Sheet(path=models / "figure.png", title=drawing.title, mark=drawing.mark))
+    return list(figure.axes)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_long_legend_leaves_the_axes_their_size(tmp_path: Path) -> None:
+    """figure8-left has 16 stochastic trainings, and so 32 lines; a sweep over dropout has 10 curves."""
+    heights = []
+    for count in (1, 8):
+        models = tmp_path / f"{count}"
+        write_run(models / "c", p_L=1.0)
+        for at in range(count):
+            write_run(models / f"d{at}", p_L=1.0, dropout=0.05 + at / 20)
+            for rule in ("linear_decay", "uniform"):
+                run = models / f"{rule}{at}"
+                write_ensemble(run, write_run(run, p_L=0.2 + at / 20, rule=rule))
+        for number in ("As figure 3", "Ensemble"):
+            axes = draw(models, number)[0]
+            heights.append(axes.get_window_extent().height)
+    assert heights[2:] == pytest.approx(heights[:2], rel=0.2)
+
+
+def test_each_curve_of_a_figure_has_a_colour_of_its_own(tmp_path: Path) -> None:
+    """Constant depth's, too."""
+    for dropout in range(10):
+        write_run(tmp_path / f"{dropout}", p_L=1.0, dropout=dropout / 10)
+    curves = [line for line in draw(tmp_path, "As figure 3")[0].lines if line.get_label().startswith("const")]
+    assert len({line.get_color() for line in curves}) == len(curves) == 10
+
+
+def test_a_run_of_one_validation_is_a_point(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", validated_at=(1, 2))
+    for axes in draw(tmp_path, "As figure 3"):
+        assert all(line.get_marker() != "." for line in axes.lines)
+    folder = tmp_path / "a"
+    for name in ("history.csv", "timing.csv"):
+        header, _, second = (folder / name).read_text().splitlines()
+        (folder / name).write_text(f"{header}\n{second}\n")
+    for axes in draw(tmp_path, "As figure 3"):
+        assert any(line.get_marker() == "." for line in axes.lines)
+
+
+def test_one_run_has_no_error_bar(tmp_path: Path) -> None:
+    """Of length zero it would say that seeds do not differ."""
+    for p_L in (0.5, 0.8):
+        write_run(tmp_path / f"{p_L}", p_L=p_L)
+    caps = [line for line in draw(tmp_path, "Figure 8 left")[0].lines if line.get_marker() == "_"]
+    assert caps
+    assert np.isnan([cap.get_ydata(orig=False) for cap in caps]).all()
+    write_run(tmp_path / "second", p_L=0.5, seed=1, test_error=0.2)
+    caps = [line for line in draw(tmp_path, "Figure 8 left")[0].lines if line.get_marker() == "_"]
+    assert [sum(~np.isnan(cap.get_ydata(orig=False))) for cap in caps] == [1, 1]
+
+
+def test_points_of_an_ensemble_are_of_the_same_runs(tmp_path: Path) -> None:
+    """Of runs with other numbers of sub-networks the mean moved for the runs that were left."""
+    header = "fingerprint,members,seed,ensemble_error,test_network_error,ensemble_nll,test_network_nll"
+    for seed, (error, members) in enumerate([(0.3, (1, 4, 16)), (0.1, (1, 4))]):
+        folder = tmp_path / f"s{seed}"
+        fingerprint = write_run(folder, p_L=0.5, seed=seed)
+        rows = [f"{fingerprint},{count},0,{error},{error},{error},{error}" for count in members]
+        (folder / "ensemble.csv").write_text("\n".join([header, *rows]) + "\n")
+    solid, dashed = (line for line in draw(tmp_path, "Ensemble")[0].lines if line.get_linestyle() in "--")
+    assert list(solid.get_xdata()) == [1, 4]
+    assert list(solid.get_ydata()) == pytest.approx([20, 20])
+    assert list(dashed.get_ydata()) == pytest.approx([20, 20])
+
+
 @pytest.mark.parametrize("count", [1, 5, 6, 16])
 def test_every_line_has_a_colour_of_its_own(count: int) -> None:
     """figure8-left has 16 stochastic trainings in one figure of ensembles."""
-    assert len({*stochastic_colours(count), COLOURS[0]}) == count + 1
+    assert len({*compared_colours(count), COLOURS[0]}) == count + 1
 
 
 def test_what_is_not_drawn_is_listed_with_the_command_that_makes_it(tmp_path: Path) -> None:

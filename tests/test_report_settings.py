@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from report_runs import FULL, rows_of, two_seeds, write_run
 
@@ -263,9 +264,34 @@ def test_cifar10_pictures_in_folders_are_told_by_their_classes(tmp_path: Path) -
     assert "paper_recipe" not in second
 
 
-def test_different_hardware_is_warned_of(tmp_path: Path) -> None:
-    write_run(tmp_path / "models" / "c", p_L=1.0, hardware="fast")
-    write_run(tmp_path / "models" / "s", p_L=0.5, hardware="slow")
+def test_more_pictures_than_cifar10_has_are_not_its_own(tmp_path: Path) -> None:
+    """CINIC-10 has the same classes and size, and 162,000 pictures to train and validate."""
+    write_run(
+        tmp_path / "a", dataset="imagefolder", class_names=CIFAR10, image_size=(32, 32), num_train=161_000
+    )
+    assert [run.pictures for run in read_runs([tmp_path])[0]] == ["imagefolder"]
+
+
+def test_a_report_whose_table_went_through_pandas_is_the_same(tmp_path: Path) -> None:
+    """Which writes `False`; read as a text, it made an augmented training of one without."""
+    plain = {**FULL, **load_recipes()["cifar10-plain-data"].train}
+    write_run(tmp_path / "models" / "c", **{**plain, "p_L": 1.0})
+    write_report([tmp_path / "models"], tmp_path / "out")
+    table1 = (tmp_path / "out" / "table1.csv").read_text()
+    assert "cifar10-plain-data" in table1
+    pd.read_csv(tmp_path / "out" / "runs.csv").to_csv(tmp_path / "out" / "runs.csv", index=False)
+    assert ",False," in (tmp_path / "out" / "runs.csv").read_text()
+    write_report([tmp_path / "out"], tmp_path / "again")
+    assert (tmp_path / "again" / "table1.csv").read_text() == table1
+    (row,) = rows_of(tmp_path / "again" / "runs.csv")
+    assert (row["flip"], row["git_dirty"]) == ("false", "false")
+
+
+@pytest.mark.parametrize("machines", [("fast", "slow"), ("slow, then fast", "slow, then fast")])
+def test_different_hardware_is_warned_of(tmp_path: Path, machines: tuple[str, str]) -> None:
+    """Between the two trainings, or within each."""
+    write_run(tmp_path / "models" / "c", p_L=1.0, hardware=machines[0])
+    write_run(tmp_path / "models" / "s", p_L=0.5, hardware=machines[1])
     write_report([tmp_path / "models"], tmp_path / "out")
     (row,) = read_table(tmp_path / "out" / "table2.csv")
     assert "different hardware" in row["warning"]

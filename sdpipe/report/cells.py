@@ -47,7 +47,13 @@ def _cell(value: Any) -> str:
     return json.dumps(value)
 
 
+# As spreadsheets and pandas write what JSON calls true and false.
+_TRUTHS = {"True": True, "False": False, "TRUE": True, "FALSE": False}
+
+
 def _value(cell: str) -> Any:
+    if cell in _TRUTHS:
+        return _TRUTHS[cell]
     try:
         return json.loads(cell)
     except ValueError:

@@ -2,16 +2,15 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from sdpipe.report.colours import CONSTANT_COLOUR, compared_colours
 from sdpipe.report.plan import Drawing, caption, line_of
 from sdpipe.report.plots import (
-    COLOURS,
     EnsembleLine,
     draw_bars,
     draw_degradation,
     draw_ensemble,
     draw_heatmap,
     draw_p_L,
-    stochastic_colours,
 )
 from sdpipe.report.runs import Run
 from sdpipe.report.settings import (
@@ -43,12 +42,17 @@ def depth_figures(settings: Sequence[Setting]) -> list[Drawing]:
     groups.append([one for one in settings if {run.recipe for run in one.runs} & _PAIR_OF_FIGURE_5])
     drawings: list[Drawing] = []
     for group in groups:
-        kinds = {arm.kind for setting in group if setting.constant for arm in setting.compared}
-        for kind in sorted(kinds):
-            found = [setting for setting in group if setting.constant and _arm(setting, kind)]
+        # Beside one constant depth only: its dropout is the least that a setting has.
+        kinds = {(one.constant.dropout, arm.kind) for one in group if one.constant for arm in one.compared}
+        for dropout, kind in sorted(kinds):
+            found = [setting for setting in _of_dropout(group, dropout) if _arm(setting, kind)]
             if len({setting.get("depth") for setting in found}) > 1 and not _drawn(drawings, found, kind):
                 drawings.append(_bars(found, kind))
     return drawings
+
+
+def _of_dropout(settings: Iterable[Setting], dropout: float) -> list[Setting]:
+    return [one for one in settings if one.constant and one.constant.dropout == dropout]
 
 
 def _arm(setting: Setting, kind: Kind) -> Arm | None:
@@ -186,17 +190,22 @@ def _heatmap(group: Sequence[Setting], cells: dict[tuple[float, int], Arm], how:
 
 def degradation_groups(settings: Iterable[Setting]) -> list[tuple[list[Setting], list[Setting]]]:
     """Plain and residual settings at constant depth that share all but the skip, of the depths of both."""
-    found = []
-    for group in group_by_all_but((one for one in settings if one.constant), "skip", "depth"):
-        by_skip: dict[str, list[Setting]] = {}
-        for setting in sorted(group, key=lambda setting: int(setting.get("depth"))):
-            by_skip.setdefault(setting.get("skip"), []).append(setting)
-        plain = by_skip.pop("plain", [])
-        for residual in by_skip.values():
-            depths = {one.get("depth") for one in plain} & {one.get("depth") for one in residual}
-            if len(depths) > 1:
-                found.append((_of_depths(plain, depths), _of_depths(residual, depths)))
+    found: list[tuple[list[Setting], list[Setting]]] = []
+    for group in group_by_all_but(settings, "skip", "depth"):
+        for dropout in sorted({one.constant.dropout for one in group if one.constant}):
+            found += _degradation_groups(_of_dropout(group, dropout))
     return found
+
+
+def _degradation_groups(group: Iterable[Setting]) -> Iterable[tuple[list[Setting], list[Setting]]]:
+    by_skip: dict[str, list[Setting]] = {}
+    for setting in sorted(group, key=lambda setting: int(setting.get("depth"))):
+        by_skip.setdefault(setting.get("skip"), []).append(setting)
+    plain = by_skip.pop("plain", [])
+    for residual in by_skip.values():
+        depths = {one.get("depth") for one in plain} & {one.get("depth") for one in residual}
+        if len(depths) > 1:
+            yield _of_depths(plain, depths), _of_depths(residual, depths)
 
 
 def _of_depths(settings: Iterable[Setting], depths: Collection[int]) -> list[Setting]:
@@ -204,19 +213,21 @@ def _of_depths(settings: Iterable[Setting], depths: Collection[int]) -> list[Set
 
 
 def degradation_figures(settings: Iterable[Setting]) -> list[Drawing]:
-    """ResNet's figures 1 and 4: deeper plain nets get worse, deeper residual ones do not."""
+    """ResNet's figures 1, 4 and 6: deeper plain nets get worse, deeper residual ones do not."""
     return [_degradation(plain, residual) for plain, residual in degradation_groups(settings)]
 
 
 def _degradation(plain: Sequence[Setting], residual: Sequence[Setting]) -> Drawing:
     skip = residual[0].get("skip")
+    alike = "1 and 4" if residual[0].get("family") == "imagenet" else "1 and 6"
     depths = sorted({setting.get("depth") for setting in (*plain, *residual)})
+    colours = dict(zip(depths, [CONSTANT_COLOUR, *compared_colours(len(depths) - 1)], strict=True))
     columns = {
         name: [
             line_of(
                 setting.constant,
                 f"{setting.get('depth')} layers",
-                COLOURS[depths.index(setting.get("depth")) % len(COLOURS)],
+                colours[setting.get("depth")],
             )
             for setting in found
             if setting.constant
@@ -227,7 +238,7 @@ def _degradation(plain: Sequence[Setting], residual: Sequence[Setting]) -> Drawi
         number="Degradation",
         name=f"degradation-{slug(f'{common_label(residual)} skip {skip}')}",
         title=f"Plain against residual nets, constant depth: {common_label(residual)}",
-        caption="As figures 1 and 4 of the ResNet paper, with the training loss in place of the training "
+        caption=f"As figures {alike} of the ResNet paper, with the training loss in place of the training "
         "error. Thin: each run; bold: their mean; dotted: the learning rate of all changes.",
         mark=size_mark(_runs(one.constant for one in (*plain, *residual) if one.constant)),
         draw=lambda sheet: draw_degradation(sheet, columns),
@@ -238,7 +249,7 @@ def ensemble_figures(settings: Iterable[Setting]) -> list[Drawing]:
     """The implicit ensemble: for each setting with ensembles of stochastic runs."""
     drawings = []
     for setting in settings:
-        arms = [arm for arm in setting.stochastic if any(run.ensemble for run in arm.runs)]
+        arms = [arm for arm in setting.stochastic if _members_of_all(arm)]
         if arms:
             drawings.append(_ensemble(setting, arms))
     return drawings
@@ -246,23 +257,29 @@ def ensemble_figures(settings: Iterable[Setting]) -> list[Drawing]:
 
 def _ensemble(setting: Setting, arms: Sequence[Arm]) -> Drawing:
     runs = [run for run in _runs(arms) if run.ensemble]
-    lines = [_ensemble_line(*line) for line in zip(arms, stochastic_colours(len(arms)), strict=True)]
+    lines = [_ensemble_line(*line) for line in zip(arms, compared_colours(len(arms)), strict=True)]
     return Drawing(
         number="Ensemble",
         name=f"ensemble-{setting.slug}",
         title=f"Sampled sub-networks against the test network: {setting.label}",
         caption="The implicit ensemble of the paper's section 3. Solid: the softmax average of sampled "
         "sub-networks; dashed: the test network of equation 5. Error bars: one standard deviation over runs. "
-        f"Runs: {len(runs)}.",
+        f"Runs: {len(runs)}. Each point is of all runs of its training.",
         mark=size_mark(runs),
         draw=lambda sheet: draw_ensemble(sheet, lines),
     )
 
 
+def _members_of_all(arm: Arm) -> list[float]:
+    """The numbers of sub-networks that all its runs with an ensemble have."""
+    counts = [{row["members"] for row in run.ensemble} for run in arm.runs if run.ensemble]
+    return sorted(set.intersection(*counts)) if counts else []
+
+
 def _ensemble_line(arm: Arm, colour: str) -> EnsembleLine:
     found = [run.ensemble for run in arm.runs if run.ensemble]
     rows = [row for ensemble in found for row in ensemble]
-    members = sorted({row["members"] for row in rows})
+    members = _members_of_all(arm)
 
     def by_members(column: str) -> dict[float, Spread]:
         return {count: spread(row[column] for row in rows if row["members"] == count) for count in members}

@@ -9,7 +9,7 @@ from sdpipe.report.comparisons import (
     heatmap_figures,
     p_L_figures,
 )
-from sdpipe.report.plan import Drawing, NotDrawn, arm_line, caption
+from sdpipe.report.plan import Drawing, NotDrawn, arm_lines, caption
 from sdpipe.report.plots import draw_curves, draw_gradient
 from sdpipe.report.settings import Arm, Setting, size_mark
 
@@ -134,7 +134,7 @@ def _curves(setting: Setting) -> Drawing:
             _left_out(setting),
         ),
         mark=size_mark(run for arm in arms for run in arm.runs),
-        draw=lambda sheet: draw_curves(sheet, [arm_line(at, setting, arm) for at, arm in enumerate(arms)]),
+        draw=lambda sheet: draw_curves(sheet, arm_lines(setting, arms)),
     )
 
 
@@ -146,14 +146,15 @@ def _curve_figure(setting: Setting) -> tuple[str, str]:
     """The paper's figure that these curves are, and how the caption says it."""
     if setting.get("skip") == "plain":
         return "As figure 3", "As the paper's figure 3, of a plain net, which it does not have"
-    if setting.get("depth") >= _IN_FIGURE_4:
+    if setting.get("depth") == _IN_FIGURE_4 and setting.pictures == "cifar10":
         return "Figure 4", f"As the paper's figure 4, the curves of {_IN_FIGURE_4} layers"
     if setting.pictures == "svhn":
         return "Figure 4", f"As the paper's figure 4, the curves on SVHN{_unless(setting, 152)}"
     if setting.pictures in ("cifar10", "cifar100"):
         return "Figure 3", f"As the paper's figure 3{_unless(setting, 110)}"
     if setting.get("family") == "imagenet":
-        return "Figure 6", f"As the paper's figure 6{_unless(setting, 152)}"
+        data = "" if setting.pictures == "imagenet" else ", on other data"
+        return "Figure 6", f"As the paper's figure 6{_unless(setting, 152)}{data}"
     return "As figure 3", "As the paper's figure 3, on other data"
 
 
@@ -174,5 +175,5 @@ def _gradient(setting: Setting) -> Drawing:
             _left_out(setting),
         ),
         mark=size_mark(run for arm in arms for run in arm.runs),
-        draw=lambda sheet: draw_gradient(sheet, [arm_line(at, setting, arm) for at, arm in enumerate(arms)]),
+        draw=lambda sheet: draw_gradient(sheet, arm_lines(setting, arms)),
     )

@@ -1,11 +1,12 @@
 """What a planned figure is, and what is said of one that cannot be drawn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from sdpipe.report.plots import COLOURS, Line, Sheet
+from sdpipe.report.colours import CONSTANT_COLOUR, compared_colours
+from sdpipe.report.plots import Line, Sheet
 from sdpipe.report.settings import Arm, Setting
 
 
@@ -36,10 +37,12 @@ def caption(*sentences: str) -> str:
     return " ".join(filter(None, sentences))
 
 
-def arm_line(at: int, setting: Setting, arm: Arm) -> Line:
-    """The curves of one training; constant depth always has the first colour. at: among those shown."""
-    colour = COLOURS[(at if setting.constant else at + 1) % len(COLOURS)]
-    return line_of(arm, arm.name, colour)
+def arm_lines(setting: Setting, arms: Sequence[Arm]) -> list[Line]:
+    """The curves of trainings, each in a colour of its own; constant depth always has the same."""
+    colours = iter(compared_colours(len(arms)))
+    return [
+        line_of(arm, arm.name, CONSTANT_COLOUR if arm is setting.constant else next(colours)) for arm in arms
+    ]
 
 
 def line_of(arm: Arm, name: str, colour: str) -> Line:

@@ -18,20 +18,13 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from sdpipe.drawing import STYLE, mark_drops, save_png
+from sdpipe.report.colours import COLOURS, CONSTANT_COLOUR, compared_colours
 from sdpipe.report.runs import Numbers
 from sdpipe.report.settings import Spread
 
-COLOURS = ("#1f5fa8", "#d1541e", "#2d8a4e", "#8449a6", "#8a6d1f", "#5b6770")
-_SHADES = "turbo"  # where there are more lines than colours
+_ROWS, _ROW = 3, 0.19  # of a legend for which a figure has the height, and of each one more, inches
 _MARK_COLOUR = "#a3231f"
 _WIDTH = 6.4  # inches
-
-
-def stochastic_colours(count: int) -> list[str]:
-    """Unlike constant depth's and one another."""
-    if count < len(COLOURS):
-        return list(COLOURS[1 : 1 + count])
-    return [mpl.colors.to_hex(colour) for colour in mpl.colormaps[_SHADES](np.linspace(0.05, 0.95, count))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +86,8 @@ def _log_scale(axes: Any) -> None:
 
 def _legend(figure: Figure, axes: Any, columns: int = 2) -> None:
     handles, labels = axes.get_legend_handles_labels()
+    more = math.ceil(len(labels) / columns) - _ROWS
+    figure.set_figheight(figure.get_figheight() + _ROW * max(0, more))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
@@ -158,7 +153,8 @@ def _draw_line(axes: Any, line: Line, column: str, scale: float) -> None:
     by_epoch = [{row["epoch"]: scale * row[column] for row in history} for history in line.histories]
     for points in by_epoch:
         thin = {"lw": 0.7, "alpha": 0.5} if len(by_epoch) > 1 else {"lw": 1.5, "label": line.name}
-        axes.plot(list(points), list(points.values()), color=line.colour, **thin)
+        marker = "." if len(points) == 1 else ""  # a line of one point is none
+        axes.plot(list(points), list(points.values()), color=line.colour, marker=marker, **thin)
     if len(by_epoch) > 1:
         shared = sorted(set.intersection(*map(set, by_epoch)))
         means = [float(np.mean([points[epoch] for points in by_epoch])) for epoch in shared]
@@ -197,9 +193,9 @@ def draw_p_L(sheet: Sheet, lines: Mapping[str, Mapping[float, Spread]], constant
         axes = grid[0, 0]
         if constant:
             mean, sd = 100 * constant.mean, 100 * (constant.sd or 0.0)
-            axes.axhline(mean, color=COLOURS[0], ls="--", lw=1.2, label=f"constant depth, {mean:.2f} %")
-            axes.axhspan(mean - sd, mean + sd, color=COLOURS[0], alpha=0.12, lw=0)
-        for colour, (name, points) in zip(stochastic_colours(len(lines)), lines.items(), strict=True):
+            axes.axhline(mean, color=CONSTANT_COLOUR, ls="--", lw=1.2, label=f"constant depth, {mean:.2f} %")
+            axes.axhspan(mean - sd, mean + sd, color=CONSTANT_COLOUR, alpha=0.12, lw=0)
+        for colour, (name, points) in zip(compared_colours(len(lines)), lines.items(), strict=True):
             _errorbar(axes, {x: points[x] for x in sorted(points)}, name, colour, 100.0)
         axes.set(xlabel="p_L, survival probability of the last block", ylabel="test error (%)")
         axes.set_xticks(sorted({p_L for points in lines.values() for p_L in points}))
@@ -211,7 +207,7 @@ def _errorbar(axes: Any, points: Mapping[float, Spread], name: str, colour: str,
     axes.errorbar(
         list(points),
         [scale * found.mean for found in points.values()],
-        yerr=[scale * (found.sd or 0.0) for found in points.values()],
+        yerr=[scale * (math.nan if found.sd is None else found.sd) for found in points.values()],
         color=colour,
         marker="o",
         markersize=4,
@@ -247,7 +243,7 @@ def draw_heatmap(
 
 
 def draw_degradation(sheet: Sheet, columns: Mapping[str, Sequence[Line]]) -> Figure:
-    """Plain nets left, residual ones right: training loss and validation error (ResNet, figures 1 and 4)."""
+    """Plain nets left, residual right: training loss and validation error (ResNet, figures 1, 4 and 6)."""
     with _drawing(sheet, 5.6, rows=2, columns=len(columns), sharex=True, sharey="row") as (figure, grid):
         for at, (name, lines) in enumerate(columns.items()):
             for line in lines:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sdpipe.errors import DataError, SdpipeError
+from sdpipe.errors import DataError, SdpipeError, on_one_line
 from sdpipe.files import read_json
 from sdpipe.report.cells import read_table
 from sdpipe.report.runs import Numbers, Run, check_numbers, check_params, checked, from_row, unique
@@ -17,6 +17,8 @@ _OF_A_RUN = ("weights.safetensors", "history.csv", "timing.csv", "train.json", "
 _CIFAR10 = frozenset(
     ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )
+
+_CIFAR10_IMAGES = 60_000  # with its test images
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -40,7 +42,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             "no finished run: looked for RUN/weights.safetensors with its history.csv, timing.csv, "
             f"train.json and timing.json, and for a report's runs.csv. {'; '.join(problems)}"
         )
-    return unique(runs), problems
+    return unique(runs), [on_one_line(problem) for problem in problems]
 
 
 def _readers(folder: Path) -> Iterable[Callable[[], list[Run]]]:
@@ -72,7 +74,7 @@ def _read_run(folder: Path) -> list[Run]:
             run=run_name(folder),
             fingerprint=info.fingerprint,
             dataset_digest=info.dataset_digest,
-            pictures=_pictures(info),
+            pictures=_pictures(info, train["num_train"] + train["num_validation"]),
             image_size=info.image_size,
             **{name: train[name] for name in ("test_error", "validation_error", "best_epoch")},
             **{name: train[name] for name in ("num_train", "num_validation", "num_parameters")},
@@ -90,9 +92,13 @@ def _read_run(folder: Path) -> list[Run]:
     return [checked(run, str(folder))]
 
 
-def _pictures(info: ModelInfo) -> str:
-    """CIFAR-10's pictures in class folders are CIFAR-10's: the paper's numbers stand beside them."""
+def _pictures(info: ModelInfo, num_images: int) -> str:
+    """CIFAR-10's pictures in class folders are CIFAR-10's: the paper's numbers stand beside them.
+
+    CINIC-10 has its classes and size, and more of them.
+    """
     is_cifar10 = frozenset(info.class_names) == _CIFAR10 and info.image_size == (32, 32)
+    is_cifar10 = is_cifar10 and num_images <= _CIFAR10_IMAGES
     return "cifar10" if info.dataset == "imagefolder" and is_cifar10 else info.dataset
 
 

@@ -2,13 +2,17 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from sdpipe.config import describe
 from sdpipe.errors import DataError
 from sdpipe.recipes import full_size_recipe
+from sdpipe.training.config import TrainConfig
 
 Numbers = dict[str, float]
 """A row of history.csv, timing.csv or ensemble.csv."""
@@ -16,6 +20,7 @@ Numbers = dict[str, float]
 NEEDED_PARAMS = (
     "dataset",
     "seed",
+    "family",
     "depth",
     "skip",
     "p_L",
@@ -147,19 +152,28 @@ def from_row(
     return checked(Run(params=params, history=history, ensemble=ensemble, **facts), where)
 
 
-_NUMBERS = [field.name for field in fields(Run) if field.type in (int, float)]
+def _checker(name: str, types: dict[str, Any]) -> type[BaseModel]:
+    """A model of what tables hold, where 20.0 is a whole number, too; further keys are left alone."""
+    return create_model(name, __config__=ConfigDict(extra="allow", allow_inf_nan=False), **types)
+
+
+_Facts = _checker("Facts", {field.name: (field.type, ...) for field in fields(Run) if field.name in FACTS})
+_known_params = {key: TrainConfig.model_fields[key] for key in NEEDED_PARAMS}
+_Params = _checker("Params", {key: (field.annotation, field) for key, field in _known_params.items()})
 _HISTORY = ("epoch", "learning_rate", "train_loss", "validation_error", "mean_abs_grad")
 
 
 def checked(run: Run, where: str) -> Run:
-    """The run itself. Raises DataError if a number is none, or the history lacks a column or is another's."""
-    for name in _NUMBERS:
-        value = getattr(run, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise DataError(f"{where}: {name}: expected a number, got {value!r}")
-    for key in ("seed", "depth", "p_L", "epochs"):
-        if not isinstance(run.params[key], int | float):
-            raise DataError(f"{where}: {key}: expected a number, got {run.params[key]!r}")
+    """The run, with its params as a training has them.
+
+    Raises DataError if a fact or a param has another type, or the history lacks a column or is another's.
+    """
+    try:
+        _Facts.model_validate({name: getattr(run, name) for name in FACTS})
+        params = _Params.model_validate(run.params).model_dump()
+    except ValidationError as error:
+        raise DataError(f"{where}: {describe(error)}") from error
+    run = replace(run, params={key: params[key] for key in run.params})
     if not run.history or any(column not in row for row in run.history for column in _HISTORY):
         raise DataError(f"{where}: its history is empty or lacks one of {', '.join(_HISTORY)}")
     epochs = [row["epoch"] for row in run.history]
@@ -192,10 +206,6 @@ def unique(runs: Iterable[Run]) -> list[Run]:
     for run in kept_runs:
         names[run.run] = names.get(run.run, 0) + 1
     return [
-        run if names[run.run] == 1 else _renamed(run, f"{run.run}~{run.fingerprint[:8]}") for run in kept_runs
+        run if names[run.run] == 1 else replace(run, run=f"{run.run}~{run.fingerprint[:8]}")
+        for run in kept_runs
     ]
-
-
-def _renamed(run: Run, name: str) -> Run:
-    values = {field.name: getattr(run, field.name) for field in fields(Run)}
-    return Run(**{**values, "run": name})

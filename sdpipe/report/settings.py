@@ -16,6 +16,12 @@ _HOW = frozenset({"device", "precision", "compile", "recompute"})
 _REDUCED, _OTHER = "reduced size", "other settings than the paper's"
 
 
+def exact(value: float) -> str:
+    """In as few digits as tell it from all others."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
 class Kind(NamedTuple):
     """What tells the trainings of a setting apart, seeds aside: how blocks and channels are dropped."""
 
@@ -31,7 +37,7 @@ class Kind(NamedTuple):
         if self.p_L == 1:
             return f"constant depth{self.extras}"
         uniform = ", uniform" if self.rule == "uniform" else ""
-        return f"stochastic, p_L {self.p_L:g}{uniform}{self.extras}"
+        return f"stochastic, p_L {exact(self.p_L)}{uniform}{self.extras}"
 
     @property
     def extras(self) -> str:
@@ -41,7 +47,7 @@ class Kind(NamedTuple):
             [
                 ", drawn for each image" if self.draw == "sample" else "",
                 f", p_L warmed up over {warmup} epochs" if warmup else "",
-                f", dropout {self.dropout:g}" if self.dropout else "",
+                f", dropout {exact(self.dropout)}" if self.dropout else "",
             ]
         )
 
@@ -225,7 +231,7 @@ def _base_label(runs: Sequence[Run]) -> str:
     least = min(run.params["dropout"] for run in runs)  # that of the constant depth compared with
     net = "plain net, " if params["skip"] == "plain" else ""
     augmented = "" if params["shift_px"] or params["flip"] else ", no augmentation"
-    dropout = f", dropout {least:g}" if least else ""
+    dropout = f", dropout {exact(least)}" if least else ""
     return f"{data_name(runs[0])}{augmented}, {net}{params['depth']} layers{dropout}"
 
 

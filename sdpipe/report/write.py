@@ -45,7 +45,8 @@ def _check_out(out: Path) -> None:
     if not out.is_dir():
         raise DataError(f"{out}: expected a folder, found a file")
     found = {path.name for path in out.iterdir()}
-    ours = set(read_json(out / _MARKER).get("files", [])) if _MARKER in found else set()
+    files = read_json(out / _MARKER).get("files") if _MARKER in found else []
+    ours = set(map(str, files)) if isinstance(files, list) else set()
     if foreign := sorted(found - ours):
         raise DataError(
             f"{out}: not replaced, since no report wrote {foreign[0]}; expected an empty folder or a report"

@@ -1,0 +1,66 @@
+"""Which settings stand beside each other in a figure, and what its caption calls it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_runs import write_run
+
+from sdpipe.report.figures import plan_figures
+from sdpipe.report.reading import read_runs
+from sdpipe.report.settings import group
+from sdpipe.report.write import write_report
+
+
+def test_bars_and_degradation_stand_beside_one_constant_depth(tmp_path: Path) -> None:
+    """One without dropout and one with are two: their errors would differ by more than the depth."""
+    for depth, dropout in ((8, 0.0), (14, 0.5)):
+        write_run(tmp_path / f"c{depth}", p_L=1.0, depth=depth, dropout=dropout)
+        write_run(tmp_path / f"s{depth}", p_L=0.5, depth=depth, dropout=0.5)
+        write_run(tmp_path / f"p{depth}", p_L=1.0, depth=depth, skip="plain", dropout=dropout)
+    assert not {"Figure 5", "Degradation"} & figures_of(tmp_path)
+    write_run(tmp_path / "c14-without", p_L=1.0, depth=14)
+    write_run(tmp_path / "p14-without", p_L=1.0, depth=14, skip="plain")
+    assert {"Figure 5", "Degradation"} <= figures_of(tmp_path)
+
+
+def figures_of(models: Path) -> set[str]:
+    return {drawing.number for drawing in plan_figures(group(read_runs([models])[0]))[0]}
+
+
+def test_what_differs_behind_six_digits_has_figures_of_its_own(tmp_path: Path) -> None:
+    for depth in (8, 14):
+        for p_L in (0.5, 0.8):
+            for dropout in (0.2, 0.20000001):
+                write_run(
+                    tmp_path / "models" / f"{depth}-{p_L}-{dropout}", depth=depth, p_L=p_L, dropout=dropout
+                )
+    assert write_report([tmp_path / "models"], tmp_path / "out") == []
+    assert len(list((tmp_path / "out").glob("p_L-depth-*.png"))) == 2
+
+
+def test_the_caption_names_the_resnet_papers_figures_of_the_family(tmp_path: Path) -> None:
+    for family, depths, widths in (("cifar", (8, 14), [4, 4, 4]), ("imagenet", (18, 34), [4, 4, 4, 4])):
+        for depth in depths:
+            for skip in ("A", "plain"):
+                params = {"family": family, "depth": depth, "widths": widths, "skip": skip, "p_L": 1.0}
+                write_run(tmp_path / f"{depth}{skip}", **params)
+    found = [
+        drawing.caption
+        for drawing in plan_figures(group(read_runs([tmp_path])[0]))[0]
+        if drawing.number == "Degradation"
+    ]
+    assert [caption[:20] for caption in found] == ["As figures 1 and 6 o", "As figures 1 and 4 o"]
+
+
+@pytest.mark.parametrize(
+    ("params", "number"),
+    [
+        ({"dataset": "cifar10", "depth": 1202}, "Figure 4"),
+        ({"depth": 1202}, "As figure 3"),
+        ({"dataset": "cifar10", "depth": 1208}, "Figure 3"),
+    ],
+)
+def test_figure_4_is_of_1202_layers_on_cifar10(tmp_path: Path, params: dict[str, Any], number: str) -> None:
+    write_run(tmp_path / "a", **params)
+    assert figures_of(tmp_path) == {number}
