@@ -34,29 +34,23 @@ def test_what_is_left_of_seven_seconds_is_for_mlflow() -> None:
         assert interruption.remaining_s() == 2
 
 
-@pytest.mark.parametrize(("error", "code"), [("KeyboardInterrupt", 130), ("ValueError('ours')", 1)])
-def test_ctrl_c_while_a_stage_is_imported_is_one_line(error: str, code: int) -> None:
-    """The import of PyTorch and its kind takes seconds. Other errors keep their traceback."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import pipeline; raise {error}"],
+def run_python(script: str) -> "subprocess.CompletedProcess[str]":
+    """In a process of its own; waits for the end of its output, too."""
+    return subprocess.run(
+        [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=20,
     )
+
+
+@pytest.mark.parametrize(("error", "code"), [("KeyboardInterrupt", 130), ("ValueError('ours')", 1)])
+def test_ctrl_c_while_a_stage_is_imported_is_one_line(error: str, code: int) -> None:
+    """The import of PyTorch and its kind takes seconds. Other errors keep their traceback."""
+    done = run_python(f"import pipeline; raise {error}")
     assert done.returncode == code
     assert done.stderr == "interrupted\n" if code == 130 else "Traceback" in done.stderr
-
-
-ENDING = """
-import atexit, sys, time
-from sdpipe.errors import errors_on_one_line
-from sdpipe.training.interruption import ending_at_once
-atexit.register(lambda: time.sleep(30))
-with ending_at_once(), errors_on_one_line():
-    print("saved")
-    raise {raised}
-"""
 
 
 HELD = """
@@ -74,25 +68,24 @@ with interruption.noticing_signals(lambda: None) as asked:
 @pytest.mark.parametrize("then", ["pass", "asked.allow_last_words()"])
 def test_who_decodes_pictures_ends_with_a_training_that_is_given_up(then: str) -> None:
     """They hold its output, for whose end `run` waits, as a supervisor does."""
-    done = subprocess.run(
-        [sys.executable, "-c", HELD.format(then=then)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
+    done = run_python(HELD.format(then=then))
     assert done.returncode == 143
+
+
+ENDING = """
+import atexit, sys, time
+from sdpipe.errors import errors_on_one_line
+from sdpipe.training.interruption import ending_at_once
+atexit.register(lambda: time.sleep(30))
+with ending_at_once(), errors_on_one_line():
+    print("saved")
+    raise {raised}
+"""
 
 
 @pytest.mark.parametrize(("raised", "code"), [("KeyboardInterrupt", 130), ("SystemExit(143)", 143)])
 def test_an_interrupted_process_does_not_take_its_time_to_end(raised: str, code: int) -> None:
     """What waits to be done at the interpreter's end (30 s here) is not waited for; what was said is seen."""
-    done = subprocess.run(
-        [sys.executable, "-c", ENDING.format(raised=raised)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
+    done = run_python(ENDING.format(raised=raised))
     assert done.returncode == code
     assert done.stdout == "saved\n"

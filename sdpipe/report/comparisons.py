@@ -264,7 +264,7 @@ def _ensemble(setting: Setting, arms: Sequence[Arm]) -> Drawing:
         title=f"Sampled sub-networks against the test network: {setting.label}",
         caption="The implicit ensemble of the paper's section 3. Solid: the softmax average of sampled "
         "sub-networks; dashed: the test network of equation 5. Error bars: one standard deviation over runs. "
-        f"Runs: {len(runs)}. Each point is of all runs of its training.",
+        f"Runs: {len(runs)}. Each point is of all runs of its line.",
         mark=size_mark(runs),
         draw=lambda sheet: draw_ensemble(sheet, lines),
     )
