@@ -1,17 +1,17 @@
 """Decoded pictures: the same pixels whatever the encoding."""
 
 import struct
-import zlib
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from encoded_pictures import encoded, pixels
+from encoded_pictures import encoded, pixels, png
 from PIL import Image
 
-from sdpipe.runtime import image as image_module
+from sdpipe.runtime import pixel_modes
 from sdpipe.runtime.artifact import open_artifact
-from sdpipe.runtime.image import decode
+from sdpipe.runtime.image import centre_box, decode
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "TGA"])
@@ -46,24 +46,13 @@ def test_sixteen_bits_give_the_same_pixels_in_any_encoding() -> None:
         planes = values[::-1].transpose(2, 0, 1).astype(">u2").tobytes()  # SGI: planes, from below
         head = struct.pack(">H2B4H", 474, 0, 2, 3 if values.shape[2] == 3 else 2, 7, 5, values.shape[2])
         files.append((values, head.ljust(512, b"\0") + planes))
-        files.append((values, deep_png(values)))
+        head = struct.pack(">2I5B", 7, 5, 16, 2 if values.shape[2] == 3 else 0, 0, 0, 0)
+        files.append((values, png(head, b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))))
     for values, raw in files:
         expected = np.broadcast_to(values >> 8, (5, 7, 3))
         np.testing.assert_array_equal(decode(raw, 3, None), expected)
     assert decode(b"P6 2000 1100 65535\n" + bytes(6 * 2000 * 1100), 3, (8, 8)).max() == 0
     assert decode(b"P3 200 200 65535\n" + b"65535 " * 3 * 200 * 200, 3, None).min() == 255
-
-
-def deep_png(values_HWC: np.ndarray) -> bytes:
-    """A PNG in 16 bits, grey or RGB, which Pillow writes in grey only."""
-    height, width, channels = values_HWC.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values_HWC)
-    kind = {1: 0, 3: 2}[channels]
-    head = b"IHDR" + struct.pack(">2I5B", width, height, 16, kind, 0, 0, 0)
-    chunks = (head, b"IDAT" + zlib.compress(rows), b"IEND")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
-    )
 
 
 def test_sixteen_bit_grey_keeps_its_range() -> None:
@@ -78,14 +67,6 @@ def test_exif_orientation_is_applied() -> None:
     exif[0x0112] = 6  # turn by 90 degrees clockwise to view
     turned = decode(encoded(Image.fromarray(array), "PNG", exif=exif), 3, None)
     np.testing.assert_array_equal(turned, np.rot90(array, -1))
-
-
-def test_transparency_is_laid_over_white() -> None:
-    """Half transparent black over white is (255 + 0) / 2; what is wholly transparent is not seen."""
-    image = Image.new("RGBA", (2, 1))
-    image.putpixel((0, 0), (0, 0, 0, 128))
-    image.putpixel((1, 0), (255, 0, 0, 0))
-    assert decode(encoded(image), 3, None).tolist() == [[[127, 127, 127], [255, 255, 255]]]
 
 
 def test_palette_cmyk_and_animation() -> None:
@@ -109,6 +90,17 @@ def test_others_are_resized_to_cover_and_cut_in_the_centre() -> None:
     np.testing.assert_array_equal(decode(encoded(image), 3, (4, 4)), np.asarray(whole))
     cut = image.crop((4, 0, 12, 8))
     np.testing.assert_array_equal(decode(encoded(image), 3, (8, 8)), np.asarray(cut))
+
+
+@pytest.mark.parametrize("side", [7, 9, 28, 32, 224])
+def test_the_box_lies_in_every_picture(side: int) -> None:
+    """By rounding it stuck out of pictures 116 pixels wide by 2e-15, for 28 and 224, which Pillow refuses."""
+    for width, height in product(range(1, 700, 3), (1, 116, 117, 232, 450, 699)):
+        left, top, right, bottom = centre_box((height, width), (side, side), 1.0)
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+        assert max(right - left, bottom - top) == pytest.approx(min(width, height), rel=1e-12)
+    assert decode(encoded(Image.new("L", (116, 116), 9)), 1, (side, side)).tolist() == [[[9]] * side] * side
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
@@ -184,7 +176,7 @@ def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     deep = encoded(Image.fromarray(rng.integers(0, 65536, (50, 7), dtype=np.uint16)))
     clear = encoded(Image.fromarray(rng.integers(0, 256, (50, 7, 4), dtype=np.uint8)))
     whole = [decode(deep, 1, None), decode(clear, 3, None), decode(clear, 1, None)]
-    monkeypatch.setattr(image_module, "_STRIP_PIXELS", 20)  # two rows
+    monkeypatch.setattr(pixel_modes, "_STRIP_PIXELS", 20)  # two rows
     for first, second in zip(
         whole, [decode(deep, 1, None), decode(clear, 3, None), decode(clear, 1, None)], strict=True
     ):

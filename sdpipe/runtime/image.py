@@ -3,26 +3,24 @@
 H, W: height and width; C: channels, 1 (grey) or 3 (RGB).
 """
 
-import io
 import logging
 import os
 import stat
 import struct
 import threading
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sdpipe.errors import ImageError
-from sdpipe.runtime.picture_limits import MAX_PIXELS, is_deep_plain, is_icon, judge_exif, open_within_limits
+from sdpipe.runtime.picture_limits import MAX_PIXELS, is_icon, judge_exif, open_within_limits
+from sdpipe.runtime.pixel_modes import load, to_mode
 
 MAX_BYTES = 256 * 1024 * 1024
 """Larger files are refused before they are read."""
 
-_STRIP_PIXELS = 2**20
 _LARGE_PIXELS, _LARGE_BYTES = 2**22, 2**23
 
 FORMATS = (
@@ -120,7 +118,7 @@ def open_picture(source: Path | bytes, channels: int, turn: Turn | None = None) 
     raw = source if isinstance(source, bytes) else _read(source, turn)
     if not raw:
         raise ImageError("empty", "the file is empty")
-    return _to_mode(_open(raw, turn), "L" if channels == 1 else "RGB")
+    return _decode(raw, "L" if channels == 1 else "RGB", turn)
 
 
 def centre_box(picture_HW: tuple[int, int], size_HW: tuple[int, int], crop_fraction: float) -> Box:
@@ -130,7 +128,8 @@ def centre_box(picture_HW: tuple[int, int], size_HW: tuple[int, int], crop_fract
     """
     (picture_height, picture_width), (height, width) = picture_HW, size_HW
     scale = min(picture_width / width, picture_height / height) * crop_fraction
-    box_width, box_height = width * scale, height * scale
+    # Rounding must not make a side longer than the picture's, or an edge would lie outside.
+    box_width, box_height = min(width * scale, picture_width), min(height * scale, picture_height)
     left, top = (picture_width - box_width) / 2, (picture_height - box_height) / 2
     return (left, top, min(left + box_width, picture_width), min(top + box_height, picture_height))
 
@@ -185,18 +184,18 @@ def check_size(num_bytes: int) -> None:
         raise ImageError("too_large", f"is over {MAX_BYTES // 2**20} MiB")
 
 
-def _open(raw: bytes, turn: Turn | None) -> Image.Image:
+def _decode(raw: bytes, mode: str, turn: Turn | None) -> Image.Image:
     try:
         if turn is not None and is_icon(raw):
             turn.take()
-        image = open_within_limits(raw, FORMATS)
-        if turn is not None and image.width * image.height > _LARGE_PIXELS:
+        opened = open_within_limits(raw, FORMATS)
+        if turn is not None and opened.width * opened.height > _LARGE_PIXELS:
             turn.take()
-        if is_deep_plain(image):
-            return _deep_plain(image, raw)
-        image.load()
-        judge_exif(image)
-        return _upright(image)
+        image = load(opened, raw)
+        judge_exif(opened)
+        turning = _turning(image)
+        image = to_mode(image, mode)
+        return image if turning is None else image.transpose(turning)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -210,66 +209,12 @@ def _open(raw: bytes, turn: Turn | None) -> Image.Image:
         raise ImageError("damaged", f"damaged or unsupported picture: {reason}") from error
 
 
-def _deep_plain(image: ImageFile.ImageFile, raw: bytes) -> Image.Image:
-    """The upper 8 bits of a plain text PPM, read as grey of three times the width; Pillow rounds colours."""
-    head = b"P2 %d %d 65535\n" % (3 * image.width, image.height)
-    grey = Image.open(io.BytesIO(head + raw[image.tile[0].offset :]), formats=("PPM",))
-    values_HW = np.asarray(_in_strips(grey, "L", _sixteen_bit_to_eight))
-    return Image.fromarray(values_HW.reshape(image.height, image.width, 3))
-
-
-def _upright(image: Image.Image) -> Image.Image:
+def _turning(image: Image.Image) -> Image.Transpose | None:
     """Not ImageOps.exif_transpose, which also writes all of the EXIF data again, however much it is.
 
     Data that are none say nothing of the orientation; of JPEG Pillow takes them so by itself.
     """
     try:
-        turning = _TURNINGS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return _TURNINGS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (SyntaxError, struct.error):  # no TIFF file
-        return image
-    return image if turning is None else image.transpose(turning)
-
-
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Bring any Pillow mode to `L` or `RGB` without losing range or showing what is transparent."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = _in_strips(image, "L", _sixteen_bit_to_eight)
-    elif image.mode == "F":
-        raise ImageError(
-            "unsupported_mode", "floating-point pixels have no agreed range; convert it to 8 bits"
-        )
-    if image.mode == mode:
-        return image
-    try:
-        if image.has_transparency_data:
-            return _in_strips(image, mode, lambda strip: _over_white(strip).convert(mode))
-        return image.convert(mode)
-    except MemoryError as error:
-        raise ImageError("no_memory", "not enough memory to convert its pixels") from error
-    except _DAMAGED as error:
-        raise ImageError(
-            "unsupported_mode", f"pixels of mode {image.mode} cannot be converted: {error}"
-        ) from error
-
-
-def _in_strips(image: Image.Image, mode: str, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Change a picture a strip of rows at a time, so that what stands between takes no memory to speak of."""
-    changed = Image.new(mode, image.size)
-    num_rows = max(1, _STRIP_PIXELS // image.width)
-    for top in range(0, image.height, num_rows):
-        strip = image.crop((0, top, image.width, min(top + num_rows, image.height)))
-        changed.paste(change(strip), (0, top))
-    return changed
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    overlay = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", overlay.size, "white"), overlay)
-
-
-def _sixteen_bit_to_eight(image: Image.Image) -> Image.Image:
-    # convert("L") would saturate at 255. Of colours Pillow takes the upper 8 bits, too.
-    values_HW = np.asarray(image).astype(np.int64)
-    if values_HW.size and (values_HW.min() < 0 or values_HW.max() > 65535):
-        raise ImageError("unsupported_mode", "grey values outside 0..65535; convert it to 8 or 16 bits")
-    return Image.fromarray((values_HW >> 8).astype(np.uint8))
+        return None

@@ -36,6 +36,7 @@ SHIPPED = (
     "runtime/metadata.py",
     "runtime/onnx_file.py",
     "runtime/picture_limits.py",
+    "runtime/pixel_modes.py",
     "runtime/serving.py",
     "runtime/shapes.py",
     "runtime/tiff_limits.py",
