@@ -48,6 +48,20 @@ def test_scans_of_a_jpeg_are_counted() -> None:
     )
 
 
+def test_what_only_looks_like_scans_is_not_counted() -> None:
+    """Behind a picture's end a phone puts a film, and a segment before it may hold a small picture."""
+    image = Image.new("L", (4000, 2000), 128)
+    scans = b"\xff\xda" * 500
+    expected = decode(encoded(image, "JPEG"), 1, (8, 8))
+    for raw in (encoded(image, "JPEG") + scans, encoded(image, "JPEG", comment=scans)):
+        np.testing.assert_array_equal(decode(raw, 1, (8, 8)), expected)
+    many = many_scans((4000, 2000), 200)
+    ends = many[:2] + b"\xff\xfe\0\6\xff\xd9\xff\xd9" + many[2:]  # a comment that holds two ends
+    assert str(refusal(ends)) == "206 scans of 4000 x 2000 pixels"
+    filled = many.replace(b"\xff\xda", b"\xff\xff\xff\xda")
+    assert str(refusal(filled)) == "206 scans of 4000 x 2000 pixels"
+
+
 def icon(content: bytes) -> bytes:
     """An ICO file with one picture, which its directory says is 256 x 256."""
     return struct.pack("<3H4B2H2I", 0, 1, 1, 0, 0, 0, 0, 1, 32, len(content), 22) + content

@@ -5,6 +5,7 @@ H, W: height and width. The times are of one core of an AMD EPYC, Pillow 13.
 
 import io
 import math
+import re
 
 from PIL import Image, ImageFile
 
@@ -34,6 +35,7 @@ _MAX_COMMENTS = 1000  # of a plain PPM; each copies up to a megabyte
 _MAX_SCANNED = 20 * MAX_PIXELS
 _LEAST_SCANNED = 2**21
 _MAX_PROGRESSIVE_BYTES = 2**25  # 32 nanoseconds a byte
+_JPEG_MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # coded pixels hold the others alone
 
 # Pillow reads a PNG, a GIF, and the heads of other formats, part by part, at 0.1 to 1 microseconds a read, of
 # which a part takes 2 to 5. libpng's parts have 8 KiB, so that 32,000 fill the largest file that is read.
@@ -142,10 +144,25 @@ def _judge_head(image: ImageFile.ImageFile, raw: bytes) -> bool:
     return in_python
 
 
+def _count_scans(raw: bytes) -> int:
+    """Scans of a JPEG, up to its end; what stands behind that, such as a phone's film, is not decoded.
+
+    Segments are passed over by their length, as libjpeg does: what they hold may look like marks.
+    """
+    num_scans, at = 0, 2
+    for _ in range(_MAX_READS):
+        mark = _JPEG_MARK.search(raw, at)
+        if mark is None or mark[0] == b"\xff\xd9":
+            return num_scans
+        num_scans += mark[0] == b"\xff\xda"
+        at = mark.end() + int.from_bytes(raw[mark.end() : mark.end() + 2])
+    raise ImageError("too_large", f"over {_MAX_READS:,} segments")
+
+
 def _judge_scans(image: ImageFile.ImageFile, raw: bytes) -> None:
     """Raise ImageError for a JPEG with too many scans, or a progressive one of too many bytes."""
     width, height = image.size
-    num_scans = raw.count(b"\xff\xda")  # coded pixels do not hold these bytes
+    num_scans = _count_scans(raw)
     if num_scans * max(width * height, _LEAST_SCANNED) > _MAX_SCANNED:
         raise ImageError("too_large", f"{num_scans:,} scans of {width} x {height} pixels")
     if "progressive" in image.info and len(raw) > _MAX_PROGRESSIVE_BYTES:
