@@ -2,6 +2,9 @@
 
 import http.server
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from encoded_pictures import write_folder
-from test_predict_use import call
+from test_predict_use import CLI, ENVIRONMENT, call
 
 from sdpipe.errors import ImageError
 from sdpipe.runtime import sources
@@ -24,8 +27,10 @@ class Server(http.server.BaseHTTPRequestHandler):
     """Pictures and bad habits."""
 
     picture = b""
+    asked = threading.Event()
 
     def do_GET(self) -> None:
+        self.asked.set()
         if self.path in ("/good.png", "/long.png"):
             self.send_response(200)
             length = 10**12 if self.path == "/long.png" else len(self.picture)
@@ -38,8 +43,8 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.end_headers()
         elif self.path == "/silent.png":
             time.sleep(3)
-        elif self.path in ("/slow.png", "/drip.png"):
-            if self.path == "/slow.png":
+        elif self.path.split("?")[0] in ("/slow.png", "/drip.png"):
+            if self.path.startswith("/slow.png"):
                 self.send_response(200)
                 self.end_headers()
             for _ in range(60):
@@ -120,3 +125,28 @@ def test_no_fetch_ends_with_half_an_answer(server: str, monkeypatch: pytest.Monk
     answer = sources._fetch(f"{server}/{path}")
     assert isinstance(answer, ImageError)
     assert str(answer) == "no whole answer in 0.5 s"
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_what_is_being_fetched(
+    server: str, rgb_model_path: Path, signal_number: int
+) -> None:
+    """Each of these takes 6 s, one after the other; the process used to live on until the last one came."""
+    urls = [f"{server}/slow.png?{number}" for number in range(8)]
+    command = [sys.executable, "-c", CLI, "predict", "--allow-url", "--model", str(rgb_model_path), *urls]
+    Server.asked.clear()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+        assert Server.asked.wait(60)
+        started = time.monotonic()
+        process.send_signal(signal_number)
+        assert process.wait(60) == 128 + signal_number
+        assert time.monotonic() - started < 5
+        assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("name", ["ä.png", "a b.png"])
+def test_a_url_that_cannot_be_asked_for_is_one_line(server: str, rgb_model_path: Path, name: str) -> None:
+    result = call("--allow-url", "--model", rgb_model_path, f"{server}/{name}")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {server}/{name}: cannot be fetched: ")
+    assert ("%C3%A4" in result.stderr) == (name == "ä.png")

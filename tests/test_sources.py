@@ -100,3 +100,10 @@ def test_links_that_cannot_be_followed(tmp_path: Path) -> None:
     (tmp_path / "loop.png").symlink_to("loop.png")
     everything = [str(tmp_path / name) for name in ("good.png", "long.png", "loop.png")]
     assert names(*everything) == names(tmp_path) == names(f"{tmp_path}/*") == everything
+
+
+def test_a_file_of_that_name_is_not_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-").write_bytes(b"x")
+    assert names("?") == ["./-"]
+    assert names("-") == ["-"]

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -83,10 +83,15 @@ def _decode_ahead(
         return
     from concurrent.futures import Future, ThreadPoolExecutor
     from itertools import chain
+    from threading import Event
 
     def submit(chunk: list[tuple[int, str | Failure]]) -> Future[list[_Picture | Failure]]:
         def work() -> list[_Picture | Failure]:
-            return [_decode(artifact, file, number < num_thumbnails) for number, file in chunk]
+            return [
+                _decode(artifact, file, number < num_thumbnails, is_given_up.is_set)
+                for number, file in chunk
+                if not is_given_up.is_set()
+            ]
 
         # A thread that waits for standard input could not be interrupted.
         if all(file != STDIN for _, file in chunk) and not _is_small(chunk[0][1]):
@@ -96,6 +101,7 @@ def _decode_ahead(
         return done
 
     give_memory_back()
+    is_given_up = Event()
     pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS))
     # Several to a thread: handing over one costs as much as decoding a small one.
     size = max(1, ahead // _CHUNKS_AHEAD)
@@ -109,6 +115,7 @@ def _decode_ahead(
         while decoding:
             yield from decoding.popleft().result()
     finally:
+        is_given_up.set()  # or the end of the process would wait for the chunks that are begun
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -122,14 +129,19 @@ def _is_small(file: str | Failure) -> bool:
         return False
 
 
-def _decode(artifact: Artifact, file: str | Failure, with_thumbnail: bool) -> _Picture | Failure:
+def _decode(
+    artifact: Artifact,
+    file: str | Failure,
+    with_thumbnail: bool,
+    is_given_up: Callable[[], bool] = lambda: False,
+) -> _Picture | Failure:
     if isinstance(file, Failure):
         return file
     metadata = artifact.metadata
     height, width = metadata.image_size
     try:
         with Turn() as turn:
-            picture = open_picture(read_source(file), metadata.channels, turn)
+            picture = open_picture(read_source(file, is_given_up), metadata.channels, turn)
             box = centre_box((picture.height, picture.width), (height, width), metadata.crop_fraction)
             return _Picture(
                 file=file,

@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ TIMEOUT_S = 10.0
 """For a URL, from the first look-up to the last byte."""
 
 _CHUNK_BYTES = 2**16
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ def expand(
         elif not _exists(argument) and glob.has_magic(argument):
             matches = [match for match in _matches(argument) if not _is_file(match, left_out)]
             for match in matches:
-                yield from _in_folder(match, left_out) if _is_folder(match) else [match]
+                name = f"./{match}" if match == STDIN else match
+                yield from _in_folder(match, left_out) if _is_folder(match) else [name]
             if not matches:
                 yield Failure(file=argument, code="not_found", message="no file matches")
         elif not argument:
@@ -156,11 +158,14 @@ def _in_folder(folder: str, left_out: str | None) -> Iterator[str | Failure]:
         yield Failure(file=folder, code="no_pictures", message="the folder holds no pictures")
 
 
-def read_source(name: str) -> Path | bytes:
-    """What the decoder reads: a path, or the bytes of standard input or a URL. Raises ImageError."""
+def read_source(name: str, is_given_up: Callable[[], bool] = lambda: False) -> Path | bytes:
+    """What the decoder reads: a path, or the bytes of standard input or a URL.
+
+    is_given_up: asked while a URL is waited for. Raises ImageError.
+    """
     if name == STDIN:
         return _read_stdin()
-    return read_url(name) if is_url(name) else Path(name)
+    return read_url(name, is_given_up) if is_url(name) else Path(name)
 
 
 def _read_stdin() -> bytes:
@@ -176,10 +181,11 @@ def _read_stdin() -> bytes:
     return raw
 
 
-def read_url(url: str) -> bytes:
+def read_url(url: str, is_given_up: Callable[[], bool] = lambda: False) -> bytes:
     """Fetch over http or https, redirects among these included, within TIMEOUT_S in all.
 
-    Raises ImageError for other schemes, what is too large, too slow or not there.
+    is_given_up: asked while it is waited for; then what was fetched is left. Raises ImageError for other
+    schemes, what is too large, too slow or not there.
     """
     if not re.match(r"https?://", url, re.IGNORECASE):
         raise ImageError("not_fetched", "only http:// and https:// are fetched")
@@ -187,7 +193,9 @@ def read_url(url: str) -> bytes:
     # A socket's own timeout starts again with every byte, and looking up a name has none.
     fetching = threading.Thread(target=lambda: answers.append(_fetch(url)), daemon=True)
     fetching.start()
-    fetching.join(TIMEOUT_S)
+    deadline = time.monotonic() + TIMEOUT_S
+    while fetching.is_alive() and time.monotonic() < deadline and not is_given_up():
+        fetching.join(_LOOK_S)
     answer = answers[0] if answers else _too_slow()
     if isinstance(answer, ImageError):
         raise answer
@@ -205,7 +213,7 @@ def _not_fetched(reason: str) -> ImageError:
 def _fetch(url: str) -> bytes | ImageError:
     from http.client import HTTPException  # these take longer to import than a picture to predict
     from urllib import request
-    from urllib.error import HTTPError
+    from urllib.error import HTTPError, URLError
 
     opener = request.OpenerDirector()  # not build_opener, which also reads ftp:, file: and data:
     for handler in (
@@ -232,7 +240,9 @@ def _fetch(url: str) -> bytes | ImageError:
         error.close()
         return _not_fetched(str(error))  # "HTTP Error 404: Not Found"
     except (OSError, HTTPException, ValueError, OverflowError) as error:  # the last two: no URL to be asked
-        # A URLError only wraps its reason.
-        if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
+        reason = error.reason if isinstance(error, URLError) else error  # which it only wraps
+        if isinstance(reason, TimeoutError):
             return _too_slow()
-        return _not_fetched(str(getattr(error, "reason", error)))
+        if isinstance(reason, UnicodeError):
+            return _not_fetched("letters outside ASCII; a URL has them in the form %C3%A4")
+        return _not_fetched(str(reason))
