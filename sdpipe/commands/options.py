@@ -24,9 +24,8 @@ def whole_numbers(text: str) -> list[int] | None:
 
 def _existing(_context: click.Context, _parameter: click.Parameter, value: Path) -> Path:
     if not value.is_file():
-        raise click.BadParameter(
-            f"no such file: {on_one_line(str(value))}. `make repro` makes {DEFAULT_MODEL}."
-        )
+        found = "not a file" if value.exists() else "no such file"
+        raise click.BadParameter(f"{found}: {on_one_line(str(value))}. `make repro` makes {DEFAULT_MODEL}.")
     return value
 
 

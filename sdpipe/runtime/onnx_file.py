@@ -81,12 +81,15 @@ def read_model_file(path: Path) -> bytes:
     Raises ModelError if it is missing, no regular file, larger than protobuf allows or cannot be read.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: no such model file; `make repro` makes models/model.onnx")
+        found = "is not a file" if path.exists() else "no such model file"
+        raise ModelError(f"{path}: {found}; `make repro` makes models/model.onnx")
     try:
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             if size > MAX_BYTES:
                 raise ModelError(f"{path}: {size:,} bytes, an ONNX file has at most {MAX_BYTES:,}")
+            if not size:
+                raise ModelError(f"{path}: the file is empty")
             return stream.read(size)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error

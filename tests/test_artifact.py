@@ -1,0 +1,35 @@
+"""What a model file is refused for that is none, or computes no numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import random_images
+from test_hostile_models import edited, refusal
+
+from sdpipe.errors import ModelError
+from sdpipe.runtime.artifact import open_artifact
+
+
+def test_a_network_that_computes_no_numbers_is_an_error(tmp_path: Path, rgb_model_path: Path) -> None:
+    """A NaN in a weight: no picture has the first label with the probability NaN, which is no JSON either."""
+
+    def plant(model: onnx.ModelProto) -> None:
+        weight = next(each for each in model.graph.initializer if len(each.dims) == 1 and each.data_type == 1)
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values[0] = np.nan
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+
+    path = edited(rgb_model_path, tmp_path, plant)
+    artifact = open_artifact(path, "cpu")
+    with pytest.raises(ModelError, match="its logits are not finite") as caught:
+        artifact.run(random_images(2, channels=3))
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_what_is_no_file_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").touch()
+    assert refusal(tmp_path / "empty.onnx") == f"{tmp_path / 'empty.onnx'}: the file is empty"
+    assert refusal(tmp_path).startswith(f"{tmp_path}: is not a file")
+    assert refusal(tmp_path / "gone").startswith(f"{tmp_path / 'gone'}: no such model file")
