@@ -24,12 +24,7 @@ from sdpipe.deploy.timing.contenders import matching_weights
 from sdpipe.deploy.timing.eager import eager_contender
 from sdpipe.errors import ModelError
 from sdpipe.runtime.artifact import Artifact, open_artifact
-from sdpipe.runtime.benchmark import (
-    Contender,
-    Start,
-    onnx_contender,
-    start_process,
-)
+from sdpipe.runtime.benchmark import Contender, Start, onnx_contender, start_process
 from sdpipe.runtime.cores import num_cores
 from sdpipe.training.weights import Weights, save_weights
 
@@ -290,6 +285,11 @@ def test_what_is_measured_outlives_damaged_weights(deployed: Path, weights: Weig
     assert [row["file"] for row in found["models"]] == [None, "models/model.onnx"]
     assert found["complete"] is False
     assert "models/model.onnx" in result.stdout
+
+
+def test_a_file_that_cannot_be_written_is_said_before_the_measuring(deployed: Path) -> None:
+    result = call("benchmark", "--json", "/proc/x.json")
+    assert (result.exit_code, result.stdout, "/proc" in result.stderr) == (1, "", True)
 
 
 def test_nothing_deployed_is_one_line(project: Path) -> None:

@@ -52,6 +52,16 @@ def test_inspect_shows_the_variants_side_by_side(deployed: Path) -> None:
     assert "int8" in call("inspect", "models/variants/keep-7.onnx").stdout
 
 
+def test_a_table_of_something_else_is_passed_over(deployed: Path) -> None:
+    """Whoever brings the file elsewhere may have a variants.csv of his own there, or above."""
+    Path("models/variants.csv").write_text("name,colour\na,red\n")
+    result = call("inspect", "models/model.onnx")
+    assert result.exit_code == 0
+    assert "unlike fp32" not in result.stdout
+    write_variants(Path("models/variants/variants.csv"))
+    assert "int8" in call("inspect", "models/model.onnx").stdout
+
+
 def test_a_table_of_another_training_is_not_shown(deployed: Path) -> None:
     """As models/variants.csv stands above models/<run>/, which has none until it was evaluated."""
     write_variants(Path("models/variants.csv"))

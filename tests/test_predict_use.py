@@ -1,6 +1,7 @@
 """`sdpipe predict` as people use it: folders, tables, contact sheets, progress."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -138,6 +139,34 @@ def test_a_contact_sheet_has_a_limit_and_says_what_it_leaves_out() -> None:
     assert drawn.width == without.width
     footer = np.asarray(drawn)[without.height :]
     assert (footer < 128).any()
+
+
+def test_a_full_disk_leaves_the_sheet_before(
+    folder: Path, rgb_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder.parent / "sheet.png"
+    arguments = (folder / "0.png", "--model", rgb_model_path, "--show", path)
+    assert call(*arguments).exit_code == 0
+    before, names = path.read_bytes(), sorted(folder.parent.iterdir())
+    save = Image.Image.save
+
+    def fill(image: Image.Image, to: Path, *options: object, **more: object) -> None:
+        save(image, to, *options, **more)
+        os.truncate(to, 100)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fill)
+    result = call(*arguments)
+    assert (result.exit_code, result.stderr) == (1, f"error: [Errno 28] No space left on device: '{path}'\n")
+    assert path.read_bytes() == before
+    assert sorted(folder.parent.iterdir()) == names
+
+
+def test_a_closed_standard_output_is_an_error(folder: Path, rgb_model_path: Path) -> None:
+    predict = [sys.executable, "-c", CLI, "predict", folder / "0.png", "--model", rgb_model_path]
+    closed = ["bash", "-c", 'exec "$@" >&-', "bash", *predict]
+    done = subprocess.run(closed, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (1, b"error: standard output is closed\n")
 
 
 def test_show_overwrites_no_picture(folder: Path, rgb_model_path: Path) -> None:

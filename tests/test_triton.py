@@ -92,6 +92,16 @@ def test_a_second_time_replaces_ours_and_refuses_what_is_not(model_path: Path, t
         write_triton_repository(model_path, tmp_path, "link", 8)
 
 
+def test_another_version_is_not_lost(model_path: Path, tmp_path: Path) -> None:
+    folder = write_triton_repository(model_path, tmp_path, "digits", 64)
+    (folder / "2").mkdir()
+    (folder / "2" / "model.onnx").write_bytes(b"another")
+    with pytest.raises(ModelError, match="also holds 2, which would be lost"):
+        write_triton_repository(model_path, tmp_path, "digits", 32)
+    assert (folder / "2" / "model.onnx").read_bytes() == b"another"
+    assert parse(folder).max_batch_size == 64
+
+
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a b", 'a"b'])
 def test_a_name_that_is_no_folder_is_refused(model_path: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelError, match="in a model's name"):

@@ -118,8 +118,8 @@ def predict(
                 progress.note(f"error: {on_one_line(result.file)}: {result.message}")
             if sheet:
                 sheet.add(result)
-        if sheet:
-            sheet.save(show)
+        if sheet and show:
+            _save(sheet, show)
     if num_failed:
         raise SystemExit(1)
 
@@ -128,6 +128,14 @@ def _new_sheet() -> Any:
     from sdpipe.runtime.contact_sheet import ContactSheet
 
     return ContactSheet()
+
+
+def _save(sheet: Any, path: Path) -> None:
+    """A sheet before it stays until the new one is whole."""
+    from sdpipe.files import replacing
+
+    with replacing(path) as beside:
+        sheet.save(beside)
 
 
 @click.command()

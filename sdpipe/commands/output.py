@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from sdpipe.errors import on_one_line
+from sdpipe.errors import SdpipeError, on_one_line
 
 Result = Any
 """A Prediction or a Failure of sdpipe.runtime, which is not imported here: help must start fast."""
@@ -28,7 +28,12 @@ def is_failure(result: Result) -> bool:
 def choose_printer(
     as_json: bool, as_csv: bool, top_k: int, *, with_uncertainty: bool
 ) -> Callable[[Result], None]:
-    """What writes a result to standard output; for CSV, the header is written now."""
+    """What writes a result to standard output; for CSV, the header is written now.
+
+    Raises SdpipeError where standard output is closed, and all results would be lost.
+    """
+    if sys.stdout is None:
+        raise SdpipeError("standard output is closed")
     if as_csv:
         return _csv_printer(top_k, with_uncertainty)
     return _print_json if as_json else lambda result: _print_line(result, top_k)

@@ -16,6 +16,7 @@ from sdpipe.runtime.metadata import Metadata
 
 CONFIG, LABELS, MODEL = "config.pbtxt", "labels.txt", "1/model.onnx"
 _OURS = "# written by sdpipe triton"  # the first line of our config.pbtxt
+_WRITTEN = {Path(CONFIG), Path(LABELS), Path(MODEL).parent, Path(MODEL)}
 MAX_DELAY_US = 1000
 """How long Triton may wait for more requests to make a batch of them, in microseconds."""
 
@@ -25,7 +26,7 @@ def write_triton_repository(model_path: Path, out: Path, name: str, max_batch_si
 
     A folder that this wrote before is replaced. Raises ModelError if the model cannot be opened, is the
     sub-network ensemble or has labels that Triton cannot take, if the name is none for a folder, or if
-    OUT/<name> is something else.
+    OUT/<name> is something else or holds more, such as another version.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ModelError(f"{name!r}: expected letters, digits, -, _ and . in a model's name")
@@ -39,6 +40,10 @@ def write_triton_repository(model_path: Path, out: Path, name: str, max_batch_si
     if folder.is_symlink() or (folder.exists() and not _is_ours(folder)):
         raise ModelError(
             f"{folder}: exists and was not written by `sdpipe triton`; choose another --out or --name"
+        )
+    if more := sorted({path.relative_to(folder) for path in folder.rglob("*")} - _WRITTEN):
+        raise ModelError(
+            f"{folder}: also holds {more[0]}, which would be lost; choose another --out or --name"
         )
     out.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=out))

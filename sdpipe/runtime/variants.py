@@ -19,8 +19,8 @@ _MAX_CHARACTERS = 2**20  # a row has about 120
 def read_variants(model: Path, fingerprint: str) -> list[dict[str, Any]]:
     """The rows of the variants.csv beside a model file, below it in `variants/`, or above it; else none.
 
-    fingerprint: of the model's training; a table may stand there that is about another one. Empty cells are
-    None. Raises ModelError if the file is not such a table.
+    fingerprint: of the model's training; a table may stand there that is about another one, or of other
+    columns. Empty cells are None. Raises ModelError if the file has our columns and is no such table.
     """
     folder = model.resolve().parent
     for place in (folder, folder / "variants", folder.parent):
@@ -37,7 +37,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
             text = stream.read(_MAX_CHARACTERS + 1)
         if len(text) > _MAX_CHARACTERS:
             raise ModelError(f"{path}: over {_MAX_CHARACTERS:,} characters, no table of variants")
-        return [_row(cells) for cells in csv.DictReader(io.StringIO(text, newline=""), strict=True)]
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        if not set(COLUMNS) <= set(reader.fieldnames or ()):
+            return []
+        return [_row(cells) for cells in reader]
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
     except (AttributeError, KeyError, ValueError, csv.Error) as error:  # a row too short has None in it
