@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import CLASS_NAMES, ROOT, SIZE, export_anew, make_weights, random_images
+from conftest import CLASS_NAMES, ROOT, SIZE, export_anew, export_to, make_weights, random_images
 
+from sdpipe.deploy.proof.parity import Reference
 from sdpipe.errors import DeviceError, ModelError
 from sdpipe.runtime.artifact import count_operators, open_artifact
 from sdpipe.training.weights import Weights
@@ -149,3 +151,20 @@ def test_cuda_is_not_silently_replaced(model_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(DeviceError, match="no CUDA device"):
         open_artifact(model_path, "cuda")
     assert open_artifact(model_path, "auto").providers == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("part", ["blocks.2.branch.bn2", "blocks.2.branch.bn1", "stem.bn", "head"])
+def test_a_bias_of_zero_is_in_the_file(tmp_path: Path, part: str) -> None:
+    """As of a block that was never drawn, or a branch that collapsed; PyTorch's exporter leaves it out."""
+    weights = make_weights()
+    state = dict(weights.state)
+    for name in (f"{part}.bias", f"{part}.running_mean"):
+        if name in state:
+            state[name] = torch.zeros_like(state[name])
+    weights = replace(weights, state=state)
+    path = export_to(tmp_path / "model.onnx", weights)
+    convolutions = [node for node in onnx.load(path).graph.node if node.op_type in ("Conv", "Gemm")]
+    assert {len(node.input) for node in convolutions} == {3}
+    images = random_images(5)
+    logits_NK, _ = open_artifact(path, "cpu").run(images)
+    np.testing.assert_allclose(logits_NK, Reference(weights).logits(images), rtol=1e-4, atol=1e-4)

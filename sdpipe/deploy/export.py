@@ -7,6 +7,7 @@ import logging
 import warnings
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -152,7 +153,19 @@ def _to_onnx(network: nn.Module, examples: dict[str, Tensor], config: ExportConf
         raise ModelError("the exporter returned nothing")
     model: onnx.ModelProto = program.model_proto
     _strip(model)
+    _give_biases(model.graph)
     return model
+
+
+def _give_biases(graph: onnx.GraphProto) -> None:
+    """The exporter leaves out a bias that is 0 throughout, as of a branch that was never active."""
+    channels = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm") and len(node.input) == 2:
+            name = node.input[1].removesuffix(".weight") + ".bias"
+            zeros = np.zeros(channels[node.input[1]], dtype=np.float32)
+            graph.initializer.append(onnx.numpy_helper.from_array(zeros, name))
+            node.input.append(name)
 
 
 def _strip(model: onnx.ModelProto) -> None:
