@@ -8,6 +8,7 @@ from sdpipe.deploy.config import DeployConfig
 from sdpipe.deploy.release.card import write_card
 from sdpipe.deploy.release.registry import register_quietly
 from sdpipe.deploy.release.release import judge, write_release
+from sdpipe.files import project_root
 
 
 def main() -> None:
@@ -18,7 +19,10 @@ def main() -> None:
         print(f"{name} is left out: {reason}")
     deployed = write_release(candidate, models, write_card(candidate), config)
     print(f"{models}/model.onnx is run {config.run}, with {len(deployed.variants)} variants beside it")
-    register_quietly(models)
+    if project_root() == Path.cwd().resolve():
+        register_quietly(models)
+    else:  # `dvc exp run --temp`, `--queue`: what is served is what the project has
+        print("not registered: an experiment in a copy of the project, which `dvc exp apply` takes over")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from conftest import random_images
-from deployable import change_metrics, deploy, make_run, sha256
+from deployable import change_metrics, deploy, deploy_config, make_run, sha256
 from mlflow import MlflowClient
 
+from pipeline.deploy import main as deploy_stage
 from sdpipe.cli import main
 from sdpipe.deploy.release.registry import register, register_quietly
 from sdpipe.errors import DataError, GateError, TrackingError
@@ -132,3 +133,20 @@ def test_what_is_not_whole_is_not_registered(project: Path) -> None:
     (models / "deployed.json").write_text(json.dumps({"run": "stochastic"}))
     with pytest.raises(DataError, match="not written by this sdpipe"):
         register(models)
+
+
+def test_an_experiment_in_a_copy_leaves_the_alias(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`dvc exp run --temp` and `--queue` deploy into a copy; what is served is what the project has."""
+    registered: list[Path] = []
+    monkeypatch.setattr("pipeline.deploy.register_quietly", registered.append)
+    for folder in (project, tmp_path):
+        monkeypatch.chdir(folder)
+        make_run(folder / "models" / "stochastic")
+        params = {"deploy": deploy_config().model_dump()}
+        (folder / "params.yaml").write_text(json.dumps(params))  # which is YAML, too
+        deploy_stage()
+        assert (folder / "models" / "model.onnx").exists()
+        assert registered == [Path("models")]
+    assert "not registered: an experiment in a copy of the project" in capsys.readouterr().out
