@@ -12,6 +12,7 @@ from sklearn.calibration import calibration_curve
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.calibrate import calibrate_run
 from sdpipe.deploy.confidence import (
+    best_temperature,
     expected_calibration_error,
     fit_temperature,
     negative_log_likelihood,
@@ -20,6 +21,7 @@ from sdpipe.deploy.confidence import (
 )
 from sdpipe.deploy.config import CalibrateConfig
 from sdpipe.deploy.held_out import open_held_out
+from sdpipe.deploy.pruning.recalibrate import score
 from sdpipe.errors import DataError
 from sdpipe.runtime.artifact import count_operators, open_artifact
 
@@ -127,3 +129,19 @@ def test_a_damaged_calibration_is_named(tmp_path: Path) -> None:
     path.write_text('{"temperature": -1}')
     with pytest.raises(DataError, match=r"calibration\.json: expected a positive temperature, got -1"):
         read_temperature(path)
+
+
+def test_networks_without_a_mistake_are_compared_like_others() -> None:
+    """At its best temperature a network that names every class is likelier than one that does not.
+
+    It used to be judged at T = 1, where this one lost: -log softmax is 0.55 at a margin of 1, and the other's
+    is about 0.06 at its best temperature.
+    """
+    labels = np.arange(100) % 3
+    perfect = np.eye(3, dtype=np.float32)[labels]
+    sharp = 9 * np.eye(3, dtype=np.float32)[labels]
+    sharp[0] = [0, 9, 0]
+    assert score(perfect, labels).nll < 1e-6 < score(sharp, labels).nll < 0.2
+    assert negative_log_likelihood(perfect, labels) > 0.5
+    assert score(perfect, labels).temperature == 1.0
+    assert score(sharp, labels).temperature == best_temperature(sharp, labels)

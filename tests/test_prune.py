@@ -167,6 +167,12 @@ def test_statistics_are_plain_means_over_the_batches(skip: str) -> None:
             assert torch.equal(measured[name], tensor), name
 
 
+def test_no_batch_of_statistics_has_one_image() -> None:
+    """Of one a BatchNorm behind which one pixel is left has no variance."""
+    for num, size, expected in ((3, 2, [3]), (5, 2, [3, 2]), (1, 2, [1]), (40, 16, [20, 20])):
+        assert [len(batch) for batch in equal_batches(random_images(num), size)] == expected
+
+
 def test_the_likeliest_scale_wins() -> None:
     """Of the steps the one of lowest negative log-likelihood; with p_l = 1 there is one only."""
     weights, held = with_own_labels(make_weights())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpipe.data.augment import Normalisation
-from sdpipe.deploy.confidence import fit_temperature, negative_log_likelihood
+from sdpipe.deploy.confidence import best_temperature, fit_temperature, negative_log_likelihood
 from sdpipe.deploy.fold import TestNetwork, fold
 from sdpipe.network import ResidualBlock, ResNet
 from sdpipe.training.weights import Weights
@@ -36,8 +36,8 @@ class Score:
     """How good a network is on some images."""
 
     error: float
-    nll: float  # mean negative log-likelihood at its best temperature, in nats
-    temperature: float
+    nll: float  # mean negative log-likelihood at the best temperature from 0.05 to 20, in nats
+    temperature: float  # of its probabilities: 1 where no image is wrong
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,8 +127,9 @@ def _forward(network: ResNet, images_NCHW: Tensor) -> None:
 
 
 def equal_batches(images_NHWC: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The images in about len / batch_size batches whose sizes differ by 1 at most."""
-    return np.array_split(images_NHWC, max(1, round(len(images_NHWC) / batch_size)))
+    """The images in about len / batch_size batches whose sizes differ by 1 at most, of 2 or more each."""
+    num_images = len(images_NHWC)
+    return np.array_split(images_NHWC, max(1, min(round(num_images / batch_size), num_images // 2)))
 
 
 def folded_network(weights: Weights) -> TestNetwork:
@@ -156,10 +157,10 @@ def network_logits(weights: Weights, images_NHWC: np.ndarray) -> np.ndarray:
 
 
 def score(logits_NK: np.ndarray, labels_N: np.ndarray) -> Score:
-    """Error and likelihood; the temperature is fitted, so that confidence does not decide."""
-    temperature = fit_temperature(logits_NK, labels_N)
+    """Error and likelihood, this at the best temperature for each, so that confidence does not decide."""
+    best = best_temperature(logits_NK, labels_N)
     return Score(
         error=float((logits_NK.argmax(axis=1) != labels_N).mean()),
-        nll=negative_log_likelihood(logits_NK, labels_N, temperature),
-        temperature=temperature,
+        nll=negative_log_likelihood(logits_NK, labels_N, best),
+        temperature=fit_temperature(logits_NK, labels_N),
     )
