@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,8 @@ from conftest import export_to, make_weights
 from sdpipe.deploy.config import DeployConfig
 from sdpipe.deploy.release.card import write_card
 from sdpipe.deploy.release.release import Deployed, judge, write_release
+from sdpipe.files import write_csv
+from sdpipe.runtime.variants import COLUMNS
 from sdpipe.training.weights import ModelInfo, save_weights
 
 VARIANT_FILES = {
@@ -99,7 +102,24 @@ def make_run(folder: Path, *, channels: int = 1, **changes: Any) -> Path:
         f"{name},0.5,0.75,{count}" for name, count in zip(weights.info.class_names, (11, 12, 13), strict=True)
     ]
     (folder / "classes.csv").write_text("\n".join(["class,precision,recall,images", *rows]) + "\n")
+    write_variants(folder, {})
     return folder
+
+
+def write_variants(folder: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
+    """The table of model.onnx and its variants, as evaluate leaves it."""
+    of_model = {"test_error": 0.1, "bytes": 12345, "disagreements_with_fp32": 0, "parity": True}
+    fingerprint = json.loads((folder / "metrics.json").read_text())["fingerprint"]
+    rows = [
+        {
+            "variant": name,
+            "path": VARIANT_FILES.get(name, "model.onnx"),
+            "fingerprint": fingerprint,
+            **figures,
+        }
+        for name, figures in {"fp32": of_model, **facts}.items()
+    ]
+    write_csv(folder / "variants.csv", COLUMNS, [[row.get(column) for column in COLUMNS] for row in rows])
 
 
 def write(path: Path, value: Any) -> None:
@@ -126,6 +146,7 @@ def add_variants(folder: Path, **errors: float) -> None:
             "sha256": sha256(path),
         }
     change_metrics(folder, variants=facts)
+    write_variants(folder, facts)
 
 
 def deploy(folder: Path, models: Path, **overrides: object) -> Deployed:

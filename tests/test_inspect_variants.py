@@ -100,3 +100,15 @@ def test_a_table_of_variants_without_end_is_not_read_whole(deployed: Path) -> No
     assert time.monotonic() - started < 2
     assert result.exit_code == 1
     assert result.stderr == f"error: {table.resolve()}: over 1,048,576 characters, no table of variants\n"
+
+
+def test_the_table_is_beside_the_name_where_the_file_is_a_link(deployed: Path) -> None:
+    """As DVC makes it with cache.type symlink: the cache has no table."""
+    cache = Path(".dvc/cache/files/md5/ab")
+    cache.mkdir(parents=True)
+    shutil.move("models/model.onnx", cache / "cdef")
+    Path("models/model.onnx").symlink_to((cache / "cdef").resolve())
+    write_variants(Path("models/variants.csv"))
+    assert "int8" in call("inspect", "models/model.onnx").stdout
+    Path("link.onnx").symlink_to("models/variants/keep-7.onnx")
+    assert "int8" in call("inspect", "link.onnx").stdout

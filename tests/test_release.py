@@ -1,7 +1,10 @@
 """Deploy ships what passed its gates, all of it or nothing, and says what it left out."""
 
 import json
+import shutil
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -163,3 +166,36 @@ def test_another_model_in_place_of_the_deployed_one_is_noticed(run_folder: Path)
     (models / "model.onnx").write_bytes(b"other")
     with pytest.raises(DataError, match="is not the file that deployed.json is about"):
         read_deployed(models)
+
+
+def test_a_table_that_lacks_a_file_stops_the_release(run_folder: Path) -> None:
+    """Of the run's own evaluation: `sdpipe inspect` would show nothing, and nobody would notice."""
+    models = run_folder.parent
+    deploy(run_folder, models)
+    before = contents(models)
+    add_variants(run_folder)
+    table = run_folder / "variants.csv"
+    lines = table.read_text().splitlines()
+    for text in ("\n".join(lines[:-1]), "\n".join(lines).replace("0123456789abcdef", "f" * 16), None):
+        if text is None:
+            table.unlink()
+        else:
+            table.write_text(text + "\n")
+        with pytest.raises(DataError, match=r"variants\.csv: expected a row for "):
+            deploy(run_folder, models)
+        assert contents(models) == before
+
+
+def test_two_releases_take_turns(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that came second took the folder of the first for one that was left behind."""
+    models = run_folder.parent
+    copy = shutil.copyfile
+
+    def slow(source: Path, destination: Path) -> None:
+        copy(source, destination)
+        time.sleep(0.2)
+
+    monkeypatch.setattr("shutil.copyfile", slow)
+    with ThreadPoolExecutor(2) as pool:
+        deployed = [each.result() for each in [pool.submit(deploy, run_folder, models) for _ in range(2)]]
+    assert read_deployed(models) == deployed[0] == deployed[1]

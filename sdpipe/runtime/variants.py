@@ -22,16 +22,18 @@ def read_variants(model: Path, fingerprint: str) -> list[dict[str, Any]]:
     fingerprint: of the model's training; a table may stand there that is about another one, or of other
     columns. Empty cells are None. Raises ModelError if the file has our columns and is no such table.
     """
-    folder = model.resolve().parent
-    for place in (folder, folder / "variants", folder.parent):
-        if (place / NAME).is_file():
-            rows = _read(place / NAME)
-            if any(row["fingerprint"] == fingerprint for row in rows):
-                return rows
+    # Where the name stands first: DVC may make each file a link into its cache.
+    for folder in dict.fromkeys((model.absolute().parent, model.resolve().parent)):
+        for place in (folder, folder / "variants", folder.parent):
+            if (place / NAME).is_file():
+                rows = read_table(place / NAME)
+                if any(row["fingerprint"] == fingerprint for row in rows):
+                    return rows
     return []
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a variants.csv; none if it has other columns. Raises ModelError if it cannot be read."""
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             text = stream.read(_MAX_CHARACTERS + 1)

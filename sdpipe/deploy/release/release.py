@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from sdpipe.deploy.config import DeployConfig
 from sdpipe.errors import DataError, GateError
-from sdpipe.files import read_json, sha256_of, sync_folder, write_csv, write_json, write_synced
-from sdpipe.runtime.variants import COLUMNS, read_variants
+from sdpipe.files import read_json, sha256_of, sync_folder, work_folder, write_csv, write_json, write_synced
+from sdpipe.runtime.variants import COLUMNS, read_table
 from sdpipe.runtime.variants import NAME as TABLE
 
 MODEL, VARIANTS, CARD, FACTS, SUMS = "model.onnx", "variants", "README.md", "deployed.json", "SHA256SUMS"
@@ -145,13 +147,14 @@ def write_release(candidate: Candidate, models: Path, card: str, config: DeployC
 @contextmanager
 def _beside(models: Path) -> Iterator[Path]:
     models.mkdir(parents=True, exist_ok=True)
-    for left in models.glob(".release.*"):  # of a process that was killed
-        shutil.rmtree(left)
-    staged = Path(tempfile.mkdtemp(prefix=".release.", dir=models))
-    try:
-        yield staged
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    with FileLock(work_folder() / "release.lock"):
+        for left in models.glob(".release.*"):  # of a process that was killed
+            shutil.rmtree(left)
+        staged = Path(tempfile.mkdtemp(prefix=".release.", dir=models))
+        try:
+            yield staged
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
 
 
 def _copy(source: Path, destination: Path) -> None:
@@ -161,14 +164,19 @@ def _copy(source: Path, destination: Path) -> None:
 
 
 def _write_table(candidate: Candidate, path: Path) -> None:
-    """The rows of the run's variants.csv that are about what is deployed, with its place below `models`."""
-    rows = []
-    for row in read_variants(candidate.run_folder / MODEL, candidate.metrics["fingerprint"]):
-        name = row["variant"]
-        if name in candidate.variants:
-            rows.append({**row, "path": f"{VARIANTS}/{candidate.variants[name].name}"})
-        elif name == "fp32":
-            rows.append({**row, "path": MODEL})
+    """The rows of the run's variants.csv that are about what is deployed, with its place below `models`.
+
+    Raises DataError if one of them is missing or about another training.
+    """
+    places = {"fp32": MODEL, **{name: f"{VARIANTS}/{file.name}" for name, file in candidate.variants.items()}}
+    table = candidate.run_folder / TABLE
+    rows = [
+        {**row, "path": places[row["variant"]]}
+        for row in (read_table(table) if table.is_file() else ())
+        if row["variant"] in places and row["fingerprint"] == candidate.metrics["fingerprint"]
+    ]
+    if missing := places.keys() - {row["variant"] for row in rows}:
+        raise DataError(f"{table}: expected a row for {min(missing)}; run `dvc repro evaluate` again")
     write_csv(path, COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
 
 
