@@ -130,12 +130,14 @@ def write_records(path: Path, row_type: type, rows: Iterable[Any]) -> None:
     write_csv(path, names, ([getattr(row, name) for name in names] for row in rows))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises DataError if it is missing or damaged."""
+def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """A JSON object from a file. Raises DataError if it is missing or damaged, or lacks one of the keys."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object")
+    if missing := [key for key in keys if key not in value]:
+        raise DataError(f"{path}: expected an entry {missing[0]}; an older sdpipe wrote it, or it is damaged")
     return value

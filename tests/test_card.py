@@ -12,6 +12,7 @@ import pytest
 from deployable import add_variants, deploy, make_run, write
 from PIL import Image
 
+from sdpipe.errors import DataError
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.image import decode
 from sdpipe.runtime.predictor import Prediction, predict
@@ -137,3 +138,12 @@ def test_the_other_languages_name_the_tensors_of_the_file(tmp_path: Path) -> Non
         assert str(9 * 9 * 3) in text
     assert "CreateTensor<uint8_t>" in cpp
     assert 'Tensor("uint8"' in javascript
+
+
+@pytest.mark.parametrize("name", ["train.json", "timing.json", "calibration.json", "classes.csv"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
+    folder = make_run(tmp_path / "models" / "stochastic")
+    (folder / name).write_text("{}" if name.endswith("json") else "name,colour\na,red\n")
+    with pytest.raises(DataError, match=f"{name}: expected ") as caught:
+        deploy(folder, tmp_path / "models")
+    assert str(caught.value).startswith(str(folder / name))

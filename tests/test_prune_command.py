@@ -186,3 +186,27 @@ def test_the_names_of_runs_by_hand() -> None:
     assert run_names([Path("a/run"), Path("b/run"), Path("b/other")]) == ["a/run", "b/run", "other"]
     assert run_names([Path("x/a/run"), Path("y/a/run"), Path("z/run")]) == ["x/a/run", "y/a/run", "z/run"]
     assert run_names([Path("run"), Path("x/run")]) == [f"{Path.cwd().name}/run", "x/run"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("order.csv", "ell,rank\n1,1\n2,2\n", "expected the blocks 1 to 6, each once"),
+        ("prune.json", "{}", "expected an entry fingerprint"),
+        ("prune.json", None, "prune.json: seed: expected a valid integer"),
+    ],
+)
+def test_a_damaged_family_is_not_taken_further(
+    runs: Path, file: str, content: str | None, message: str
+) -> None:
+    """Of two blocks of an order the size of two took one, and was called keep-2."""
+    path = runs / "stochastic" / "pruned" / file
+    if content is None:
+        facts = json.loads(path.read_text())
+        content = json.dumps(facts | {"prune": {**facts["prune"], "seed": "x"}})
+    path.write_text(content)
+    result = call("models/stochastic", "--keep", "2")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (runs / "stochastic" / "pruned-extra" / "keep-2.onnx").exists()

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
+from sdpipe.config import describe
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.config import ExportConfig, PruneConfig
 from sdpipe.deploy.export import export_network
@@ -90,7 +92,8 @@ def prune_further(folder: Path, dataset: DataSet, counts: Sequence[int]) -> None
     cannot be read or belongs to another training, ModelError if the network has no such size.
     """
     weights = load_weights(folder / "weights.safetensors")
-    facts = read_json(folder / PRUNED / "prune.json")
+    written = folder / PRUNED / "prune.json"
+    facts = read_json(written, ("fingerprint", "why_empty", "prune", "export", "sizes"))
     if facts["fingerprint"] != weights.info.fingerprint:
         raise DataError(f"{folder / PRUNED}: made from another training; run `dvc repro`")
     if facts["why_empty"]:
@@ -101,9 +104,13 @@ def prune_further(folder: Path, dataset: DataSet, counts: Sequence[int]) -> None
             raise ModelError(
                 f"{folder}: expected 1 to {num_blocks - 1} of its {num_blocks} blocks, got {count}"
             )
-    config, export = PruneConfig(**facts["prune"]), ExportConfig(**facts["export"])
+    try:
+        config = PruneConfig.model_validate(facts["prune"])
+        export = ExportConfig.model_validate(facts["export"])
+    except ValidationError as error:
+        raise DataError(f"{written}: {describe(error)}; run `dvc repro prune`") from error
     material = open_material(weights.info, dataset, config)
-    ells = read_order(folder / PRUNED / "order.csv")
+    ells = read_order(folder / PRUNED / "order.csv", num_blocks)
     made = {size["name"] for size in facts["sizes"]}
     for count in [count for count in counts if f"keep-{count}" not in made]:
         size = write_size(folder / EXTRA, weights, ells, count, material, config, export)
@@ -183,10 +190,13 @@ def _score_of(weights: Weights, held: Labelled) -> dict[str, float]:
     return asdict(its_score)
 
 
-def read_order(path: Path) -> list[int]:
-    """The blocks, the least worthy first, from order.csv. Raises DataError if it is missing or damaged."""
+def read_order(path: Path, num_blocks: int) -> list[int]:
+    """All blocks, the least worthy first, from order.csv. Raises DataError if it is missing or damaged."""
     try:
         with path.open(newline="") as stream:
-            return [int(row["ell"]) for row in csv.DictReader(stream)]
+            ells = [int(row["ell"]) for row in csv.DictReader(stream)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+    if sorted(ells) != list(range(1, num_blocks + 1)):
+        raise DataError(f"{path}: expected the blocks 1 to {num_blocks}, each once; run `dvc repro prune`")
+    return ells

@@ -13,12 +13,22 @@ from ruamel.yaml import YAML
 
 from sdpipe.deploy.release.loading import loading_section
 from sdpipe.deploy.release.release import MODEL, VARIANTS, Candidate
+from sdpipe.errors import DataError
 from sdpipe.files import read_json, sha256_of
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.metadata import Metadata
 from sdpipe.training.weights import ModelInfo, load_info
 
 _FEW_CLASSES = 20  # a table with a row for each
+_OF_TRAINING = (
+    "num_parameters", "expected_depth", "num_blocks", "validation_error", "num_validation", "best_epoch",
+    "num_train", "num_epochs",
+)  # fmt: skip
+_OF_CALIBRATION = (
+    "temperature", "num_validation",
+    *(f"validation_{what}_{when}" for what in ("ece", "nll") for when in ("uncalibrated", "calibrated")),
+)  # fmt: skip
+_OF_CLASSES = {"class", "precision", "recall", "images"}
 
 
 def write_card(candidate: Candidate) -> str:
@@ -30,13 +40,14 @@ def write_card(candidate: Candidate) -> str:
     folder = candidate.run_folder
     metadata = open_artifact(folder / MODEL, device="cpu").metadata
     info = load_info(folder / "weights.safetensors")
-    train, timing = read_json(folder / "train.json"), read_json(folder / "timing.json")
+    train = read_json(folder / "train.json", _OF_TRAINING)
+    timing = read_json(folder / "timing.json", ("train_s", "hardware"))
     sections = [
         _head(candidate, metadata, info, train),
         loading_section(metadata),
         _errors(candidate, folder, train),
         _parity(candidate.metrics),
-        _confidence(read_json(folder / "calibration.json"), candidate.metrics),
+        _confidence(read_json(folder / "calibration.json", _OF_CALIBRATION), candidate.metrics),
         _speed(read_json(folder / "latency.json"), timing),
         _variants(candidate),
         _pictures(metadata),
@@ -101,7 +112,7 @@ def _errors(candidate: Candidate, folder: Path, train: Mapping[str, Any]) -> str
     ]
     text = "## Errors\n\n" + table(["part", "error", "pictures", "computed by"], rows)
     text += f"\nOne training (n = 1), at epoch {train['best_epoch']:g}, of lowest validation error.\n"
-    classes = _read_csv(folder / "classes.csv")
+    classes = _read_classes(folder / "classes.csv")
     if len(classes) <= _FEW_CLASSES:
         rows = [[row["class"], _error(float(row["precision"])), _error(float(row["recall"])), row["images"]]
                 for row in classes]  # fmt: skip
@@ -109,9 +120,12 @@ def _errors(candidate: Candidate, folder: Path, train: Mapping[str, Any]) -> str
     return text
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
+def _read_classes(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as stream:  # class names may hold newlines
-        return list(csv.DictReader(stream))
+        rows = list(csv.DictReader(stream))
+    if any(None in row.values() or not row.keys() >= _OF_CLASSES for row in rows):
+        raise DataError(f"{path}: expected rows of {', '.join(sorted(_OF_CLASSES))}")
+    return rows
 
 
 def _parity(metrics: Mapping[str, Any]) -> str:
