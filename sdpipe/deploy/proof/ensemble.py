@@ -59,6 +59,7 @@ def prove_ensemble(
         "parity": not faults,
         "max_abs_logit_diff": worst.max_abs_logit_diff if is_finite else None,
         "relative_logit_diff": worst.relative_logit_diff if is_finite else None,
+        "allowed_relative_logit_diff": worst.allowed_relative_diff,
     }
     return figures, faults
 

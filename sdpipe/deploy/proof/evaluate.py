@@ -135,7 +135,10 @@ def _figures_of(
 
 def _write_parity(folder: Path, proofs: Sequence[Proof], weights: Weights) -> None:
     """parity.csv, a row for each comparison; disagreements.csv, one for each image; layers.csv, for int8."""
-    columns = ["batch_size", "threads", "max_abs_logit_diff", "relative_logit_diff", "logit_spread"]
+    columns = [
+        "batch_size", "threads", "max_abs_logit_diff", "relative_logit_diff", "allowed_relative_diff",
+        "logit_spread",
+    ]  # fmt: skip
     rows = [
         [proof.variant.name, *(getattr(parity, name) for name in columns), len(parity.disagreements)]
         for proof in proofs

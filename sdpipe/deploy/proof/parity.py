@@ -51,6 +51,7 @@ class Parity:
     threads: int | None
     max_abs_logit_diff: float
     relative_logit_diff: float  # the same over logit_spread
+    allowed_relative_diff: float  # what it is held to
     logit_spread: float  # largest minus smallest logit of the reference
     disagreements: tuple[Disagreement, ...]
 
@@ -75,6 +76,7 @@ def compare_logits(
         threads=threads,
         max_abs_logit_diff=difference,
         relative_logit_diff=difference / spread if spread > 0 else (0.0 if difference == 0 else float("inf")),
+        allowed_relative_diff=max_relative_logit_diff,
         logit_spread=spread,
         disagreements=tuple(_disagreements(reference_NK, onnx_NK, batch_size, threads, allowed)),
     )

@@ -62,6 +62,7 @@ class Proof:
             "parity": not self.faults,
             "max_abs_logit_diff": _finite(max(parity.max_abs_logit_diff for parity in self.parities)),
             "relative_logit_diff": _finite(max(parity.relative_logit_diff for parity in self.parities)),
+            "allowed_relative_logit_diff": self.parities[0].allowed_relative_diff,
             "logit_spread": _finite(self.parities[0].logit_spread),
             "argmax_disagreements": max(len(parity.disagreements) for parity in self.parities),
         }
