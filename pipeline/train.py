@@ -14,6 +14,8 @@ from sdpipe.training.interruption import end_with_parent, ending_at_once
 from sdpipe.training.session import train_run
 
 LAUNCHED = "SDPIPE_LAUNCHED"  # set for the processes that a launcher starts
+# Each of torchrun's restarts then has a store of its own; else nodes read addresses of what is gone.
+OWN_STORES = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 
 def main(run: str) -> None:
@@ -37,7 +39,7 @@ def launch(launcher: str, run: str) -> None:
         raise ConfigError(f"{where}: expected a launcher like torchrun, which sets WORLD_SIZE; it did not")
     try:
         words = [*shlex.split(launcher), "-m", "pipeline.train", run]
-        os.execvpe(words[0], words, {**os.environ, LAUNCHED: "1"})  # noqa: S606
+        os.execvpe(words[0], words, {OWN_STORES: "1", **os.environ, LAUNCHED: "1"})  # noqa: S606
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: cannot be started: {error}") from error
 

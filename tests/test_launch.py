@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ROOT
@@ -34,6 +33,7 @@ def launch(launcher: str, **environment: str) -> "subprocess.CompletedProcess[st
 def test_the_launcher_gets_the_stage_as_its_arguments() -> None:
     done = launch("echo --nproc-per-node 2 'two words'")
     assert done.stdout == "--nproc-per-node 2 two words -m pipeline.train plain\n"
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1\n" in launch("bash -c env").stdout
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,10 @@ def test_a_launcher_that_is_none_does_not_launch_for_ever() -> None:
 
 
 JOIN = """
-from sdpipe.training.world import joined_world
-print("joining", flush=True)
-with joined_world("cpu"):
+from sdpipe.errors import errors_on_one_line
+from sdpipe.training import world
+world._TELL_S = 1
+with errors_on_one_line(), world.joined_world("cpu"):
     pass
 """
 
@@ -70,15 +71,28 @@ def test_who_waits_for_the_others_to_come_can_be_ended(number: signal.Signals) -
     with socket.create_server(("127.0.0.1", 0)) as free:
         variables["MASTER_PORT"] = str(free.getsockname()[1])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    with subprocess.Popen([sys.executable, "-c", JOIN], env=environment, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(2)  # it tries again and again by then
-        process.send_signal(number)
+    command = [sys.executable, "-c", JOIN]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
         try:
+            assert process.stderr.readline() == "process 1 of 2 waits for the others, up to 10 minutes\n"
+            process.send_signal(number)
             assert process.wait(10) == -number
         finally:
             process.kill()
+
+
+def test_a_port_that_is_taken_is_said_to_be() -> None:
+    """No other process has ended, and a new start would not help."""
+    variables = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables, "MASTER_PORT": port}
+        done = subprocess.run(
+            [sys.executable, "-c", JOIN], env=environment, capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 1
+    assert done.stderr == f"error: process 0 of 2: port {port} is taken; choose another MASTER_PORT\n"
 
 
 @pytest.mark.parametrize(

@@ -29,14 +29,12 @@ Trained = tuple[str, Path, list[dict[str, Any]]]
 """A variant, the folder of its files, and what each process wrote."""
 
 
-def start(task: str, folder: Path, *, processes: int = 2, **environment: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [
-        "--nproc-per-node",
-        str(processes),
-        str(ROOT / "tests" / "world_worker.py"),
-        task,
-        str(folder),
+def start(
+    task: str, folder: Path, *, processes: int = 2, restarts: int = 0, **environment: str
+) -> "subprocess.Popen[str]":
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", str(restarts)),
+        *("--nproc-per-node", str(processes), str(ROOT / "tests" / "world_worker.py"), task, str(folder)),
     ]
     return subprocess.Popen(
         command,

@@ -12,13 +12,16 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from threading import Timer
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from sdpipe.errors import ConfigError, TrainingError
+from sdpipe.errors import ConfigError, TrainingError, tell
 from sdpipe.network import ResNet
 from sdpipe.training.compute import cuda_device
 from sdpipe.training.interruption import end_with_parent, ending_signals
@@ -26,6 +29,7 @@ from sdpipe.training.interruption import end_with_parent, ending_signals
 _TORCHRUN_SETS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _MAX_PORT = 65535
 TIMEOUT_S = 25  # a process that is silent for so long within a step is taken for dead
+_TELL_S = 15
 PATIENCE_S = 600  # where one may rightly take longer: at the start, in a validation, while the leader saves
 _LOST = ("gloo", "NCCL", "pair closure", "Connection closed", "Connection reset", "Broken pipe", "imed out")
 """In messages of an exchange that failed; not all of them name the library. imed out: Timed out, timed out"""
@@ -168,17 +172,21 @@ def joined_world(device: str) -> Iterator[World]:
     end_with_parent()
     try:
         backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
-        with _signals_end_at_once():
-            dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE_S))
+        with _signals_end_at_once(), _saying_whom_it_waits_for(rank, size):
+            _meet(backend)
             questions = group = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_S))
-            if (
-                on_cuda
-            ):  # NCCL's watchdog aborts the process: the question of each step shall notice before it
+            # NCCL's watchdog aborts the process: the question of each step shall notice before it.
+            if on_cuda:
                 group = dist.new_group(timeout=timedelta(seconds=2 * TIMEOUT_S))
         assert isinstance(group, dist.ProcessGroup), "every process is in it"
         assert isinstance(questions, dist.ProcessGroup), "every process is in it"
         yield World(rank, size, local_rank, group, questions)
     except RuntimeError as error:
+        if "EADDRINUSE" in str(error):
+            port = os.environ["MASTER_PORT"]
+            raise TrainingError(
+                f"process {rank} of {size}: port {port} is taken; choose another MASTER_PORT"
+            ) from error
         if isinstance(error, dist.DistError) or any(phrase in str(error) for phrase in _LOST):
             raise TrainingError(
                 f"process {rank} of {size}: another process of this training has ended or does not answer; "
@@ -186,6 +194,32 @@ def joined_world(device: str) -> Iterator[World]:
             ) from error
         raise
     dist.destroy_process_group()
+
+
+def _meet(backend: str) -> None:
+    """Make the default group of all processes.
+
+    Each restart of torchrun's (--max-restarts) needs names of its own: the store stays what it was, and holds
+    the addresses of processes that are no more.
+    """
+    patience = timedelta(seconds=PATIENCE_S)
+    store, rank, size = next(rendezvous("env://", timeout=patience))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+
+
+@contextmanager
+def _saying_whom_it_waits_for(rank: int, size: int) -> Iterator[None]:
+    """After some seconds, so that a process that never came is not a riddle for minutes."""
+    text = f"process {rank} of {size} waits for the others, up to {PATIENCE_S // 60} minutes"
+    timer = Timer(_TELL_S, tell, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _number(name: str, allowed: range) -> int:
