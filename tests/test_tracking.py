@@ -60,6 +60,23 @@ def test_publishing_again_adds_only_what_is_missing(mlflow_store: Path) -> None:
     assert client.get_run(first).info.status == "RUNNING"
 
 
+def test_what_was_done_again_with_other_numbers_is_sent_again(mlflow_store: Path) -> None:
+    """As by another number of processes: the files are the truth, and the curve is theirs."""
+    epochs = [{"train_loss": loss, "images_per_s": 10.0} for loss in (3.0, 2.0, 1.0)]
+    run_id = publish(replace(RECORD, epochs=epochs))
+    epochs = [{"train_loss": loss, "images_per_s": 20.0} for loss in (3.0, 2.5, 1.0, 0.5)]
+    for _ in range(2):
+        assert publish(replace(RECORD, epochs=epochs)) == run_id
+        client = MlflowClient(f"sqlite:///{mlflow_store}")
+        losses = client.get_metric_history(run_id, "train_loss")
+        assert sorted((each.step, each.value) for each in losses) == [
+            (1, 3.0), (2, 2.0), (2, 2.5), (3, 1.0), (3, 1.0), (4, 0.5),
+        ]  # fmt: skip
+        latest = {each.step: each.value for each in sorted(losses, key=lambda each: each.timestamp)}
+        assert latest == {1: 3.0, 2: 2.5, 3: 1.0, 4: 0.5}
+        assert client.get_run(run_id).data.metrics["train_loss"] == 0.5
+
+
 @pytest.fixture
 def finished(project: Path, dataset: DataSet, mlflow_store: Path) -> Path:
     """models/plain/ after train, fold, export and evaluate."""

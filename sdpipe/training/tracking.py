@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,10 +105,7 @@ class _Publisher:
     def _send_metrics(self, run_id: str, record: RunRecord, logged: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
-        num_logged = 0
-        # A batch may have been cut within an epoch; the epoch's last metric was sent last.
-        if record.epochs and (name := list(record.epochs[0])[-1]) in logged:
-            num_logged = len({metric.step for metric in self.client.get_metric_history(run_id, name)})
+        num_logged = self._num_logged(run_id, record.epochs, logged)
         now_ms = _now_ms()
         metrics = [
             Metric(name, float(value), now_ms, step)
@@ -121,6 +119,28 @@ class _Publisher:
         ]
         for start in range(0, len(metrics), _METRICS_PER_CALL):
             self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
+
+    def _num_logged(
+        self, run_id: str, epochs: Sequence[Mapping[str, float]], logged: Mapping[str, float]
+    ) -> int:
+        """How many of the epochs, from the first, the store has as they are.
+
+        It has others where the same training was done again with other processes or threads. A batch may have
+        been cut within an epoch; the epoch's last metric was sent last.
+        """
+        if not epochs or (last := list(epochs[0])[-1]) not in logged:
+            return 0
+        complete, losses = self._values(run_id, last), self._values(run_id, "train_loss")
+        is_there = (
+            step in complete and losses.get(step) == row.get("train_loss")
+            for step, row in enumerate(epochs, start=1)
+        )
+        return sum(1 for _ in takewhile(bool, is_there))
+
+    def _values(self, run_id: str, name: str) -> dict[int, float]:
+        """A metric's latest value at each step."""
+        history = sorted(self.client.get_metric_history(run_id, name), key=lambda metric: metric.timestamp)
+        return {metric.step: metric.value for metric in history}
 
     def _send_files(self, run_id: str, record: RunRecord, tags: Mapping[str, str]) -> None:
         digests = {path: sha256_of(path) for path in record.artifacts}
