@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sdpipe.architecture import min_image_px
+from sdpipe.architecture import block_shapes, min_image_px
 from sdpipe.data.augment import Normalisation, fit_normalisation
 from sdpipe.data.store import DataSet
 from sdpipe.errors import ConfigError
@@ -15,16 +15,24 @@ from sdpipe.training.images import ArrayImages, Images
 STATISTICS_IMAGES = 5_000  # over which mean and deviation are taken where pictures are decoded for it
 _STATISTICS_BATCH = 100
 _RGB = 3
+_SAFE_CHANNELS, _SAFE_PX = 16, 32
 
 
-def check_fits(config: TrainConfig, dataset: DataSet) -> None:
-    """Raise ConfigError, naming the key, unless the data set's images can be trained on like this."""
+def check_fits(config: TrainConfig, dataset: DataSet, compute: Compute) -> None:
+    """Raise ConfigError, naming the key, unless the data set's images can be trained on like this, here."""
     height, width, channels = dataset.image_shape_HWC
     smallest, least = min(height, width), min_image_px(config.family)
     if smallest < least:
         raise ConfigError(
             f"params.yaml: train.family: {config.family} needs images of at least {least} pixels a side, "
             f"{dataset.name} has {height} x {width}"
+        )
+    largest = max(height, width)
+    if compute.device.type == "cpu" and compute.precision == "fp32" and _writes_astray(config, largest):
+        raise ConfigError(
+            f"params.yaml: train.widths: skip {config.skip} on a processor in fp32, with images of {largest} "
+            f"pixels, needs at least {_SAFE_CHANNELS} channels in all groups but the last, or PyTorch "
+            f"writes beyond its memory; got {list(config.widths)}"
         )
     if config.shift_px >= smallest:
         raise ConfigError(
@@ -44,6 +52,22 @@ def check_fits(config: TrainConfig, dataset: DataSet) -> None:
             f"params.yaml: train.crop.shorter_side: expected at least the image size "
             f"{max(height, width)}, got {config.crop.shorter_side[0]:g}"
         )
+
+
+def _writes_astray(config: TrainConfig, side: int) -> bool:
+    """Whether oneDNN's gradient of a projection's weights would write beyond its memory (PyTorch 2.14).
+
+    So it does for strided 1x1 convolutions in fp32 with AVX-512 (2026-11-28): of fewer than 16 channels, on
+    56 pixels a side or more; on 52 it was not seen to.
+    """
+    side = side // 4 if config.family == "imagenet" else side  # behind the stem
+    for shape in (
+        block_shapes(config.family, config.depth, config.widths) if config.skip in ("B", "C") else ()
+    ):
+        if shape.stride != 1 and shape.in_channels < _SAFE_CHANNELS and side > _SAFE_PX:
+            return True
+        side = -(-side // shape.stride)
+    return False
 
 
 def open_images(config: TrainConfig, dataset: DataSet, compute: Compute, workers: int | None) -> Images:

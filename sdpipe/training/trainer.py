@@ -46,7 +46,7 @@ class Trainer:
         workers: int | None = None,
     ) -> None:
         """workers: processes that decode picture files; None: one a core."""
-        check_fits(config, dataset)
+        check_fits(config, dataset, compute)
         self.config = config
         self.dataset = dataset
         self.compute = compute

@@ -1,0 +1,34 @@
+"""What a data set must be for a training, and what a processor must not be asked for."""
+
+import pytest
+import torch
+from conftest import make_dataset, train_config
+
+from sdpipe.errors import ConfigError
+from sdpipe.training.compute import Compute
+from sdpipe.training.inputs import check_fits
+
+FP32 = Compute(device=torch.device("cpu"), precision="fp32", reason="")
+BF16 = Compute(device=torch.device("cpu"), precision="bf16", reason="")
+
+
+@pytest.mark.parametrize("skip", ["B", "C"])
+def test_projections_that_write_beyond_their_memory_are_refused(tmp_path, skip: str) -> None:
+    """Strided, of fewer than 16 channels, fp32, large images: PyTorch 2.14 ends in a crash, or does not."""
+    large, small = make_dataset(tmp_path / "large", size=64), make_dataset(tmp_path / "small", size=32)
+    narrow, wide = train_config(skip=skip, widths=[8, 16, 16]), train_config(skip=skip, widths=[16, 16, 32])
+    with pytest.raises(ConfigError, match=rf"train.widths: skip {skip} .* 64 pixels, needs at least 16"):
+        check_fits(narrow, large, FP32)
+    for config, dataset, compute in (
+        (narrow, small, FP32), (narrow, large, BF16), (wide, large, FP32),
+        (train_config(widths=[8, 16, 16]), large, FP32),
+    ):  # fmt: skip
+        check_fits(config, dataset, compute)
+
+
+def test_images_that_are_too_small_are_refused(tmp_path) -> None:
+    dataset = make_dataset(tmp_path / "data", size=16)
+    check_fits(train_config(), dataset, FP32)
+    config = train_config(family="imagenet", depth=18, widths=[4, 8, 8, 8])
+    with pytest.raises(ConfigError, match="imagenet needs images of at least 17 pixels a side"):
+        check_fits(config, dataset, FP32)
