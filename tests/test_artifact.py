@@ -23,8 +23,8 @@ def test_a_network_that_computes_no_numbers_is_an_error(tmp_path: Path, rgb_mode
 
     path = edited(rgb_model_path, tmp_path, plant)
     artifact = open_artifact(path, "cpu")
-    with pytest.raises(ModelError, match="its logits are not finite") as caught:
-        artifact.run(random_images(2, channels=3))
+    with pytest.raises(ModelError, match="its probabilities are no numbers") as caught:
+        artifact.probabilities(random_images(2, channels=3))
     assert str(caught.value).startswith(f"{path}: ")
 
 

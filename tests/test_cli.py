@@ -244,6 +244,7 @@ def test_predict_imports_nothing_of_the_training_stack(pictures: Path, model_pat
         "sdpipe.runtime.metadata",
         "sdpipe.runtime.onnx_file",
         "sdpipe.runtime.picture_limits",
+        "sdpipe.runtime.pixel_modes",
         "sdpipe.runtime.predictor",
         "sdpipe.runtime.shapes",
         "sdpipe.runtime.sources",

@@ -41,7 +41,7 @@ class Artifact:
 
         switches_L: b_1..b_L, float32, for the sub-network ensemble only. Raises ModelError for an ensemble
         without them, if onnxruntime cannot compute, as when a device's memory is full, and if what it made is
-        not one row for each image, or not finite.
+        not one row for each image.
         """
         inputs = {INPUT: images_NHWC}
         if switches_L is not None:
@@ -59,9 +59,16 @@ class Artifact:
         for name, found in zip(OUTPUTS, (logits_NK.shape, probabilities_NK.shape), strict=True):
             if found != expected:
                 raise ModelError(f"{self.path}: {name} of the shape {found}, expected {expected}")
-        if not (np.isfinite(logits_NK).all() and np.isfinite(probabilities_NK).all()):
-            raise ModelError(f"{self.path}: its logits are not finite; a weight is damaged, or too large")
         return logits_NK, probabilities_NK
+
+    def probabilities(self, images_NHWC: np.ndarray, switches_L: np.ndarray | None = None) -> np.ndarray:
+        """Those of `run` alone, to be shown to people. Raises ModelError also if one is no number."""
+        _, probabilities_NK = self.run(images_NHWC, switches_L)
+        if not np.isfinite(probabilities_NK).all():
+            raise ModelError(
+                f"{self.path}: its probabilities are no numbers; a weight is damaged, or too large"
+            )
+        return probabilities_NK
 
     @property
     def providers(self) -> list[str]:

@@ -165,7 +165,7 @@ def _predict_batch(
     probabilities_NK: np.ndarray = np.empty((0, 0))
     if images:
         images_NHWC = np.stack(images)
-        _, probabilities_NK = artifact.run(images_NHWC)
+        probabilities_NK = artifact.probabilities(images_NHWC)
         if ensemble is not None:
             judged = [*ensemble.judge(images_NHWC, probabilities_NK.argmax(axis=1))]
     rows = zip(_tops(artifact, probabilities_NK, top_k), judged, strict=True)

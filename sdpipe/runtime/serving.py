@@ -39,7 +39,7 @@ def answer(artifact: Artifact, pictures: Sequence[Any]) -> list[dict[str, Any]]:
     names = artifact.metadata.class_names
     answers = []
     for start in range(0, len(images_NHWC), _BATCH):
-        _, probabilities_NK = artifact.run(images_NHWC[start : start + _BATCH])
+        probabilities_NK = artifact.probabilities(images_NHWC[start : start + _BATCH])
         answers += [_describe(names, probabilities_K) for probabilities_K in probabilities_NK]
     return answers
 

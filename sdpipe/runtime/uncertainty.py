@@ -52,7 +52,7 @@ class Ensemble:
         probability_MN = np.empty((num_members, num_images))
         agrees_MN = np.empty((num_members, num_images), dtype=bool)
         for member, switches_L in enumerate(self.switches_ML):
-            _, probabilities_NK = self.artifact.run(images_NHWC, switches_L)
+            probabilities_NK = self.artifact.probabilities(images_NHWC, switches_L)
             probability_MN[member] = probabilities_NK[np.arange(num_images), labels_N]
             agrees_MN[member] = probabilities_NK.argmax(axis=1) == labels_N
         return [
