@@ -35,7 +35,8 @@ _MAX_COMMENTS = 1000  # of a plain PPM; each copies up to a megabyte
 _MAX_SCANNED = 20 * MAX_PIXELS
 _LEAST_SCANNED = 2**21
 _MAX_PROGRESSIVE_BYTES = 2**25  # 32 nanoseconds a byte
-_JPEG_MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # coded pixels hold the others alone
+_JPEG_MARK = re.compile(rb"\xff[^\x00-\xbf\xd0-\xd7\xff]")  # those that a length follows, and start and end
+_MAX_FILL = b"\xff" * 2**18  # before a mark; libjpeg goes over it again and again, 16 MiB in 3 s
 
 # Pillow reads a PNG, a GIF, and the heads of other formats, part by part, at 0.1 to 1 microseconds a read, of
 # which a part takes 2 to 5. libpng's parts have 8 KiB, so that 32,000 fill the largest file that is read.
@@ -144,8 +145,8 @@ def _judge_head(image: ImageFile.ImageFile, raw: bytes) -> bool:
     return in_python
 
 
-def _count_scans(raw: bytes) -> int:
-    """Scans of a JPEG, up to its end; what stands behind that, such as a phone's film, is not decoded.
+def _read_marks(raw: bytes) -> tuple[int, int]:
+    """Scans of a JPEG, and its end; what stands behind that, such as a phone's film, is not decoded.
 
     Segments are passed over by their length, as libjpeg does: what they hold may look like marks.
     """
@@ -153,17 +154,19 @@ def _count_scans(raw: bytes) -> int:
     for _ in range(_MAX_READS):
         mark = _JPEG_MARK.search(raw, at)
         if mark is None or mark[0] == b"\xff\xd9":
-            return num_scans
+            return num_scans, len(raw) if mark is None else mark.end()
         num_scans += mark[0] == b"\xff\xda"
         at = mark.end() + int.from_bytes(raw[mark.end() : mark.end() + 2])
     raise ImageError("too_large", f"over {_MAX_READS:,} segments")
 
 
 def _judge_scans(image: ImageFile.ImageFile, raw: bytes) -> None:
-    """Raise ImageError for a JPEG with too many scans, or a progressive one of too many bytes."""
+    """Raise ImageError for a JPEG of too many scans or fill bytes, or too many bytes if it is progressive."""
     width, height = image.size
-    num_scans = _count_scans(raw)
+    num_scans, end = _read_marks(raw)
     if num_scans * max(width * height, _LEAST_SCANNED) > _MAX_SCANNED:
         raise ImageError("too_large", f"{num_scans:,} scans of {width} x {height} pixels")
+    if raw.find(_MAX_FILL, 0, end) >= 0:
+        raise ImageError("too_large", f"over {len(_MAX_FILL):,} bytes of filling")
     if "progressive" in image.info and len(raw) > _MAX_PROGRESSIVE_BYTES:
         raise ImageError("too_large", f"a progressive JPEG of over {_MAX_PROGRESSIVE_BYTES // 2**20} MiB")
