@@ -96,3 +96,28 @@ def test_thirty_two_bits_are_read_as_sixteen_and_a_sign_is_refused() -> None:
         with pytest.raises(ImageError) as caught:
             decode(raw, 1, None)
         assert caught.value.code == "unsupported_mode"
+
+
+def test_a_transparent_grey_counts_in_its_own_bits_and_before_the_pixels() -> None:
+    """PNG: decoders mask the upper bits, and tRNS stands before IDAT."""
+    head = struct.pack(">2I5B", 2, 1, 4, 0, 0, 0, 0)
+    raw = png(head, b"\0\x12", struct.pack(">H", 0x11))
+    assert decode(raw, 1, None).ravel().tolist() == [255, 34]
+    start, key, end = raw.index(b"tRNS") - 4, raw.index(b"IDAT") - 4, raw.index(b"IEND") - 4
+    late = raw[:start] + raw[key:end] + raw[start:key] + raw[end:]
+    assert decode(late, 1, None).ravel().tolist() == [17, 34]
+
+
+def test_a_palette_that_is_missing_is_one_line() -> None:
+    """Pillow raises an AssertionError of its own."""
+    with pytest.raises(ImageError):
+        decode(png(struct.pack(">2I5B", 2, 1, 8, 3, 0, 0, 0), b"\0\1\2"), 3, None)
+
+
+def test_a_tiff_that_does_not_say_has_white_as_zero_in_any_depth() -> None:
+    """As Pillow reads those of 8 bits."""
+    for num_bits, values in ((8, np.array([0, 255, 127], "u1")), (16, np.array([0, 65535, 0x7F00], "<u2"))):
+        raw = tiff(3, values.tobytes(), num_bits=num_bits).replace(
+            struct.pack("<H", 262), struct.pack("<H", 260)
+        )
+        assert decode(raw, 1, None).ravel().tolist() == [255, 0, 128]

@@ -51,6 +51,7 @@ _DAMAGED = (
     LookupError,
     ArithmeticError,
     EOFError,
+    AssertionError,
     AttributeError,
     NotImplementedError,
     struct.error,

@@ -16,7 +16,10 @@ _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 
 # What Pillow raises where it cannot convert a damaged picture.
-_FAILURES = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError)
+_FAILURES = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError,
+    NotImplementedError,
+)  # fmt: skip
 
 
 def load(image: ImageFile.ImageFile, raw: bytes) -> Image.Image:
@@ -33,7 +36,10 @@ def load(image: ImageFile.ImageFile, raw: bytes) -> Image.Image:
         raise ImageError("unsupported_mode", "a transparent colour of 16 bits; convert it to 8 bits")
     image.load()
     if isinstance(key, int) and coded in _GREY_STEPS:
-        image.info["transparency"] = key * _GREY_STEPS[coded]
+        step = _GREY_STEPS[coded]
+        image.info["transparency"] = key % (255 // step + 1) * step  # the upper bits are to be passed over
+    elif key is None and image.format == "PNG":
+        image.info.pop("transparency", None)  # one behind the pixels, where none may stand
     return image
 
 
@@ -92,7 +98,7 @@ def _deep_to_eight(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     if num_bits == 16 and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
         raise ImageError("unsupported_mode", "pixels with a sign have no agreed range; convert it to 8 bits")
     num_bits = min(num_bits, 16)  # of 32 what 16 hold
-    is_negative = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    is_negative = bool(tags) and tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
     return partial(
         _upper_eight, num_bits=num_bits, is_negative=is_negative, key=image.info.get("transparency")
     )
