@@ -12,7 +12,6 @@ from sklearn.calibration import calibration_curve
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.calibrate import calibrate_run
 from sdpipe.deploy.confidence import (
-    best_temperature,
     expected_calibration_error,
     fit_temperature,
     negative_log_likelihood,
@@ -131,17 +130,18 @@ def test_a_damaged_calibration_is_named(tmp_path: Path) -> None:
         read_temperature(path)
 
 
-def test_networks_without_a_mistake_are_compared_like_others() -> None:
-    """At its best temperature a network that names every class is likelier than one that does not.
+def test_networks_without_a_mistake_rank_before_others() -> None:
+    """At its best temperature such a network has the likelihood 1, whatever it has at T = 1.
 
-    It used to be judged at T = 1, where this one lost: -log softmax is 0.55 at a margin of 1, and the other's
-    is about 0.06 at its best temperature.
+    There -log softmax is 0.55 at a margin of 1, and the other's is about 0.06 at its best temperature.
     """
     labels = np.arange(100) % 3
-    perfect = np.eye(3, dtype=np.float32)[labels]
-    sharp = 9 * np.eye(3, dtype=np.float32)[labels]
-    sharp[0] = [0, 9, 0]
-    assert score(perfect, labels).nll < 1e-6 < score(sharp, labels).nll < 0.2
-    assert negative_log_likelihood(perfect, labels) > 0.5
-    assert score(perfect, labels).temperature == 1.0
-    assert score(sharp, labels).temperature == best_temperature(sharp, labels)
+    timid, sure, surest = (
+        score(margin * np.eye(3, dtype=np.float32)[labels], labels) for margin in (1, 3, 9)
+    )
+    wrong = 9 * np.eye(3, dtype=np.float32)[labels]
+    wrong[0] = [0, 9, 0]
+    with_a_mistake = score(wrong, labels)
+    assert with_a_mistake.nll < timid.nll == pytest.approx(np.log(1 + 2 / np.e))
+    assert surest.rank < sure.rank < timid.rank < with_a_mistake.rank
+    assert surest.temperature == timid.temperature == 1.0 != with_a_mistake.temperature

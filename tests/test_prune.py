@@ -180,7 +180,7 @@ def test_the_likeliest_scale_wins() -> None:
     arguments = {"scale_steps": (0.0, 0.5, 1.0), "statistics_batches": batches, "chosen_on": held}
     found = recalibrate(weights, {1, 2, 4, 5, 9}, **arguments)
     assert [t for t, _ in found.curve] == [0.0, 0.5, 1.0]
-    assert found.t == min(found.curve, key=lambda tried: tried[1].nll)[0]
+    assert found.t == min(found.curve, key=lambda tried: tried[1].rank)[0]
     probs = weights.info.network.survival_probs
     assert found.weights.info.scales == interpolated_scales(probs, {1, 2, 4, 5, 9}, found.t)
     assert len(recalibrate(make_weights(p_L=1.0), {1, 2}, **arguments).curve) == 1

@@ -71,7 +71,6 @@ def test_a_batch_of_the_largest_size_runs(model_path: Path, tmp_path: Path) -> N
 
 def test_a_second_time_replaces_ours_and_refuses_what_is_not(model_path: Path, tmp_path: Path) -> None:
     folder = write_triton_repository(model_path, tmp_path, "animals", 8)
-    (folder / "1" / "left.txt").write_text("x")
     write_triton_repository(model_path, tmp_path, "animals", 16)
     assert parse(folder).max_batch_size == 16
     assert sorted(path.name for path in folder.rglob("*")) == [
@@ -95,10 +94,12 @@ def test_a_second_time_replaces_ours_and_refuses_what_is_not(model_path: Path, t
 def test_another_version_is_not_lost(model_path: Path, tmp_path: Path) -> None:
     folder = write_triton_repository(model_path, tmp_path, "digits", 64)
     (folder / "2").mkdir()
-    (folder / "2" / "model.onnx").write_bytes(b"another")
-    with pytest.raises(ModelError, match="also holds 2, which would be lost"):
-        write_triton_repository(model_path, tmp_path, "digits", 32)
-    assert (folder / "2" / "model.onnx").read_bytes() == b"another"
+    for name in ("2/model.onnx", "1/model.plan"):
+        (folder / name).write_bytes(b"another")
+        with pytest.raises(ModelError, match=f"also holds {name}, which would be lost"):
+            write_triton_repository(model_path, tmp_path, "digits", 32)
+        assert (folder / name).read_bytes() == b"another"
+        (folder / name).unlink()
     assert parse(folder).max_batch_size == 64
 
 

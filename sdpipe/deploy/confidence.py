@@ -32,16 +32,12 @@ def divergence(exact_NK: np.ndarray, other_NK: np.ndarray, temperature: float = 
 
 
 def fit_temperature(logits_NK: np.ndarray, labels_N: np.ndarray) -> float:
-    """The temperature that probabilities are made with: that of lowest negative log-likelihood, 0.05 to 20.
+    """The temperature of lowest negative log-likelihood, 0.05 to 20.
 
     1 where no image is wrong: the likelihood then only grows as T falls to 0, and says nothing of confidence.
     """
-    is_perfect = not (logits_NK.argmax(axis=1) != labels_N).any()
-    return 1.0 if is_perfect else best_temperature(logits_NK, labels_N)
-
-
-def best_temperature(logits_NK: np.ndarray, labels_N: np.ndarray) -> float:
-    """That of lowest negative log-likelihood, 0.05 to 20, of any network, to compare networks by."""
+    if not (logits_NK.argmax(axis=1) != labels_N).any():
+        return 1.0
     found = minimize_scalar(
         lambda log_temperature: negative_log_likelihood(logits_NK, labels_N, float(np.exp(log_temperature))),
         bounds=(np.log(_LOWEST), np.log(_HIGHEST)),

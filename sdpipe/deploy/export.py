@@ -162,7 +162,7 @@ def _give_biases(graph: onnx.GraphProto) -> None:
     channels = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
     for node in graph.node:
         if node.op_type in ("Conv", "Gemm") and len(node.input) == 2:
-            name = node.input[1].removesuffix(".weight") + ".bias"
+            name = f"{node.name}.bias"  # not after the weight, which equal convolutions share
             zeros = np.zeros(channels[node.input[1]], dtype=np.float32)
             graph.initializer.append(onnx.numpy_helper.from_array(zeros, name))
             node.input.append(name)

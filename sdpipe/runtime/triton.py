@@ -16,7 +16,7 @@ from sdpipe.runtime.metadata import Metadata
 
 CONFIG, LABELS, MODEL = "config.pbtxt", "labels.txt", "1/model.onnx"
 _OURS = "# written by sdpipe triton"  # the first line of our config.pbtxt
-_WRITTEN = {CONFIG, LABELS, Path(MODEL).parts[0]}
+_WRITTEN = {CONFIG, LABELS, MODEL}
 MAX_DELAY_US = 1000
 """How long Triton may wait for more requests to make a batch of them, in microseconds."""
 
@@ -41,7 +41,9 @@ def write_triton_repository(model_path: Path, out: Path, name: str, max_batch_si
         raise ModelError(
             f"{folder}: exists and was not written by `sdpipe triton`; choose another --out or --name"
         )
-    if more := sorted({path.name for path in folder.glob("*")} - _WRITTEN):
+    if more := sorted(
+        {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()} - _WRITTEN
+    ):
         raise ModelError(
             f"{folder}: also holds {more[0]}, which would be lost; choose another --out or --name"
         )

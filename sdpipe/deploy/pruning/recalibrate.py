@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpipe.data.augment import Normalisation
-from sdpipe.deploy.confidence import best_temperature, fit_temperature, negative_log_likelihood
+from sdpipe.deploy.confidence import fit_temperature, negative_log_likelihood
 from sdpipe.deploy.fold import TestNetwork, fold
 from sdpipe.network import ResidualBlock, ResNet
 from sdpipe.training.weights import Weights
@@ -36,8 +36,17 @@ class Score:
     """How good a network is on some images."""
 
     error: float
-    nll: float  # mean negative log-likelihood at the best temperature from 0.05 to 20, in nats
-    temperature: float  # of its probabilities: 1 where no image is wrong
+    nll: float  # mean negative log-likelihood at this temperature, in nats
+    temperature: float  # its best, or 1 where no image is wrong
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """The best network has the lowest: by likelihood, each at its best temperature.
+
+        Where no image is wrong that comes to 0 as T falls to 0; of such networks, which go before all others,
+        the likelihood at T = 1 decides.
+        """
+        return self.error > 0, self.nll
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +92,7 @@ def recalibrate(
                 candidate,
                 score(network_logits(candidate, chosen_on.images_NHWC), chosen_on.labels_N),
             )
-    t, best, _ = min(tried.values(), key=lambda found: found[2].nll)
+    t, best, _ = min(tried.values(), key=lambda found: found[2].rank)
     curve = tuple((t, its_score) for t, _, its_score in tried.values())
     return Recalibrated(weights=best, t=t, curve=curve)
 
@@ -157,10 +166,10 @@ def network_logits(weights: Weights, images_NHWC: np.ndarray) -> np.ndarray:
 
 
 def score(logits_NK: np.ndarray, labels_N: np.ndarray) -> Score:
-    """Error and likelihood, this at the best temperature for each, so that confidence does not decide."""
-    best = best_temperature(logits_NK, labels_N)
+    """Error and likelihood; the temperature is fitted, so that confidence does not decide."""
+    temperature = fit_temperature(logits_NK, labels_N)
     return Score(
         error=float((logits_NK.argmax(axis=1) != labels_N).mean()),
-        nll=negative_log_likelihood(logits_NK, labels_N, best),
-        temperature=fit_temperature(logits_NK, labels_N),
+        nll=negative_log_likelihood(logits_NK, labels_N, temperature),
+        temperature=temperature,
     )
