@@ -134,7 +134,7 @@ def _save(sheet: Any, path: Path) -> None:
     """A sheet before it stays until the new one is whole."""
     from sdpipe.files import replacing
 
-    with replacing(path) as beside:
+    with replacing(path.resolve()) as beside:
         sheet.save(beside)
 
 

@@ -35,20 +35,26 @@ def read_variants(model: Path, fingerprint: str) -> list[dict[str, Any]]:
 def read_table(path: Path) -> list[dict[str, Any]]:
     """The rows of a variants.csv; none if it has other columns. Raises ModelError if it cannot be read."""
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
+        with path.open(newline="", encoding="utf-8", errors="replace") as stream:
             text = stream.read(_MAX_CHARACTERS + 1)
+        if not _has_our_columns(text):
+            return []
         if len(text) > _MAX_CHARACTERS:
             raise ModelError(f"{path}: over {_MAX_CHARACTERS:,} characters, no table of variants")
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        if not set(COLUMNS) <= set(reader.fieldnames or ()):
-            return []
-        return [_row(cells) for cells in reader]
+        return [_row(cells) for cells in csv.DictReader(io.StringIO(text, newline=""), strict=True)]
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
     except (AttributeError, KeyError, ValueError, csv.Error) as error:  # a row too short has None in it
         raise ModelError(
             f"{path}: expected rows of {', '.join(COLUMNS)}: {type(error).__name__} {error}"
         ) from error
+
+
+def _has_our_columns(text: str) -> bool:
+    try:
+        return set(COLUMNS) <= set(next(csv.reader(io.StringIO(text, newline="")), ()))
+    except csv.Error:
+        return False
 
 
 def _row(cells: dict[str, str]) -> dict[str, Any]:

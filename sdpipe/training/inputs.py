@@ -27,13 +27,8 @@ def check_fits(config: TrainConfig, dataset: DataSet, compute: Compute) -> None:
             f"params.yaml: train.family: {config.family} needs images of at least {least} pixels a side, "
             f"{dataset.name} has {height} x {width}"
         )
-    largest = max(height, width)
-    if compute.device.type == "cpu" and compute.precision == "fp32" and _writes_astray(config, largest):
-        raise ConfigError(
-            f"params.yaml: train.widths: skip {config.skip} on a processor in fp32, with images of {largest} "
-            f"pixels, needs at least {_SAFE_CHANNELS} channels in all groups but the last, or PyTorch "
-            f"writes beyond its memory; got {list(config.widths)}"
-        )
+    if compute.device.type == "cpu" and compute.precision == "fp32":
+        _check_projections(config, max(height, width))
     if config.shift_px >= smallest:
         raise ConfigError(
             f"params.yaml: train.shift_px: expected less than the image size {smallest}, "
@@ -54,20 +49,23 @@ def check_fits(config: TrainConfig, dataset: DataSet, compute: Compute) -> None:
         )
 
 
-def _writes_astray(config: TrainConfig, side: int) -> bool:
-    """Whether oneDNN's gradient of a projection's weights would write beyond its memory (PyTorch 2.14).
+def _check_projections(config: TrainConfig, side: int) -> None:
+    """Raise ConfigError where oneDNN's gradient of a projection would write beyond its memory (PyTorch 2.14).
 
     So it does for strided 1x1 convolutions in fp32 with AVX-512 (2026-11-28): of fewer than 16 channels, on
     56 pixels a side or more; on 52 it was not seen to.
     """
+    if config.skip not in ("B", "C"):
+        return
     side = side // 4 if config.family == "imagenet" else side  # behind the stem
-    for shape in (
-        block_shapes(config.family, config.depth, config.widths) if config.skip in ("B", "C") else ()
-    ):
+    for shape in block_shapes(config.family, config.depth, config.widths):
         if shape.stride != 1 and shape.in_channels < _SAFE_CHANNELS and side > _SAFE_PX:
-            return True
+            raise ConfigError(
+                f"params.yaml: train.widths: skip {config.skip} on a processor in fp32 needs at least "
+                f"{_SAFE_CHANNELS} channels where {side} pixels a side become fewer, or PyTorch writes "
+                f"beyond its memory; got {shape.in_channels}"
+            )
         side = -(-side // shape.stride)
-    return False
 
 
 def open_images(config: TrainConfig, dataset: DataSet, compute: Compute, workers: int | None) -> Images:

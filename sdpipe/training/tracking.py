@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,26 +107,27 @@ class _Publisher:
 
         num_logged = self._num_logged(run_id, record.epochs, logged)
         now_ms = _now_ms()
-        metrics = [
-            Metric(name, float(value), now_ms, step)
+        epochs = [
+            [Metric(name, float(value), now_ms, step) for name, value in row.items()]
             for step, row in enumerate(record.epochs[num_logged:], start=num_logged + 1)
-            for name, value in row.items()
         ]
-        metrics += [
+        per_call = max(1, _METRICS_PER_CALL // max(map(len, epochs), default=1))
+        for start in range(0, len(epochs), per_call):  # whole epochs: one is known in full, or not at all
+            self.client.log_batch(run_id, metrics=list(chain(*epochs[start : start + per_call])))
+        summary = [
             Metric(name, float(value), now_ms, 0)
             for name, value in record.summary.items()
             if logged.get(name) != float(value)
         ]
-        for start in range(0, len(metrics), _METRICS_PER_CALL):
-            self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
+        for start in range(0, len(summary), _METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=summary[start : start + _METRICS_PER_CALL])
 
     def _num_logged(
         self, run_id: str, epochs: Sequence[Mapping[str, float]], logged: Mapping[str, float]
     ) -> int:
         """How many of the epochs, from the first, the store has as they are.
 
-        It has others where the same training was done again with other processes or threads. A batch may have
-        been cut within an epoch; the epoch's last metric was sent last.
+        It has others where the same training was done again with other processes or threads.
         """
         if not epochs or (last := list(epochs[0])[-1]) not in logged:
             return 0
