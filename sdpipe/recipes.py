@@ -9,7 +9,7 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import count, product
@@ -28,7 +28,7 @@ BACKUP = "params.yaml.bak"
 # How a training is computed is the user's: a recipe does not write over it.
 _USERS = {"device", "precision", "compile", "recompute"}
 # What is compared within a recipe: not which recipe, either.
-_NOT_OF_THE_RECIPE = _USERS | {"seed", "p_L", "rule", "draw", "p_L_warmup_epochs"}
+NOT_OF_THE_RECIPE = _USERS | {"seed", "p_L", "rule", "draw", "p_L_warmup_epochs"}
 _WORDS = {"linear_decay": "linear", "A": "residual"}  # in the names of runs
 _HEAD = re.compile(r"(?:[ \t]*(?:#.*)?\n)*---[ \t]*\n")  # comments above a document's start
 
@@ -180,7 +180,7 @@ def apply_recipe(name: str, params: Path, num_seeds: int = 1) -> str:
         if not isinstance(values, dict) or not isinstance(values.get(section), dict):
             raise ConfigError(f"{params}: expected a mapping with the section {section}")
     runs = with_seeds(recipe.runs, num_seeds)
-    for key in set(values["train"]) - set(recipe.train) - _NOT_OF_THE_RECIPE:
+    for key in set(values["train"]) - set(recipe.train) - NOT_OF_THE_RECIPE:
         del values["train"][key]  # of another version; the rest is checked below
     for key, value in recipe.train.items():
         if not _stands(values["train"], key, value) and not (key in _USERS and key in values["train"]):
@@ -221,44 +221,6 @@ def _backup(params: Path, content: bytes) -> Path:
     """The first of params.yaml.bak, params.yaml.bak2, ... that is free or holds this content."""
     names = (params.with_name(f"{BACKUP}{number if number > 1 else ''}") for number in count(1))
     return next(path for path in names if not path.exists() or path.read_bytes() == content)
-
-
-def full_size_recipe(
-    train_params: Mapping[str, Any], num_train: int, image_size: Sequence[int] | None
-) -> str | None:
-    """The recipe of full size that a run is of, whatever its seed and p_L; None for every other run.
-
-    train_params: the run's section `train`, with its overrides.
-    num_train, image_size: how many images it was trained on, and their height and width; None if unknown.
-    """
-    wanted = _of_the_recipe(train_params)
-    trainings = _trainings_on(num_train, image_size)
-    return next((name for name, train in trainings if _of_the_recipe(train) == wanted), None)
-
-
-def is_full_size(train_params: Mapping[str, Any], num_train: int, image_size: Sequence[int] | None) -> bool:
-    """Whether a run has the images and the depth of a paper's training, and as many epochs or more."""
-    return any(
-        train["depth"] == train_params["depth"] and train["epochs"] <= train_params["epochs"]
-        for _, train in _trainings_on(num_train, image_size)
-    )
-
-
-def _trainings_on(num_train: int, image_size: Sequence[int] | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The papers' trainings on so many images of this size: name of the recipe, section `train`."""
-    for recipe in load_recipes().values():
-        if (recipe.num_train, [recipe.image_px] * 2) == (num_train, list(image_size or ())):
-            longer = ({**recipe.train, "epochs": epochs} for epochs in recipe.results)
-            for train, run in product((recipe.train, *longer), recipe.runs.values()):
-                yield recipe.name, {**train, **run}
-
-
-def _of_the_recipe(train: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: list(value) if isinstance(value, tuple | list) else value
-        for key, value in train.items()
-        if key not in _NOT_OF_THE_RECIPE
-    }
 
 
 def _round_trip() -> YAML:

@@ -6,7 +6,8 @@ from ruamel.yaml import YAML
 
 from sdpipe.network import expected_depth
 from sdpipe.params import check_params
-from sdpipe.recipes import apply_recipe, full_size_recipe, load_recipes, with_seeds
+from sdpipe.recipes import apply_recipe, load_recipes, with_seeds
+from sdpipe.report.full_size import full_size_recipe
 from sdpipe.training.config import RandomScaleCrop, RandomSizeCrop, TrainConfig, parse_run
 from sdpipe.training.schedule import learning_rate_at
 
@@ -50,6 +51,11 @@ def test_a_recipe_is_the_papers(name: str, depth: int, rates: dict[int, float]) 
         assert (config.depth, config.rule, config.p_L, config.draw) == (depth, "linear_decay", p_L, "batch")
         assert (config.epochs, config.batch_size) == (max(rates) + 1, 128)
         assert (config.momentum, config.weight_decay, config.dropout) == (0.9, 1e-4, 0.0)
+        assert (config.family, config.skip, config.widths) == ("cifar", "A", (16, 32, 64))
+        assert (config.drop_factor, config.micro_batches) == (10, 1)
+        assert config.dataset == name.split("-", maxsplit=1)[0]
+        if name != "svhn":
+            assert (config.normalisation, config.validation) == ("pixel", 0.1)
         assert config.p_L_warmup_epochs == 0
         augmented = name in ("cifar10", "cifar100", "cifar10-1202")
         assert (config.shift_px, config.flip) == ((4, True) if augmented else (0, False))
@@ -72,6 +78,7 @@ def test_imagenet_is_the_papers_and_goes_on_to_120_epochs(epochs: int) -> None:
         config = config_of("imagenet", run).model_copy(update={"epochs": epochs})
         assert (config.family, config.depth, config.skip, config.p_L) == ("imagenet", 152, "B", p_L)
         assert config_of("imagenet", run).epochs == 90
+        assert (config.widths, config.validation) == ((64, 128, 256, 512), {"train": 10})
         assert (config.batch_size, config.micro_batches) == (128, 4)
         assert (config.momentum, config.weight_decay, config.normalisation) == (0.9, 1e-4, "channel")
         crop = config.crop
@@ -97,6 +104,18 @@ def test_imagenet_he_is_the_papers() -> None:
         assert 59e4 < steps <= 60e4
         assert isinstance(config.crop, RandomScaleCrop)
         assert config.crop.shorter_side == (256, 480)
+        assert (config.colour_jitter, config.widths) == (0.0, (64, 128, 256, 512))
+        assert (config.validation, config.weight_decay) == ({"train": 10}, 1e-4)
+
+
+def test_degradation_is_resnets() -> None:
+    """Plain and residual nets, 20 and 56 layers each."""
+    kinds = {
+        (config.depth, config.skip, config.p_L)
+        for run in load_recipes()["degradation"].runs
+        if (config := config_of("degradation", run))
+    }
+    assert kinds == {(20, "A", 1.0), (56, "A", 1.0), (20, "plain", 1.0), (56, "plain", 1.0)}
 
 
 def test_svhn_holds_out_400_and_200_of_each_class() -> None:

@@ -32,13 +32,8 @@ def test_other_trainings_are_another_setting(tmp_path: Path, differing: dict[str
 
 
 def test_settings_that_differ_in_nearly_everything_still_fit_into_file_names(tmp_path: Path) -> None:
-    other = {
-        "validation": 0.3,
-        "dropout": 0.125,
-        "batch_size": 32,
-        "learning_rate": 0.0625,
-        "drop_factor": 3.0,
-    }
+    other = {"validation": 0.3, "dropout": 0.125, "batch_size": 32, "learning_rate": 0.0625}
+    other |= {"drop_factor": 3.0}
     other |= {
         "warmup": {"epochs": 1, "learning_rate": 0.001},
         "momentum": 0.8125,
@@ -80,12 +75,15 @@ def test_parts_of_another_size_are_another_training(tmp_path: Path) -> None:
         ({"epochs": 499}, "reduced size: 110 layers"),
         ({"num_train": 44_999}, "reduced size: 110 layers"),
         ({"depth": 26}, "reduced size: 26 layers"),
+        ({"widths": [4, 8, 16]}, "reduced size: 110 layers, widths 4 8 16, "),
     ],
 )
 def test_what_is_not_reduced_is_not_called_so(tmp_path: Path, unlike: dict[str, Any], says: str) -> None:
     write_run(tmp_path / "a", **{**FULL, **unlike})
     (run,) = read_runs([tmp_path])[0]
     assert size_mark([run]).startswith(says)
+    named = f"; not the paper's {', '.join(unlike)}"
+    assert size_mark([run]).endswith(named) == says.startswith("other")
 
 
 def test_a_warm_up_of_p_L_stands_against_the_same_constant_depth(tmp_path: Path) -> None:
@@ -106,7 +104,7 @@ def test_reduced_size_is_marked_wherever_it_shows(tmp_path: Path) -> None:
     """In every row, every caption and every picture; the paper's numbers stand apart from it."""
     two_seeds(tmp_path / "models", dataset="cifar10")
     write_report([tmp_path / "models"], tmp_path / "out")
-    mark = "reduced size: 20 layers, cifar10, 9,000 images of 9 x 9 pixels, 3 epochs"
+    mark = "reduced size: 20 layers, widths 4 8 8, cifar10, 9,000 images of 9 x 9 pixels, 3 epochs"
     for table in ("table1.csv", "table2.csv"):
         for row in rows_of(tmp_path / "out" / table):
             assert (row["full_size"], row["mark"]) == ("false", mark)

@@ -96,7 +96,7 @@ def _introduction(page: Page) -> str:
     elif num_full:
         size = f"{num_full} of them have the size of the paper's recipes; what stems from others is marked."
     else:
-        size = "None has the size of the paper's recipes: nothing here repeats a result of the paper."
+        size = "None has size and settings of a recipe of the paper: nothing here repeats a result of it."
     runs = f"{num} finished run{'s' if num > 1 else ''}"
     mark = "" if num_full == num else ' class="mark"'
     return (

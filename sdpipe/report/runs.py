@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from sdpipe.config import describe
 from sdpipe.errors import DataError
-from sdpipe.recipes import full_size_recipe
+from sdpipe.report.full_size import full_size_recipe
 from sdpipe.training.config import TrainConfig
 
 Numbers = dict[str, float]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sdpipe.recipes import is_full_size
+from sdpipe.report.full_size import is_full_size, is_narrow, other_settings
 from sdpipe.report.runs import Run, flatten
 
 # What is compared within a setting, and keys that say how a training is computed, not what.
@@ -255,15 +255,19 @@ def size_mark(runs: Iterable[Run]) -> str:
     reduced = [run for run in found if run.recipe is None]
     if not reduced:
         return ""
+    narrow = {" ".join(map(str, run.params["widths"])) for run in reduced if is_narrow(run.params)}
     parts = [
         f"{_either(run.params['depth'] for run in reduced)} layers",
+        *([f"widths {_either(narrow)}"] if narrow else []),
         _either(map(data_name, reduced)),
         f"{_either(run.num_train for run in reduced)} images{_pixels(reduced)}",
         f"{_either(run.params['epochs'] for run in reduced)} epochs",
     ]
     partly = "partly " if len(reduced) < len(found) else ""
     departures = set(map(departure, reduced))
-    return f"{partly}{_REDUCED if _REDUCED in departures else _OTHER}: {', '.join(parts)}"
+    others = {key for run in reduced for key in other_settings(run.params, run.num_train, run.image_size)}
+    unlike = f"; not the paper's {', '.join(sorted(others))}" if others else ""
+    return f"{partly}{_REDUCED if _REDUCED in departures else _OTHER}: {', '.join(parts)}{unlike}"
 
 
 def _pixels(runs: Iterable[Run]) -> str:
