@@ -133,7 +133,9 @@ def test_an_interruption_ends_what_is_being_fetched(
 ) -> None:
     """Each of these takes 6 s, one after the other; the process used to live on until the last one came."""
     urls = [f"{server}/slow.png?{number}" for number in range(8)]
-    command = [sys.executable, "-c", CLI, "predict", "--allow-url", "--model", str(rgb_model_path), *urls]
+    # A shell's background jobs ignore SIGINT, and so would what they start.
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {CLI}"
+    command = [sys.executable, "-c", code, "predict", "--allow-url", "--model", str(rgb_model_path), *urls]
     Server.asked.clear()
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
         assert Server.asked.wait(60)
