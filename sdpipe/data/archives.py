@@ -1,6 +1,8 @@
 """Unpacking tar, zip and gzip files that come from outside."""
 
+import errno
 import gzip
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -10,7 +12,17 @@ from pathlib import Path, PurePosixPath
 from sdpipe.errors import DataError
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_DAMAGED = (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, RuntimeError, NotImplementedError)
+_CHUNK_BYTES = 1 << 20
+_DAMAGED = (
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,  # a name with a NUL, or that is not UTF-8
+)
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -32,7 +44,7 @@ def unpack(archive: Path, folder: Path) -> None:
     except _DAMAGED as error:
         raise _damaged(archive, error) from error
     except OSError as error:
-        if error.errno is not None:  # the disk's fault, not the archive's
+        if error.errno not in (None, errno.EINVAL):  # the disk's fault; EINVAL is an offset before the start
             raise
         raise _damaged(archive, error) from error
 
@@ -52,7 +64,22 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as tar:
         for member in tar:
             _check_member(archive, member.name, plain=member.isreg() or member.isdir())
+        _check_end(tar)
         tar.extractall(folder, filter="data")
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raise ReadError unless the walk through the members stopped at a block of zeros, the mark of the end.
+
+    A walk stops as silently where the file breaks off and at a damaged header. Then all is read that follows,
+    so that gzip, bzip2 and xz compare their checksums, which stand behind the last member.
+    """
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no member and no end at byte {tar.offset:,}")
+    while tar.fileobj.read(_CHUNK_BYTES):
+        pass
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:

@@ -1,0 +1,95 @@
+"""Archives from outside: a damaged one is never unpacked as if it were whole, whatever it is packed with."""
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdpipe.data.archives import unpack
+from sdpipe.errors import DataError
+
+
+def _contents(generator: np.random.Generator) -> dict[str, bytes]:
+    return {f"bee/{number}é.png": generator.bytes(2_000) for number in range(3)}
+
+
+def _tar(contents: dict[str, bytes], mode: str) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode) as tar:  # type: ignore[call-overload]
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def _zip(contents: dict[str, bytes], compression: int) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as zip_file:
+        for name, content in contents.items():
+            zip_file.writestr(name, content)
+    return stream.getvalue()
+
+
+def _packed(kind: str, contents: dict[str, bytes]) -> bytes:
+    zips = {
+        "zip": zipfile.ZIP_DEFLATED,
+        "zip of bzip2": zipfile.ZIP_BZIP2,
+        "zip of lzma": zipfile.ZIP_LZMA,
+    }
+    return _zip(contents, zips[kind]) if kind in zips else _tar(contents, f"w:{kind}")
+
+
+def _unpacked(archive: Path, folder: Path) -> dict[str, bytes]:
+    folder.mkdir()
+    unpack(archive, folder)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zip", "zip of bzip2", "zip of lzma"])
+def test_a_damaged_byte_is_found_wherever_it_is(tmp_path: Path, kind: str) -> None:
+    """Of 60 archives with a damaged byte each is refused, or gives what was packed.
+
+    A zip's directory has no checksum: damage there can change a name, or hide a member.
+    """
+    generator = np.random.default_rng(0)
+    contents = _contents(generator)
+    whole = _packed(kind, contents)
+    archive = tmp_path / "pictures"
+    archive.write_bytes(whole)
+    assert _unpacked(archive, tmp_path / "whole") == contents
+    refused = 0
+    for number, at in enumerate(generator.integers(len(whole), size=60)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << generator.integers(8)
+        archive.write_bytes(damaged)
+        try:
+            files = _unpacked(archive, tmp_path / str(number))
+        except DataError:
+            refused += 1
+        else:
+            assert set(files.values()) <= set(contents.values())
+            assert kind.startswith("zip") or files == contents
+    assert refused > 45
+
+
+@pytest.mark.parametrize("size", [4_000, 3_584, 5_000, 1_000])
+def test_a_tar_without_compression_that_breaks_off_is_refused(tmp_path: Path, size: int) -> None:
+    """In a member's header, between two members, in a member, in the first header."""
+    archive = tmp_path / "pictures.tar"
+    archive.write_bytes(_tar(_contents(np.random.default_rng(0)), "w:")[:size])
+    with pytest.raises(DataError, match=r"pictures\.tar: damaged"):
+        _unpacked(archive, tmp_path / "out")
+
+
+def test_a_damaged_header_does_not_end_a_tar(tmp_path: Path) -> None:
+    """tarfile passes over all members from there on."""
+    whole = bytearray(_tar(_contents(np.random.default_rng(0)), "w:"))
+    whole[3_584 + 100] ^= 1
+    archive = tmp_path / "pictures.tar"
+    archive.write_bytes(whole)
+    with pytest.raises(DataError, match=r"pictures\.tar: damaged.* no member and no end at byte 3,584"):
+        _unpacked(archive, tmp_path / "out")
