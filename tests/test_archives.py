@@ -93,3 +93,57 @@ def test_a_damaged_header_does_not_end_a_tar(tmp_path: Path) -> None:
     archive.write_bytes(whole)
     with pytest.raises(DataError, match=r"pictures\.tar: damaged.* no member and no end at byte 3,584"):
         _unpacked(archive, tmp_path / "out")
+
+
+def _pax(**headers: str) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("bee/0.png")
+        member.size, member.pax_headers = (
+            4,
+            {name.replace("_", "."): value for name, value in headers.items()},
+        )
+        tar.addfile(member, io.BytesIO(b"abcd"))
+    return stream.getvalue()
+
+
+def _renamed(name: bytes) -> bytes:
+    """A zip with one member of that name, which `zipfile` itself would not write."""
+    stand_in = "x" * len(name)
+    return _zip({f"{stand_in}": b"abcd"}, zipfile.ZIP_STORED).replace(stand_in.encode(), name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _pax(mtime="nan"),
+        _pax(mtime="1e300"),
+        _pax(path="bee/a\0b.png"),
+        _pax(size=str(2**63)),
+        _pax(GNU_sparse_map="a,b"),
+        _renamed(b"\0abc"),
+        _zip({"é" * 10: b"abcd"}, zipfile.ZIP_STORED).replace("é".encode(), b"\xc3\xc3"),
+        _zip({"a/" + "x" * 300: b"abcd"}, zipfile.ZIP_STORED),
+        _zip({"a": b"abcd", "a/b": b"abcd"}, zipfile.ZIP_STORED),
+        _zip({"a": b"abcd" * 100}, zipfile.ZIP_STORED)[100:],
+        _zip({"bee\\0.png": b"abcd", "cow\\0.png": b"abcd"}, zipfile.ZIP_STORED),
+        _tar({"bee/0.png": b"abcd"}, "w:") + _tar({"cow/0.png": b"abcd"}, "w:"),
+    ],
+    ids=[
+        "no date", "a late date", "NUL in a name", "a large size", "no sparse map", "an empty name",
+        "a name that is no UTF-8", "a long name", "a file and a folder of one name", "no beginning",
+        "backslashes", "two archives in one",
+    ],
+)  # fmt: skip
+def test_odd_archives_are_named(tmp_path: Path, content: bytes) -> None:
+    archive = tmp_path / "pictures"
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match=f"^{archive}: "):
+        _unpacked(archive, tmp_path / "out")
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
+    contents = {"bee/0.png": b"abcd", "z.zip": _zip({"left/0.png": b"x"}, zipfile.ZIP_STORED)}
+    archive = tmp_path / "pictures.tar"
+    archive.write_bytes(_tar(contents, "w:"))
+    assert _unpacked(archive, tmp_path / "out") == contents

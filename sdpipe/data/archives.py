@@ -4,6 +4,7 @@ import errno
 import gzip
 import lzma
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -13,15 +14,29 @@ from sdpipe.errors import DataError
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK_BYTES = 1 << 20
+# What the standard library raises on damaged archives: names that are no text, numbers that are none or too
+# large for the system, encryption.
 _DAMAGED = (
     EOFError,
-    zlib.error,
+    IndexError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
     lzma.LZMAError,
+    struct.error,
     tarfile.TarError,
     zipfile.BadZipFile,
-    RuntimeError,
-    NotImplementedError,
-    ValueError,  # a name with a NUL, or that is not UTF-8
+    zlib.error,
+)
+# Of the errors that the system reports, those that come from an archive's names and offsets.
+_OF_THE_ARCHIVE = (
+    None,
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
 )
 
 
@@ -33,7 +48,7 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises DataError naming the archive, and the member where it is one.
     """
     try:
-        if zipfile.is_zipfile(archive):
+        if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):  # whose last member may be a zip
             _unpack_zip(archive, folder)
         else:
             _unpack_tar(archive, folder)
@@ -44,12 +59,12 @@ def unpack(archive: Path, folder: Path) -> None:
     except _DAMAGED as error:
         raise _damaged(archive, error) from error
     except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # the disk's fault; EINVAL is an offset before the start
+        if error.errno not in _OF_THE_ARCHIVE:  # the disk's fault
             raise
-        raise _damaged(archive, error) from error
+        raise _damaged(archive, error.strerror or error) from error
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
+def _damaged(path: Path, error: Exception | str) -> DataError:
     return DataError(f"{path}: damaged, truncated or no archive: {error}")
 
 
@@ -71,19 +86,23 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
 def _check_end(tar: tarfile.TarFile) -> None:
     """Raise ReadError unless the walk through the members stopped at a block of zeros, the mark of the end.
 
-    A walk stops as silently where the file breaks off and at a damaged header. Then all is read that follows,
-    so that gzip, bzip2 and xz compare their checksums, which stand behind the last member.
+    A walk stops as silently where the file breaks off and at a damaged header. Then all is read that follows:
+    it must be zeros, and gzip, bzip2 and xz compare their checksums, which stand behind the last member.
     """
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"no member and no end at byte {tar.offset:,}")
-    while tar.fileobj.read(_CHUNK_BYTES):
-        pass
+    while rest := tar.fileobj.read(_CHUNK_BYTES):
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError(f"something stands behind its end at byte {tar.offset:,}")
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as zip_file:
+        names = zip_file.namelist()
+        if names and all("\\" in name for name in names):  # one flat folder of strange names otherwise
+            raise DataError(f"{archive}: refused, its members have \\ in place of /; pack it again")
         for info in zip_file.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             _check_member(archive, info.filename, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
