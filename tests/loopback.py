@@ -15,6 +15,9 @@ class Files:
         self.cut_after: int | None = None  # bytes of a body, then the connection breaks
         self.cuts_left = 0
         self.knows_ranges = True
+        self.etag: str | None = None
+        self.most: int | None = None  # bytes of an answer to a range
+        self.headers: dict[str, str] = {}  # more of them, or others
         self.requests: list[tuple[str, str | None]] = []
         self.url = ""
 
@@ -33,6 +36,8 @@ def serve() -> Iterator[Files]:
             if body is None:
                 self.send_error(404)
                 return
+            if self.headers.get("If-Range") not in (None, files.etag):
+                wanted = None
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and files.knows_ranges else 0
             if start >= len(body) > 0:
                 self.send_response(416)
@@ -41,11 +46,18 @@ def serve() -> Iterator[Files]:
                 self.end_headers()
                 return
             self.send_response(206 if start else files.status)
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-            self.send_header("Content-Length", str(len(body) - start))
-            self.end_headers()
             rest = body[start:]
+            headers = {"Content-Length": str(len(rest))}
+            if start:
+                rest = rest[: files.most]
+                end = start + len(rest) - 1
+                headers["Content-Range"] = f"bytes {start}-{end}/{len(body)}"
+                headers["Content-Length"] = str(len(rest))
+            if files.etag is not None:
+                headers["ETag"] = files.etag
+            for name, value in (headers | files.headers).items():
+                self.send_header(name, value)
+            self.end_headers()
             if files.cut_after is not None and files.cuts_left:
                 files.cuts_left -= 1
                 rest = rest[: files.cut_after]

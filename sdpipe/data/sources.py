@@ -4,7 +4,9 @@ A download is resumed where it stopped, and gets its final name only after its c
 """
 
 import hashlib
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -12,13 +14,15 @@ import requests
 from filelock import FileLock
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 from tqdm import tqdm
+from urllib3.exceptions import HTTPError
 
-from sdpipe.errors import DataError
+from sdpipe.errors import DataError, without_passwords
 from sdpipe.files import local_path, sha256_of
 
 CHUNK_BYTES = 1 << 14  # what is lost when a connection breaks within a chunk
 TIMEOUT_S = (10, 60)  # to connect, and between two chunks
 ATTEMPTS = 4
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")  # Content-Range, RFC 9110 14.4
 FILE_ENDINGS = (".gz", ".tgz", ".tar", ".bz2", ".xz", ".zip", ".mat")
 
 
@@ -71,7 +75,8 @@ def _is_file(url: str) -> bool:
 
 
 def _name_of(url: str) -> str:
-    return Path(unquote(urlsplit(url).path)).name or "download"
+    name = Path(unquote(urlsplit(url).path)).name
+    return name if name not in ("", "..") and "\0" not in name else "download"
 
 
 def _download(url: str, path: Path, check: Check | None) -> Path:
@@ -92,12 +97,30 @@ def _is_right(path: Path, check: Check | None) -> bool:
     return True
 
 
+@dataclass
+class _Part:
+    """What has come of a file."""
+
+    path: Path
+    version: str | None = None
+    """ETag or Last-Modified of the server's file, where this process asked for it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, 0 where nothing has come."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def discard(self) -> None:
+        """Start over."""
+        self.path.unlink(missing_ok=True)
+        self.version = None
+
+
 def _fetch_and_check(url: str, path: Path, check: Check | None) -> None:
     # The part's name carries its address, so that another URL never continues it.
     tag = hashlib.sha256(url.encode()).hexdigest()[:12]
-    part = path.with_name(f"{path.name}.{tag}.part")
-    if check is None:
-        part.unlink(missing_ok=True)  # nothing would notice a file that changed on the server meanwhile
+    part = _Part(path.with_name(f"{path.name}.{tag}.part"))
+    shown = without_passwords(url)
     try:
         for attempt in Retrying(
             retry=retry_if_exception_type((_BrokenOffError, requests.ConnectionError, requests.Timeout)),
@@ -106,20 +129,24 @@ def _fetch_and_check(url: str, path: Path, check: Check | None) -> None:
             reraise=True,
         ):
             with attempt:
-                _transfer(url, part)
+                if check is None and part.version is None:
+                    part.discard()  # nothing would notice a file that changed on the server meanwhile
+                while not _transfer(url, part):
+                    pass
     except _BrokenOffError as error:
-        raise DataError(f"{url}: {error}; run again to continue") from error
+        again = "" if check is None else "; run again to continue"
+        raise DataError(f"{shown}: {error}{again}") from error
     except requests.RequestException as error:
-        raise DataError(f"{url}: {_reason(error)}") from error
+        raise DataError(f"{shown}: {_reason(error)}") from error
     except OSError as error:
-        raise DataError(f"{part}: {error.strerror}") from error
+        raise DataError(f"{part.path}: {error.strerror}") from error
     if check is not None:
         try:
-            check(part, url)
+            check(part.path, shown)
         except DataError:
-            part.unlink()
+            part.discard()
             raise
-    part.replace(path)
+    part.path.replace(path)
 
 
 def _reason(error: requests.RequestException) -> str:
@@ -129,44 +156,78 @@ def _reason(error: requests.RequestException) -> str:
         return "the server did not answer in time"
     if isinstance(error, requests.ConnectionError):
         return "the server cannot be reached"
-    return str(error)
+    return without_passwords(str(error))
 
 
-def _transfer(url: str, part: Path) -> None:
-    """Fetch what is missing of `part`; a server that knows no ranges sends everything again."""
-    have = part.stat().st_size if part.exists() else 0
+def _transfer(url: str, part: _Part) -> bool:
+    """Fetch what is missing of a part; a server that knows no ranges sends everything again.
+
+    Returns whether it is whole: a server may answer with less than was asked for.
+    """
+    have = part.size
     # Without identity a server may compress the stream, and its length and offsets would not be the file's.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if part.version is not None:
+            headers["If-Range"] = part.version  # all of it, if it has changed
+    with _get(url, headers) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
-            if response.headers.get("Content-Range") == f"bytes */{have}":
-                return  # all of it had come already
-            part.unlink()
+            if have and response.headers.get("Content-Range") == f"bytes */{have}":
+                return True  # all of it had come already
+            part.discard()
             raise _BrokenOffError("the file changed on the server")
         response.raise_for_status()
-        resumed = response.status_code == requests.codes.partial_content
-        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            part.unlink()
-            raise _BrokenOffError("the server continued at another place")
-        have = have if resumed else 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length is not None else None
-        _save(response, part, have, total)
+        total = _number(response.headers.get("Content-Length"))
+        is_range = response.status_code == requests.codes.partial_content
+        if is_range:
+            found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if found is None or int(found[1]) != have:
+                part.discard()
+                raise _BrokenOffError("the server continued at another place")
+            total = _number(found[3])  # what comes now may be less than what is missing
+        else:
+            have = 0
+        part.version = _version(response)
+        _save(response, part.path, have, total)
+    if total is None or part.size >= total:
+        return True
+    if is_range and part.size > have:
+        return False
+    raise _BrokenOffError(f"the connection ended at {part.size} of {total} bytes")
 
 
-def _save(response: requests.Response, part: Path, have: int, total: int | None) -> None:
+def _get(url: str, headers: dict[str, str]) -> requests.Response:
+    try:
+        return requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S)
+    except requests.RequestException:
+        raise
+    except (HTTPError, ValueError) as error:  # of an address that is none, the server's redirection too
+        raise DataError(f"{without_passwords(url)}: leads to no address: {error}") from error
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def _version(response: requests.Response) -> str | None:
+    """What names this version of the server's file for If-Range, where a weak ETag does not do (RFC 9110)."""
+    tag = response.headers.get("ETag")
+    return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
+
+
+def _save(response: requests.Response, path: Path, have: int, total: int | None) -> None:
     with (
-        part.open("ab" if have else "wb") as stream,
+        path.open("ab" if have else "wb") as stream,
         tqdm(
             desc=_name_of(response.url), initial=have, total=total, unit="B", unit_scale=True, disable=None
         ) as bar,
     ):
         try:
-            for chunk in response.iter_content(CHUNK_BYTES):
+            # The bytes as they come: servers that call a .gz encoded in gzip send the file itself.
+            for chunk in response.raw.stream(CHUNK_BYTES, decode_content=False):
                 stream.write(chunk)
                 have += len(chunk)
                 bar.update(len(chunk))
-        except (requests.exceptions.ChunkedEncodingError, requests.ConnectionError) as error:
+        except HTTPError as error:
             raise _BrokenOffError(f"the connection broke at {have} of {total or '?'} bytes") from error
-    if total is not None and have < total:
-        raise _BrokenOffError(f"the connection ended at {have} of {total} bytes")
