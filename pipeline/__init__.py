@@ -1,13 +1,14 @@
 """The DVC stages: thin scripts that read params.yaml, call one library function and write outputs."""
 
 import gc
+import inspect
 import os
 import signal
 import sys
 from collections.abc import Callable
 from types import TracebackType
 
-from sdpipe.errors import errors_on_one_line
+from sdpipe.errors import ConfigError, errors_on_one_line
 
 # What importing PyTorch makes stays to the end. To look through it for garbage while it is made, and again at
 # the end, would take a quarter of a stage's start.
@@ -19,8 +20,13 @@ def run_stage(main: Callable[..., None]) -> None:
     """Call a stage's main with the words of the command line; what is no bug ends in one line."""
     gc.freeze()
     gc.enable()
+    words = sys.argv[1:]
     with errors_on_one_line():
-        main(*sys.argv[1:])
+        try:
+            inspect.signature(main).bind(*words)
+        except TypeError as error:
+            raise ConfigError(f"called with {words}: {error}") from error
+        main(*words)
 
 
 def _tell_of_ctrl_c(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from filelock import FileLock
+
 from pipeline import run_stage
 from sdpipe.config import get_value, parse_section, read_params
 from sdpipe.data.config import DATASET_SECTIONS
@@ -15,7 +17,8 @@ def main(dataset: str) -> None:
         raise ConfigError(f"no data set {dataset!r}; there are {', '.join(DATASET_SECTIONS)}")
     values = get_value(read_params(Path("params.yaml")), f"fetch.{dataset}")
     config = parse_section(DATASET_SECTIONS[dataset], values, f"fetch.{dataset}")
-    meta = fetch(dataset, config, Path("data") / dataset, work_folder() / "downloads" / dataset)
+    with FileLock(work_folder() / f"fetch-{dataset}.lock"):  # two fetches of one data set take turns
+        meta = fetch(dataset, config, Path("data") / dataset, work_folder() / "downloads" / dataset)
     shared = meta["test_images_also_in_train"]
     print(
         f"{dataset}: {meta['num_train']:,} training and {meta['num_test']:,} test images "
@@ -26,6 +29,9 @@ def main(dataset: str) -> None:
             else f"{shared:,} test images are identical to a training image"
         )
     )
+    counts = zip(meta["class_names"], meta["test_images_per_class"], strict=True)
+    if untested := [name for name, count in counts if not count]:
+        print(f"{dataset}: no test image of class {', '.join(untested)}")
     if ignored := meta["source"].get("num_ignored_files"):
         print(f"{dataset}: {ignored:,} files were no pictures, by their names, and were left out")
 

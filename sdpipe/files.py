@@ -61,8 +61,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`; when the block succeeds, it takes the place of `path`."""
+    """Yield a new folder beside `path`; when the block succeeds, it takes the place of `path`.
+
+    Raises DataError if `path` is a link, which cannot be replaced without a guess at what is meant.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        raise DataError(f"{path}: is a link; expected a folder, or nothing")
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a process that was killed
         shutil.rmtree(left)
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -82,7 +87,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def _name(error: OSError, path: Path) -> None:
-    """A write to a full disk does not say by itself which file it was."""
+    """A write to a full disk does not say by itself which file it was; NumPy's does not even say why."""
+    if error.errno is None:
+        raise DataError(f"{path}: {error}") from error
     if error.filename is None:
         error.filename = str(path)
 

@@ -23,9 +23,11 @@ from published_sets import (
     svhn_files,
     tar_of,
 )
+from scipy.io import savemat
 
 from sdpipe.data.config import ArchiveConfig, DigitsConfig
 from sdpipe.data.fetch import fetch
+from sdpipe.data.formats import read_svhn
 from sdpipe.data.store import open_dataset
 from sdpipe.errors import DataError
 
@@ -37,6 +39,14 @@ def test_a_damaged_svhn_file_is_named(tmp_path: Path) -> None:
     digests = {f"{part}_32x32.mat": sha256((tmp_path / f"{part}_32x32.mat").read_bytes()) for part in made}
     with pytest.raises(DataError, match=r"extra_32x32\.mat"):
         fetch("svhn", ArchiveConfig(source=str(tmp_path), sha256=digests), tmp_path / "svhn", tmp_path / "dl")
+
+
+@pytest.mark.parametrize("label", [0, 11, -5, 1.5, float("nan")])
+def test_a_label_that_svhn_has_not_is_refused(tmp_path: Path, label: float) -> None:
+    """10 stands for 0, and a remainder would make a digit of any number."""
+    savemat(tmp_path / "x.mat", {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.array([[10.0], [label]])})
+    with pytest.raises(DataError, match=r"x\.mat: y: expected labels from 1 to 10"):
+        read_svhn(tmp_path / "x.mat")
 
 
 def test_a_wrong_digest_is_refused_and_nothing_is_left(tmp_path: Path, files: Files) -> None:
@@ -73,7 +83,7 @@ def test_a_broken_connection_is_resumed(tmp_path: Path, files: Files) -> None:
     files.content["/cifar-10-binary.tar.gz"] = archive
     files.cut_after, files.cuts_left = 40_000, 1
     fetch("cifar10", cifar10_config(files.url, archive), tmp_path / "data" / "cifar10", tmp_path / "dl")
-    assert [wanted for _, wanted in files.requests] == [None, "bytes=32768-"]  # whole chunks of 16,384
+    assert [wanted for _, wanted in files.requests] == [None, "bytes=40000-"]
 
 
 def test_a_download_that_ended_early_is_continued_by_the_next_fetch(tmp_path: Path, files: Files) -> None:
@@ -86,7 +96,7 @@ def test_a_download_that_ended_early_is_continued_by_the_next_fetch(tmp_path: Pa
     assert left_behind(tmp_path / "data") == []
     files.cuts_left = 0
     fetch("cifar10", config, tmp_path / "data" / "cifar10", tmp_path / "dl")
-    assert files.requests[-1][1] == "bytes=32768-"
+    assert files.requests[-1][1] == "bytes=40000-"
 
 
 def test_a_server_without_ranges_sends_everything_again(tmp_path: Path, files: Files) -> None:

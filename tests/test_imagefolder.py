@@ -1,6 +1,9 @@
 """A user's own pictures: layouts, archives, and what is wrong with them."""
 
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -182,3 +185,59 @@ def test_a_digest_for_a_folder_is_refused(tmp_path: Path) -> None:
     config = folder_config(make_tree(tmp_path / "mine"), sha256="0" * 64)
     with pytest.raises(DataError, match="expected null for a folder"):
         fetch("imagefolder", config, tmp_path / "out", tmp_path / "dl")
+
+
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    """Of a class, and inside of one; what leads round in a circle is named."""
+    tree = make_tree(tmp_path / "mine")
+    make_tree(tmp_path / "other")
+    (tree / "ant" / "more").symlink_to(tmp_path / "other" / "ant")
+    (tree / "dog").symlink_to(tmp_path / "other" / "bee")
+    meta = fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")
+    assert meta["class_names"] == ["ant", "bee", "cow", "dog"]
+    assert meta["num_train"] + meta["num_test"] == 16 + 8 + 8 + 8
+    (tree / "ant" / "round").symlink_to(tree / "ant")
+    with pytest.raises(DataError, match=r"ant/round: a link to a folder that it lies in"):
+        fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")
+
+
+def test_a_class_may_be_called_like_a_python_name(tmp_path: Path) -> None:
+    """What macOS packs beside the pictures is none."""
+    tree = make_tree(tmp_path / "mine")
+    (tree / "cow").rename(tree / "__background__")
+    (tree / "__MACOSX").mkdir()
+    meta = fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")
+    assert meta["class_names"] == ["__background__", "ant", "bee"]
+
+
+UNREADABLE = """
+import sys
+from pathlib import Path
+from sdpipe.data.imagefolder import list_pictures
+from sdpipe.errors import errors_on_one_line
+with errors_on_one_line():
+    print(len(list_pictures(Path(sys.argv[1])).splits["train"]))
+"""
+NO_SUPERUSER = (
+    "setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ant", "ant/more"])
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, name: str) -> None:
+    tree = make_tree(tmp_path / "mine")
+    (tree / name).mkdir(exist_ok=True)
+    (tree / name).chmod(0)
+    words = [*(NO_SUPERUSER if os.geteuid() == 0 else ()), sys.executable, "-c", UNREADABLE, str(tree)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    (tree / name).chmod(0o755)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {tree / name}: cannot be listed: Permission denied\n"
+
+
+def test_pictures_of_an_archive_are_named_by_it(tmp_path: Path) -> None:
+    """Not by the place where it was unpacked, which is gone."""
+    path = tmp_path / "pictures.tar"
+    path.write_bytes(tar_of({f"{name}/{at}.png": b"x" for name in ("ant", "bee") for at in range(8)}))
+    with pytest.raises(DataError, match=rf"^{path}/ant/\d\.png: "):
+        fetch("imagefolder", folder_config(path), tmp_path / "out", tmp_path / "dl")

@@ -68,8 +68,13 @@ def fit_normalisation(
     num_values = len(indices) * images_NHWC[0].size // (1 if kind == "pixel" else images_NHWC.shape[-1])
     std = np.sqrt(squares / num_values)
     first_HWC = images_NHWC[indices[0]]
-    if not np.all(std) or all((chunk == first_HWC).all() for chunk in _chunks(images_NHWC, indices)):
+    if all((chunk == first_HWC).all() for chunk in _chunks(images_NHWC, indices)):
         raise DataError("all training images are the same; nothing can be learned from them")
+    if not np.all(std):
+        raise DataError(
+            f"train.normalisation: channel {int(np.argmin(std))} has one value in all training images, so "
+            "no deviation to divide by; expected pixel, or pictures without that channel"
+        )
     return Normalisation(
         mean_HWC=torch.from_numpy(mean_HWC.astype(np.float32)),
         std=torch.tensor(std, dtype=torch.float32).reshape(() if kind == "pixel" else (1, 1, -1)),

@@ -1,15 +1,35 @@
 """The section `fetch` of params.yaml: one entry for each data set that can be fetched."""
 
+from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from sdpipe.config import Fraction, Section, Seed
+from sdpipe.errors import ConfigError
+from sdpipe.files import local_path, project_root
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 """64 lower-case hexadecimal digits."""
 
-Source = Annotated[str, Field(min_length=1)]
+
+def _check_source(source: str) -> str:
+    expected = "expected an address with http or https, or a path"
+    if "\0" in source:
+        raise ValueError(f"{expected}; got a NUL in it")
+    try:
+        scheme = urlsplit(source).scheme
+        if scheme not in ("http", "https"):
+            Path(source).expanduser()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{expected}; got {source!r}: {error}") from error
+    if "://" in source and scheme not in ("http", "https"):
+        raise ValueError(f"{expected}; got {source!r}")
+    return source
+
+
+Source = Annotated[str, Field(min_length=1), AfterValidator(_check_source)]
 """A URL (http, https), a file or a folder; relative paths start at the project's root."""
 
 
@@ -79,6 +99,30 @@ DATASET_SECTIONS: dict[str, type[Section]] = {
     "imagenet": ImageNetConfig,
     "digit-pictures": DigitPicturesConfig,
 }
+
+
+def check_apart(dataset: str, config: Section) -> None:
+    """Raise ConfigError if a fetch would delete its own source, or read its own output.
+
+    data/<dataset>/ is emptied before each fetch, by DVC too, so nobody's files may lie in it.
+    """
+    source: str | None = getattr(config, "source", None)
+    if source is None or urlsplit(source).scheme in ("http", "https"):
+        return
+    place = local_path(source).resolve()
+    reads_tree = isinstance(config, ImageFolderConfig | ImageNetConfig)
+    for root in (project_root(), Path.cwd()):  # another folder where `dvc exp` runs a stage in a copy
+        folder = (root / "data" / dataset).resolve()
+        if place.is_relative_to(folder):
+            raise ConfigError(
+                f"params.yaml: fetch.{dataset}.source: {source} lies in data/{dataset}, which is emptied "
+                "before each fetch; move it to another place"
+            )
+        if reads_tree and folder.is_relative_to(place):
+            raise ConfigError(
+                f"params.yaml: fetch.{dataset}.source: {source} holds data/{dataset}, which a fetch writes; "
+                "expected a folder with nothing but pictures"
+            )
 
 
 class FetchConfig(Section):

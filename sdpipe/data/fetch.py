@@ -18,13 +18,14 @@ from sdpipe.data.config import (
     DigitsConfig,
     ImageFolderConfig,
     ImageNetConfig,
+    check_apart,
 )
 from sdpipe.data.formats import read_cifar, read_idx, read_svhn
 from sdpipe.data.imagefolder import hold_out_test, list_pictures, write_pictures
 from sdpipe.data.sources import has_sha256, is_url, locate
 from sdpipe.data.split import split_stratified
 from sdpipe.data.store import PICTURES, write_files, write_meta, write_part
-from sdpipe.errors import DataError
+from sdpipe.errors import DataError, without_passwords
 from sdpipe.files import local_path, replacing_folder
 
 DIGITS_MAX = 16  # scikit-learn's digits have 17 grey levels, 0..16
@@ -41,8 +42,10 @@ def fetch(dataset: str, config: Section, folder: Path, downloads: Path) -> dict[
     """Fetch data set `dataset` into `folder`. Returns the content of its meta.json.
 
     downloads: where downloaded files are kept and continued.
-    The folder appears only when everything is in it and checked. Raises DataError naming the file.
+    The folder appears only when everything is in it and checked. Raises DataError naming the file, and
+    ConfigError if the source lies in the project's folder for that data set.
     """
+    check_apart(dataset, config)
     with replacing_folder(folder) as beside:
         return _FETCHERS[dataset](config, beside, downloads)
 
@@ -77,7 +80,7 @@ def _fetch_fashion_mnist(config: ArchiveConfig, folder: Path, downloads: Path) -
         folder,
         name="fashion-mnist",
         class_names=FASHION_MNIST_CLASSES,
-        source={"source": config.source, "sha256_unpacked": config.sha256},
+        source={"source": without_passwords(config.source), "sha256_unpacked": config.sha256},
     )
 
 
@@ -117,7 +120,7 @@ def _fetch_cifar(config: ArchiveConfig, folder: Path, downloads: Path, classes: 
         folder,
         name=f"cifar{classes}",
         class_names=class_names,
-        source={"source": config.source, "sha256": config.sha256},
+        source={"source": without_passwords(config.source), "sha256": config.sha256},
     )
 
 
@@ -147,7 +150,7 @@ def _fetch_svhn(config: ArchiveConfig, folder: Path, downloads: Path) -> dict[st
         folder,
         name="svhn",
         class_names=[str(digit) for digit in range(10)],
-        source={"source": config.source, "sha256": config.sha256},
+        source={"source": without_passwords(config.source), "sha256": config.sha256},
         train_parts=[(part, len(parts[part][1])) for part in ("train", "extra")],
     )
 
@@ -162,7 +165,10 @@ def _fetch_imagefolder(config: ImageFolderConfig, folder: Path, downloads: Path)
     archive = locate(config.source, "", downloads, check)
     with tempfile.TemporaryDirectory(dir=folder) as unpacked:
         unpack(archive, Path(unpacked))
-        return _read_tree(Path(unpacked), config, folder)
+        try:
+            return _read_tree(Path(unpacked), config, folder)
+        except DataError as error:  # the place where it was unpacked is gone when this is read
+            raise DataError(str(error).replace(unpacked, str(archive))) from error
 
 
 def _read_tree(tree: Path, config: ImageFolderConfig, folder: Path) -> dict[str, Any]:
@@ -179,7 +185,7 @@ def _read_tree(tree: Path, config: ImageFolderConfig, folder: Path) -> dict[str,
         folder,
         name="imagefolder",
         class_names=listing.class_names,
-        source={"source": config.source, "num_ignored_files": listing.num_ignored},
+        source={"source": without_passwords(config.source), "num_ignored_files": listing.num_ignored},
         train_parts=_parts(train, validation),
     )
 

@@ -15,16 +15,20 @@ from sdpipe.errors import DataError
 
 CIFAR_SIDE = 32
 _IDX_UBYTE = 0x08
+_IDX_MAX_DIMS = 3  # of what is read here: labels and grey images
 
 # What scipy raises on damaged .mat files.
 _DAMAGED_MAT = (
-    MatReadError,
-    ValueError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
     LookupError,
+    MatReadError,
+    NotImplementedError,
     OSError,
     TypeError,
-    EOFError,
-    NotImplementedError,
+    UnboundLocalError,
+    ValueError,
     zlib.error,
 )
 
@@ -34,6 +38,8 @@ def read_idx(raw: bytes, name: str) -> np.ndarray:
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != _IDX_UBYTE:
         raise DataError(f"{name}: no idx file of unsigned bytes")
     num_dims = raw[3]
+    if not 1 <= num_dims <= _IDX_MAX_DIMS:
+        raise DataError(f"{name}: expected 1 to {_IDX_MAX_DIMS} dimensions, found {num_dims}")
     header = 4 + 4 * num_dims
     shape = tuple(int.from_bytes(raw[at : at + 4], "big") for at in range(4, header, 4))
     if len(raw) != header + math.prod(shape):
@@ -65,9 +71,11 @@ def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     try:
         content = loadmat(path, variable_names=["X", "y"])
-        images_HWCN, labels = content["X"], content["y"].ravel().astype(np.int64)
+        images_HWCN, labels = content["X"], content["y"].ravel()
     except _DAMAGED_MAT as error:
         raise DataError(f"{path}: no SVHN file with X and y: {error}") from error
     if images_HWCN.dtype != np.uint8 or images_HWCN.ndim != 4 or images_HWCN.shape[3] != len(labels):
         raise DataError(f"{path}: X is {images_HWCN.dtype} {images_HWCN.shape} for {len(labels)} labels")
-    return images_HWCN.transpose(3, 0, 1, 2), labels % 10
+    if not np.isin(labels, range(1, 11)).all():
+        raise DataError(f"{path}: y: expected labels from 1 to 10, which stands for the digit 0")
+    return images_HWCN.transpose(3, 0, 1, 2), labels.astype(np.int64) % 10

@@ -5,7 +5,7 @@ validation may be missing; or `<class>/**/*`. What has no test part is split, st
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ SPLIT_NAMES = {
     "valid": "validation",
     "val": "validation",
 }
+_OF_ARCHIVERS = "__MACOSX"  # a folder that macOS puts beside what was packed
 _CHUNK = 256  # pictures decoded at a time
 _MAX_NAMED = 5  # damaged pictures named in one error
 
@@ -95,9 +96,33 @@ def _descend(root: Path) -> Path:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))
-    )
+    return [path for path in _visible(folder) if path.is_dir() and path.name != _OF_ARCHIVERS]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, sorted, hidden entries left out. Raises DataError if it cannot be listed."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed: {error.strerror}") from error
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The files of a class, to any depth, also behind links to folders.
+
+    A link to nowhere is among them, so that it is named as unreadable instead of dropped.
+    """
+    waiting: list[tuple[Path, frozenset[Path]]] = [(folder, frozenset())]
+    while waiting:
+        here, above = waiting.pop()
+        real = here.resolve()
+        if real in above:
+            raise DataError(f"{here}: a link to a folder that it lies in")
+        for path in _visible(here):
+            if path.is_dir():
+                waiting.append((path, above | {real}))
+            else:
+                yield path
 
 
 def _list_split(folder: Path, class_names: list[str]) -> tuple[list[tuple[Path, int]], int]:
@@ -108,25 +133,15 @@ def _list_split(folder: Path, class_names: list[str]) -> tuple[list[tuple[Path, 
         raise DataError(f"{folder / unknown[0]}: a class that the training part does not have")
     endings = image_suffixes()
     pictures: list[tuple[Path, int]] = []
-    loose = [path for path in folder.iterdir() if not path.is_dir() and path.name[0] != "."]
-    num_ignored = len(loose)
+    num_ignored = sum(not path.is_dir() for path in _visible(folder))
     for k, name in enumerate(class_names):
-        files = [
-            path
-            for path in sorted((folder / name).rglob("*"))
-            if not path.is_dir() and not _hidden(path, folder)
-        ]
-        # A link to nowhere stays in the list, so that it is named as unreadable instead of dropped.
+        files = sorted(_files_below(folder / name))
         chosen = [path for path in files if path.suffix.lower() in endings]
         if not chosen:
             raise DataError(f"{folder / name}: class folder without a picture")
         pictures += [(path, k) for path in chosen]
         num_ignored += len(files) - len(chosen)
     return pictures, num_ignored
-
-
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def hold_out_test(

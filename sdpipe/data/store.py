@@ -10,8 +10,11 @@ train_images.npy, and the files below the source, or in data/<dataset>/pictures/
 """
 
 import hashlib
+import io
 import json
 import os
+import tokenize
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,19 @@ from sdpipe.errors import DataError
 from sdpipe.files import local_path, sha256_of, write_json
 
 _CHUNK = 4096  # images hashed or copied at a time
+
+# What json and NumPy raise on damaged files.
+_DAMAGED = (
+    EOFError,
+    KeyError,
+    OSError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,7 +98,7 @@ class ArrayWriter:
         """Write everything out."""
         assert self._filled == len(self.labels_N), "fewer images appended than announced"
         self.images_NHWC.flush()
-        np.save(self._labels_path, self.labels_N)
+        _save(self._labels_path, self.labels_N)
 
 
 def write_part(folder: Path, part: str, chunks: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -97,8 +113,15 @@ def write_part(folder: Path, part: str, chunks: Iterable[tuple[np.ndarray, np.nd
 
 def write_files(folder: Path, pictures: list[tuple[Path, int]], root: Path) -> None:
     """Write the training part as a table of picture files below `root`, and their labels."""
-    np.save(folder / "train_files.npy", make_table([path for path, _ in pictures], root))
-    np.save(folder / "train_labels.npy", np.array([label for _, label in pictures], dtype=np.int64))
+    _save(folder / "train_files.npy", make_table([path for path, _ in pictures], root))
+    _save(folder / "train_labels.npy", np.array([label for _, label in pictures], dtype=np.int64))
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Write an array by way of memory: NumPy does not say that the disk was full, nor which file it was."""
+    content = io.BytesIO()
+    np.save(content, array)
+    path.write_bytes(content.getbuffer())
 
 
 def write_meta(
@@ -183,16 +206,15 @@ def open_dataset(folder: Path) -> DataSet:
     Raises DataError if it is not there or not whole.
     """
     try:
-        text = (folder / "meta.json").read_text()
-        meta = json.loads(text)
-        labels = {part: np.load(folder / f"{part}_labels.npy") for part in ("train", "test")}
+        meta = json.loads((folder / "meta.json").read_text())
+        num_train, num_test = int(meta["num_train"]), int(meta["num_test"])
         return DataSet(
             name=meta["name"],
             class_names=tuple(meta["class_names"]),
             train_images=_open_train_images(folder, meta),
-            train_labels_N=labels["train"],
-            test_images_NHWC=np.load(folder / "test_images.npy", mmap_mode="c"),
-            test_labels_N=labels["test"],
+            train_labels_N=np.array(_open_array(folder, "train_labels", np.int64, 1, num_train)),
+            test_images_NHWC=_open_array(folder, "test_images", np.uint8, 4, num_test),
+            test_labels_N=np.array(_open_array(folder, "test_labels", np.int64, 1, num_test)),
             train_parts=tuple((part, count) for part, count in meta["train_parts"]),
             crop_fraction=meta["crop_fraction"],
             # The arrays' digests decide, not where they were fetched from.
@@ -200,7 +222,7 @@ def open_dataset(folder: Path) -> DataSet:
                 json.dumps([meta["sha256"], meta["class_names"], meta["train_parts"]]).encode()
             ).hexdigest(),
         )
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except _DAMAGED as error:
         raise DataError(
             f"{folder}: no whole data set: {error}; run `dvc repro fetch@{folder.name}`"
         ) from error
@@ -208,8 +230,7 @@ def open_dataset(folder: Path) -> DataSet:
 
 def _open_train_images(folder: Path, meta: dict[str, Any]) -> np.ndarray | PictureFiles:
     if "train_images" in meta["sha256"]:
-        images_NHWC: np.ndarray = np.load(folder / "train_images.npy", mmap_mode="c")
-        return images_NHWC
+        return _open_array(folder, "train_images", np.uint8, 4, int(meta["num_train"]))
     root = meta["train_root"]
     height, width = meta["image_size"]
     return PictureFiles(
@@ -219,3 +240,14 @@ def _open_train_images(folder: Path, meta: dict[str, Any]) -> np.ndarray | Pictu
         channels=meta["channels"],
         crop_fraction=meta["crop_fraction"],
     )
+
+
+def _open_array(folder: Path, name: str, dtype: type, num_dims: int, count: int) -> np.ndarray:
+    """A memory-mapped array. Raises ValueError unless it has that type and as many rows as meta.json says."""
+    array: np.ndarray = np.load(folder / f"{name}.npy", mmap_mode="c")
+    if array.dtype != dtype or array.ndim != num_dims or len(array) != count:
+        raise ValueError(
+            f"{name}.npy: expected {count} rows of {np.dtype(dtype)} in {num_dims} dimensions, "
+            f"found {array.dtype} {array.shape}"
+        )
+    return array
