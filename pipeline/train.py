@@ -7,9 +7,9 @@ from pathlib import Path
 from pipeline import run_stage
 from sdpipe.config import get_value, parse_section, read_params
 from sdpipe.data.store import open_dataset
-from sdpipe.errors import ConfigError
+from sdpipe.errors import ConfigError, TrainingError
 from sdpipe.provenance import code_digest
-from sdpipe.training.config import MachineConfig, parse_run
+from sdpipe.training.config import MachineConfig, TrainConfig, parse_run
 from sdpipe.training.interruption import end_with_parent, ending_at_once
 from sdpipe.training.session import train_run
 
@@ -21,15 +21,27 @@ OWN_STORES = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 def main(run: str) -> None:
     if "DVC_ROOT" in os.environ:  # a DVC that is killed takes nothing of what this would make
         end_with_parent()
-    params = read_params(Path("params.yaml"))
-    config = parse_run(get_value(params, "train"), get_value(params, "runs"), run)
-    machine = parse_section(MachineConfig, get_value(params, "machine"), "machine")
+    machine = parse_section(MachineConfig, get_value(read_params(Path("params.yaml")), "machine"), "machine")
     if machine.launch is not None and "WORLD_SIZE" not in os.environ:
         launch(machine.launch, run)
-    deps = get_value(read_params(Path("dvc.yaml")), "stages.train.do.deps")
-    code = code_digest(Path(), [path for path in deps if path.endswith(".py")])
+    config, code = read_setting(run)
     dataset = open_dataset(Path("data") / config.dataset)
     train_run(run, config, machine, dataset, code, Path("models") / run, committed_md5=committed_md5(run))
+    if read_setting(run) != (config, code):  # what DVC would write into dvc.lock, though it was not trained
+        raise TrainingError(
+            f"run {run}: params.yaml or the code was changed while it trained; its end is kept: with them as "
+            "they were `dvc repro` takes it, with what they are now it trains anew"
+        )
+
+
+def read_setting(run: str) -> tuple[TrainConfig, str]:
+    """What params.yaml asks of a run, and the digest of the code that trains it."""
+    params = read_params(Path("params.yaml"))
+    deps = get_value(read_params(Path("dvc.yaml")), "stages.train.do.deps")
+    return (
+        parse_run(get_value(params, "train"), get_value(params, "runs"), run),
+        code_digest(Path(), [path for path in deps if path.endswith(".py")]),
+    )
 
 
 def launch(launcher: str, run: str) -> None:

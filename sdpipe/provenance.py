@@ -48,10 +48,18 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def hardware(device_name: str, num_processes: int = 1) -> str:
-    """The machine in words: the computing device, the cores of a process, the number of processes."""
-    processes = f", {num_processes} processes" if num_processes > 1 else ""
-    return f"{device_name}, {len(os.sched_getaffinity(0))} cores, {platform.machine()}{processes}"
+def hardware(device_name: str, num_processes: int = 1, num_threads: int | None = None) -> str:
+    """The machine in words: the computing device, the cores of a process, the number of processes.
+
+    num_threads: those that compute, where the result depends on them; said where they are not one a core.
+    """
+    num_cores = len(os.sched_getaffinity(0))
+    words = [device_name, f"{num_cores} cores", platform.machine()]
+    if num_threads not in (None, num_cores):
+        words.append("1 thread" if num_threads == 1 else f"{num_threads} threads")
+    if num_processes > 1:
+        words.append(f"{num_processes} processes")
+    return ", ".join(words)
 
 
 def processor_name() -> str:

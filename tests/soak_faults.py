@@ -124,7 +124,7 @@ def damages(bench: Bench, num_damages: int, chance: random.Random) -> str:
         assert told or kind == "no folder", f"{kind} was passed over silently"
         shutil.rmtree(folder)
     listed = ", ".join(f"{count} with {kind}" for kind, count in sorted(kinds.items()))
-    return f"{num_damages} ({listed}); none used, each one named"
+    return f"{num_damages} ({listed}); none used, each that stood there named"
 
 
 def _damage(folder: Path, victims: list[str], names: list[str], chance: random.Random) -> str:

@@ -35,13 +35,18 @@ def test_more_epochs_continue_a_finished_run(
 
 
 def test_what_went_on_on_another_machine_names_both(
-    dataset: DataSet, project: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: DataSet,
+    project: Path,
+    mlflow_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """`train_s` is of both; the last one alone stood beside it."""
     for epochs, name in ((2, "slow"), (3, "fast"), (4, "fast")):
-        monkeypatch.setattr("sdpipe.training.trainer.hardware", lambda *_arguments, name=name: name)
+        monkeypatch.setattr("sdpipe.training.compute.hardware", lambda *_arguments, name=name: name)
         run_to(project / "out", dataset, epochs=epochs, milestones=[])
     assert json.loads((project / "out" / "timing.json").read_text())["hardware"] == "slow, then fast"
+    assert capsys.readouterr().out.count("on fast, after slow: rounding may be another") == 1
 
 
 def test_the_longest_finished_run_is_extended(
@@ -95,10 +100,17 @@ def test_a_finished_run_is_kept_with_all_its_epochs(
 def test_another_training_is_not_extended(
     project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Any other key makes another lineage."""
+    """Any other key makes another lineage, and what is other is said."""
     run_to(project / "out", dataset, epochs=1, milestones=[])
+    assert "another one" not in capsys.readouterr().out
     run_to(project / "out", dataset, epochs=2, milestones=[], weight_decay=2e-4)
-    assert "extend" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "extend" not in told
+    assert re.search(
+        r"run plain: the finished training \w{16} of 6 steps is another one: train.epochs was 1, "
+        r"train.weight_decay was 0.0001; starting from the beginning",
+        told,
+    )
 
 
 def md5(path: Path) -> str:

@@ -15,6 +15,7 @@ from test_tracking import RECORD
 
 from sdpipe.cli import main
 from sdpipe.data.store import DataSet
+from sdpipe.training import tracking
 from sdpipe.training.run_record import notes, read_note, write_note
 from sdpipe.training.session import train_run
 from sdpipe.training.tracking import LiveTracker, publish
@@ -101,6 +102,19 @@ def test_an_older_end_does_not_undo_a_newer_one(project: Path, mlflow_store: Pat
     assert track().exit_code == 0
     run = the_run(mlflow_store)
     assert (run.info.status, run.data.tags["stage"], notes()) == ("FINISHED", "evaluate", [])
+
+
+def test_a_clock_that_was_ahead_does_not_hide_the_end(
+    mlflow_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at a time still to come, continued and finished: MLflow has that, and no note is left."""
+    now_ms = tracking._now_ms
+    monkeypatch.setattr(tracking, "_now_ms", lambda: now_ms() + 600_000)
+    LiveTracker(RECORD).close("KILLED")
+    monkeypatch.setattr(tracking, "_now_ms", now_ms)
+    LiveTracker(RECORD).close("FINISHED", {"test_error": 0.5})
+    run = the_run(mlflow_store)
+    assert (run.info.status, run.data.metrics["test_error"], notes()) == ("FINISHED", 0.5, [])
 
 
 def test_who_said_how_it_ended_has_said_it(mlflow_store: Path, no_server: None) -> None:

@@ -12,7 +12,8 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from sdpipe.errors import ModelError, TrainingError
 from sdpipe.files import replacing_folder, sync_folder, write_synced
+from sdpipe.training.setting import Setting
 
 _TENSORS, _STATE, _SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 _NAME = re.compile(r"step-(\d{10})(-unvalidated)?")
@@ -47,10 +49,13 @@ class Checkpoint:
 class CheckpointFolder:
     """The checkpoints of one training. All but reading is for the process that holds the run's lock."""
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        """fingerprint: of the training; a checkpoint of another one is not used."""
+    def __init__(self, folder: Path, fingerprint: str, setting: Setting | None = None) -> None:
+        """fingerprint: of the training; a checkpoint of another one is not used. setting: what it stands for,
+        written with each checkpoint, so that people can be told how another training differs.
+        """
         self.folder = folder
         self.fingerprint = fingerprint
+        self.setting = setting
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then drop those older than the last two. What is there already stays.
@@ -66,6 +71,7 @@ class CheckpointFolder:
         _put_aside(path)
         state = {
             "fingerprint": self.fingerprint,
+            "setting": None if self.setting is None else asdict(self.setting),
             "num_steps": checkpoint.num_steps,
             "is_unvalidated": checkpoint.is_unvalidated,
             "state": checkpoint.state,
@@ -107,6 +113,14 @@ class CheckpointFolder:
                     ) from error
                 damaged[path] = f"checkpoint {path} is damaged and passed over: {error}"
         return None, damaged
+
+    def peek(self) -> tuple[int, Setting] | None:
+        """Steps and setting of the newest checkpoint, unchecked and without its tensors, if it has them."""
+        for path in self.paths()[:1]:
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                state = json.loads((path / _STATE).read_bytes())
+                return int(state["num_steps"]), Setting(**state["setting"])
+        return None
 
     def paths(self) -> list[Path]:
         """The folders of the checkpoints, the newest first."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpipe.errors import DeviceError
-from sdpipe.provenance import processor_name
+from sdpipe.provenance import hardware, processor_name
 from sdpipe.runtime.memory import keep_memory
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,6 +34,11 @@ class Compute:
         """Of the GPU, or of the processor."""
         is_cuda = self.device.type == "cuda"
         return torch.cuda.get_device_name(self.device) if is_cuda else processor_name()
+
+    def hardware(self, num_processes: int = 1) -> str:
+        """The machine in words, with what of it decides how sums are rounded on a processor."""
+        num_threads = torch.get_num_threads() if self.device.type == "cpu" else None
+        return hardware(self.device_name, num_processes, num_threads)
 
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network to the device, channels last (1.2 to 2.5 times as fast for these convolutions)."""

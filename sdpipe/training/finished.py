@@ -49,6 +49,11 @@ class Lineage:
         shutil.rmtree(checkpoints.folder.resolve())
         checkpoints.folder.unlink(missing_ok=True)  # where it was a link
 
+    def has(self, fingerprint: str, md5: str | None = None) -> bool:
+        """Whether that training has finished; with these weights, if their MD5 is given."""
+        path = self.folder / fingerprint / _MD5
+        return path.is_file() and (md5 is None or path.read_bytes() == md5.encode())
+
     def find_start(
         self, fingerprint: str, config: TrainConfig, committed_md5: str | None
     ) -> tuple[Checkpoint | None, list[str]]:
@@ -64,8 +69,8 @@ class Lineage:
         with self._locked():
             own = self.folder / fingerprint
             if own.is_dir():
-                md5 = own / _MD5  # missing where a process was killed as it kept this
-                if committed_md5 is not None and md5.is_file() and md5.read_bytes() == committed_md5.encode():
+                # Without its MD5 a process was killed as it kept this.
+                if committed_md5 is not None and self.has(fingerprint, committed_md5):
                     return None, []
                 found, damaged = CheckpointFolder(own, fingerprint).read_newest()
                 return found, list(damaged.values())

@@ -4,7 +4,6 @@ import errno
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,8 +11,8 @@ from filelock import FileLock, Timeout
 
 from sdpipe.data.store import DataSet
 from sdpipe.errors import BusyError, TrainingError
-from sdpipe.files import project_root, work_folder
-from sdpipe.provenance import fingerprint, git_state, hardware
+from sdpipe.files import work_folder
+from sdpipe.provenance import git_state
 from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
 from sdpipe.training.compute import Compute, choose_compute
 from sdpipe.training.config import MachineConfig, TrainConfig
@@ -23,6 +22,7 @@ from sdpipe.training.loop import train
 from sdpipe.training.progress import Progress, TrainResult
 from sdpipe.training.records import progress_metrics, start_record
 from sdpipe.training.run_files import write_training
+from sdpipe.training.setting import Setting
 from sdpipe.training.tracking import LiveTracker
 from sdpipe.training.weights import ModelInfo
 from sdpipe.training.world import World, joined_world
@@ -74,11 +74,12 @@ class _Session:
         self.dataset = dataset
         self.compute = compute
         self.params = json.loads(json.dumps(config.model_dump()))
-        name = partial(fingerprint, data=dataset.digest, code=code, compute=_decisive(compute))
-        self.name = name(params=self.params)
-        shared = {key: value for key, value in self.params.items() if key not in LENGTH_KEYS}
-        lineage = name(params=shared)
-        self.checkpoints = CheckpointFolder(work_folder() / "runs" / self.name, self.name)
+        self.setting = Setting(
+            run=run, params=self.params, data=dataset.digest, code=code, compute=_decisive(compute)
+        )
+        self.name = self.setting.fingerprint()
+        lineage = self.setting.fingerprint(without=LENGTH_KEYS)
+        self.checkpoints = CheckpointFolder(work_folder() / "runs" / self.name, self.name, self.setting)
         self.lineage = Lineage(work_folder() / "finished" / lineage)
 
     def follow(self, world: World) -> None:
@@ -98,7 +99,10 @@ class _Session:
 
     def lead(self, world: World, folder: Path) -> None:
         """Train, save, track, and write the run's files to `folder`."""
-        measured = {"compute": self.compute.reason, **git_state(project_root())}
+        measured = {
+            "compute": self.compute.reason,
+            **git_state(Path()),
+        }  # of a copy, where `dvc exp` made one
         processes = f", {world.size} processes" if world.size > 1 else ""
         say(f"run {self.run}, fingerprint {self.name}: {self.compute.reason}{processes}")
         unfinished = self.checkpoints.folder
@@ -109,7 +113,7 @@ class _Session:
             data_digest=self.dataset.digest,
             train_params=self.params,
             git=measured,
-            hardware=hardware(self.compute.device_name, world.size),
+            hardware=self.compute.hardware(world.size),
         )
         with _locked(unfinished.with_suffix(".lock"), self.run):
             tracker = LiveTracker(record)
@@ -120,7 +124,7 @@ class _Session:
             # The signals are noticed to the very end, so that none cuts the last word to MLflow short.
             with (
                 noticing_signals(give_up) as interruption,
-                _told_how_it_ends(tracker, self.run, interruption),
+                _told_how_it_ends(tracker, self._how_to_continue(), interruption),
             ):
                 result = self._train(world, tracker, interruption)
                 if interruption.requested:  # behind the last step; its state is saved
@@ -144,24 +148,50 @@ class _Session:
             world,
             checkpoints=self.checkpoints,
             machine=self.machine,
-            start=self._find_start(),
+            start=self._find_start(self.compute.hardware(world.size)),
             on_epoch=lambda progress: tracker.update(progress_metrics(progress)),
             interruption=interruption,
         )
 
-    def _find_start(self) -> Checkpoint | None:
-        """The newest whole checkpoint of this training, else the end of one that it extends."""
+    def _find_start(self, hardware: str) -> Checkpoint | None:
+        """The newest whole checkpoint of this training, else the end of one that it extends.
+
+        Where there is neither, people are told of the last training of that name, and what it differs in.
+        """
         found, told = self.checkpoints.load_newest()
         if found is None:
             found, told_of_finished = self.lineage.find_start(self.name, self.config, self.committed_md5)
-            told += told_of_finished
+            told += told_of_finished or self._told_of_another()
         for sentence in told:
             say(f"run {self.run}: {sentence}")
         if found is not None:
-            done = Progress.from_json(found.state).epochs_done
-            epochs = f"{done} of {self.config.epochs} epochs"
+            progress = Progress.from_json(found.state)
+            epochs = f"{progress.epochs_done} of {self.config.epochs} epochs"
             say(f"run {self.run}: continuing after step {found.num_steps}, {epochs}")
+            if progress.hardware[-1] != hardware:
+                say(f"run {self.run}: on {hardware}, after {progress.hardware[-1]}: rounding may be another")
         return found
+
+    def _told_of_another(self) -> list[str]:
+        """A sentence on the newest training of this name that cannot be continued here, if there is one."""
+        if self.lineage.has(self.name):
+            return []  # done again on purpose
+        work = work_folder()
+        folders = [*work.glob("runs/[!.]*/"), *work.glob("finished/*/[!.]*/")]
+        for folder in sorted((path for path in folders if path.is_dir()), key=_written_at, reverse=True):
+            there = CheckpointFolder(folder, folder.name).peek()
+            if there is not None and there[1].run == self.run:
+                kind = "unfinished" if folder.parent.name == "runs" else "finished"
+                return [
+                    f"the {kind} training {folder.name} of {there[0]} steps is another one: "
+                    f"{self.setting.differences(there[1])}; starting from the beginning"
+                ]
+        return []
+
+    def _how_to_continue(self) -> str:
+        """`dvc repro` itself brings back what dvc.lock has; a training that is done again needs its -f."""
+        is_again = self.committed_md5 is not None and self.lineage.has(self.name, self.committed_md5)
+        return f"run {self.run}: stopped; `dvc repro{' -f' if is_again else ''}` continues from here"
 
     def _describe(self, progress: Progress) -> ModelInfo:
         dataset, config = self.dataset, self.config
@@ -179,6 +209,12 @@ class _Session:
             best_epoch=progress.best.epoch,
             train_params=self.params,
         )
+
+
+def _written_at(path: Path) -> float:
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _decisive(compute: Compute) -> dict[str, str]:
@@ -201,14 +237,14 @@ def _locked(path: Path, run: str) -> AbstractContextManager[FileLock]:
 
 
 @contextmanager
-def _told_how_it_ends(tracker: LiveTracker, run: str, interruption: Interruption) -> Iterator[None]:
+def _told_how_it_ends(tracker: LiveTracker, stopped: str, interruption: Interruption) -> Iterator[None]:
     """Close the MLflow run as FAILED or KILLED when the block does not end well."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         interruption.allow_last_words()
         tracker.close("KILLED", patience_s=interruption.remaining_s())
-        say(f"run {run}: stopped; `dvc repro` continues from here")
+        say(stopped)
         raise
     except Exception:
         tracker.close("FAILED")

@@ -66,7 +66,8 @@ class _Publisher:
     def publish(self, record: RunRecord) -> str:
         run_id = self._find(record) or self._create(record)
         run = self.client.get_run(run_id)
-        if record.ended_ms is not None and record.ended_ms < (run.info.end_time or 0):
+        has_ended = run.info.status != "RUNNING"  # one that goes on again keeps the time of its last end
+        if has_ended and record.ended_ms is not None and record.ended_ms < (run.info.end_time or 0):
             return run_id  # it went on, perhaps elsewhere: an older end does not undo a newer one
         if record.status == "RUNNING" and run.info.status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")

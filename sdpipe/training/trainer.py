@@ -17,7 +17,6 @@ from sdpipe.data.split import split_validation
 from sdpipe.data.store import DataSet
 from sdpipe.errors import DataError, TrainingError
 from sdpipe.network import ResNet, initialise
-from sdpipe.provenance import hardware
 from sdpipe.segment import Active, Segment
 from sdpipe.training.batches import Batches
 from sdpipe.training.checkpoint import Checkpoint
@@ -68,7 +67,7 @@ class Trainer:
         self.step = TrainingStep(config, self.network, compute, world)
         self.batches = Batches(config, self.images, self.train_indices, self.normalise, compute)
         self.watched_weight = self.network.get_parameter("blocks.0.branch.conv1.weight")  # figure 7
-        self.progress = Progress(hardware=[hardware(compute.device_name, world.size)])
+        self.progress = Progress(hardware=[compute.hardware(world.size)])
         self.best_state: dict[str, Tensor] = {}
         self.sums = Sums.zero(compute.device)
 
@@ -162,8 +161,8 @@ class Trainer:
         raise TrainingError(
             f"epoch {epoch + 1}, step {step + 1} of {self.steps_per_epoch}: loss {loss:g}, "
             f"gradient norm {norm:g} at learning rate {self.learning_rate:g}, on training "
-            f"images {self.batches.indices(epoch, step).tolist()}; nothing of this step is kept, and the "
-            "last checkpoint is good; a lower learning rate or a warm-up helps"
+            f"images {self.batches.indices(epoch, step).tolist()}; nothing of this step is kept, and an "
+            "earlier checkpoint, if there is one, is good; a lower learning rate or a warm-up helps"
         )
 
     def validate(self, stop: Callable[[], bool] = lambda: False) -> bool:
@@ -224,7 +223,8 @@ class Trainer:
         if bad:
             raise TrainingError(
                 f"after step {self.num_steps}: {bad[0]} and {len(bad) - 1} other tensors are not finite, and "
-                "not saved; the last checkpoint is good; a lower learning rate or a warm-up helps"
+                "not saved; an earlier checkpoint, if there is one, is good; a lower learning rate or a "
+                "warm-up helps"
             )
         return Checkpoint(
             num_steps=self.num_steps,

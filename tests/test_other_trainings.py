@@ -1,0 +1,92 @@
+"""What is another training, on another machine or of another setting, and what is said of it."""
+
+import json
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, machine, train_config
+from session_runs import run_to
+from test_training import StopAfter
+
+from pipeline import train as stage
+from sdpipe.data.store import DataSet
+from sdpipe.errors import TrainingError
+from sdpipe.training.loop import train
+from sdpipe.training.progress import TrainResult
+from sdpipe.training.session import train_run
+
+
+def test_other_threads_are_another_machine(
+    dataset: DataSet, project: Path, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They round otherwise, so the weights are not those of a training that had the same ones all along."""
+    num_threads = torch.get_num_threads()
+    try:
+        for epochs, threads in ((1, 3), (2, 5)):
+            torch.set_num_threads(threads)
+            run_to(project / "out", dataset, epochs=epochs, milestones=[])
+    finally:
+        torch.set_num_threads(num_threads)
+    hardware = json.loads((project / "out" / "timing.json").read_text())["hardware"]
+    assert re.fullmatch(r".*, 3 threads, then .*, 5 threads", hardware)
+    assert "5 threads, after " in capsys.readouterr().out
+
+
+def test_what_is_other_than_in_an_unfinished_training_is_said(
+    project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the newest one of that name; one of another name is none of this run's."""
+
+    def stop_after(steps: int, run: str, code: str, **overrides: object) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sdpipe.training.session.train", partial(_stopped, steps))
+            with pytest.raises(SystemExit):
+                train_run(run, train_config(**overrides), machine(), dataset, code, project / "out")
+
+    stop_after(4, "plain", "code", epochs=3, milestones=[])
+    stop_after(5, "other", "code", epochs=6, milestones=[])
+    capsys.readouterr()
+    train_run("plain", train_config(epochs=3, milestones=[2]), machine(), dataset, "edited", project / "out")
+    assert re.search(
+        r"run plain: the unfinished training \w+ of 4 steps is another one: train.milestones was \[\], "
+        "the code was another; starting from the beginning",
+        capsys.readouterr().out,
+    )
+
+
+def _stopped(steps: int, *arguments: Any, **keywords: Any) -> TrainResult:
+    return train(*arguments, **(keywords | {"interruption": StopAfter(steps)}))
+
+
+@pytest.mark.parametrize("edited", ["params.yaml", "sdpipe/network.py", None])
+def test_dvc_does_not_note_what_was_not_trained(
+    project: Path, edited: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC reads params and code when a stage has ended; a change while it trained must end it as failed."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, project / name)
+    for name in ("sdpipe", "pipeline"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(stage, "open_dataset", lambda _folder: None)
+    monkeypatch.delenv("DVC_ROOT")  # its process would be ended with this one
+
+    def train_and_edit(*_arguments: object, **_keywords: object) -> None:
+        params = (project / "params.yaml").read_text()
+        # What concerns the deployment only is no other training.
+        params = params.replace("max_test_error: 0.02", "max_test_error: 0.03")
+        (project / "params.yaml").write_text(params)
+        if edited is not None:
+            text = (project / edited).read_text()
+            (project / edited).write_text(text.replace("  epochs: 120", "  epochs: 121") + "# edited\n")
+
+    monkeypatch.setattr(stage, "train_run", train_and_edit)
+    if edited is None:
+        stage.main("stochastic")
+        return
+    with pytest.raises(TrainingError, match="run stochastic: params.yaml or the code was changed while"):
+        stage.main("stochastic")
