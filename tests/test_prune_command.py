@@ -182,6 +182,25 @@ def test_runs_of_one_name_stay_apart(runs: Path) -> None:
     assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == expected
 
 
+def test_each_run_is_validated_on_its_own_images(runs: Path) -> None:
+    """Another seed holds out others; the numbers of a run do not depend on who stands beside it."""
+    shutil.copytree(runs / "stochastic", runs / "other")
+    weights = load_weights(runs / "other" / "weights.safetensors")
+    params = {**weights.info.train_params, "seed": 1, "validation": 0.5}
+    info = replace(weights.info, train_params=params)
+    save_weights(runs / "other" / "weights.safetensors", replace(weights, info=info))
+
+    def errors(*names: str) -> set[tuple[str, str, str]]:
+        result = call(*(runs / name for name in names), "--out", "out")
+        assert result.exit_code == 0, result.output
+        with Path("out/pareto.csv").open() as stream:
+            return {(row["run"], row["variant"], row["validation_error"]) for row in csv.DictReader(stream)}
+
+    alone = errors("other") | errors("stochastic")
+    assert len({validation_error for _, variant, validation_error in alone if variant == "fp32"}) == 2
+    assert errors("other", "stochastic") == errors("stochastic", "other") == alone
+
+
 def test_the_names_of_runs_by_hand() -> None:
     assert run_names([Path("a/run"), Path("b/run"), Path("b/other")]) == ["a/run", "b/run", "other"]
     assert run_names([Path("x/a/run"), Path("y/a/run"), Path("z/run")]) == ["x/a/run", "y/a/run", "z/run"]

@@ -101,7 +101,6 @@ def measure(
     """
     families = find_variants(folders)
     artifacts = [one for family in families for one in family]
-    _, validated = open_held_out(load_info(folders[0] / "weights.safetensors"), dataset)
     calls: dict[str, Callable[[np.ndarray], object]] = {str(one.path): one.run for one in artifacts}
     sizes = sorted({1, THROUGHPUT_BATCH, batch_size})
     times = measure_latency(calls, dataset.test_images_NHWC, sizes, repeats)
@@ -111,7 +110,9 @@ def measure(
 
     variants: list[Variant] = []
     with tqdm(total=len(artifacts), desc="errors", unit="file", disable=None) as progress:
-        for run, family in zip(run_names(folders), families, strict=True):
+        for folder, run, family in zip(folders, run_names(folders), families, strict=True):
+            # Each run's own: a run of another seed was trained on others' held-out images.
+            _, validated = open_held_out(load_info(folder / "weights.safetensors"), dataset)
             full_ms = latency_of(family[0])[THROUGHPUT_BATCH]
             for artifact in family:
                 latency_ms = latency_of(artifact)
