@@ -1,6 +1,7 @@
 """Runs that are damaged and folders that are no report's."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,7 +175,17 @@ def test_a_number_that_cannot_be_is_named_in_a_report_too(
         ("family", "", "its params hold no family"),
         ("image_size", "5", "image_size: expected"),
         ("git_commit", "12345678", "git_commit: expected a valid string, got 12345678"),
-        ("train_s", "soon", "train_s: expected a valid number"),
+        ("train_s", "soon", "train_s: expected a number, got 'soon'"),
+        ("train_s", "FALSE", "train_s: expected a number, got 'False'"),
+        ("best_epoch", '"2"', "best_epoch: expected a number, got '2'"),
+        ("num_train", '"9000"', "num_train: expected a number, got '9000'"),
+        ("test_error", "TRUE", "test_error: expected a number, got 'True'"),
+        ("widths", "null", "widths: expected a valid tuple"),
+        ("widths", "7", "widths: expected a valid tuple"),
+        ("crop", "{}", "crop: expected a number, a word or a list of them, got {}"),
+        ("lighting", '[{"a": 1}]', "lighting: expected a number, a word or a list of them, got [{'a': 1}]"),
+        ("hardware", "7", "hardware: expected a valid string"),
+        pytest.param("depth", "[" * 100_000, "depth: expected a valid integer", id="brackets"),
     ],
 )
 def test_a_value_of_another_type_in_a_reports_table_is_named(
@@ -192,6 +203,29 @@ def test_a_value_of_another_type_in_a_reports_table_is_named(
     (problem,) = write_report([tmp_path / "out"], tmp_path / "again")
     assert problem.startswith(f"{table}: a: {says}")
     assert [row["run"] for row in rows_of(tmp_path / "again" / "runs.csv")] == ["b"]
+
+
+@pytest.mark.parametrize("fact", [("num_train", None), ("test_error", True), ("test_error", "0.5")])
+def test_a_fact_that_is_no_number_leaves_the_run_out(tmp_path: Path, fact: tuple[str, object]) -> None:
+    """Not the whole report; nor does true count as an error of 100 %."""
+    write_run(tmp_path / "models" / "good")
+    write_run(tmp_path / "models" / "bad", seed=1)
+    path = tmp_path / "models" / "bad" / "train.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict([fact])))
+    (problem,) = write_report([tmp_path / "models"], tmp_path / "out")
+    assert problem == f"{path}: {fact[0]}: expected a number, got {str(fact[1])!r}"
+
+
+def test_a_table_that_a_spreadsheet_saved(tmp_path: Path) -> None:
+    """With a mark at its start, and names of runs that are numbers."""
+    write_run(tmp_path / "models" / "7")
+    write_run(tmp_path / "models" / "abc", seed=1)
+    write_report([tmp_path / "models"], tmp_path / "out")
+    for name in ("runs.csv", "history.csv"):
+        table = tmp_path / "out" / name
+        table.write_text(table.read_text().replace('"""7"""', "7"), encoding="utf-8-sig")
+    assert write_report([tmp_path / "out"], tmp_path / "again") == []
+    assert [row["run"] for row in rows_of(tmp_path / "again" / "runs.csv")] == ['"7"', "abc"]
 
 
 def test_a_history_of_nothing_but_zeros_and_a_name_that_is_no_text_are_lines(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     Raises DataError if the file is missing or is no such table.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
+        with path.open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets begin with a mark
             lines = list(csv.reader(stream, strict=True))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
@@ -56,5 +56,5 @@ def _value(cell: str) -> Any:
         return _TRUTHS[cell]
     try:
         return json.loads(cell)
-    except ValueError:
+    except (ValueError, RecursionError):
         return cell

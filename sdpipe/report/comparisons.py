@@ -160,7 +160,8 @@ def heatmap_figures(settings: Iterable[Setting]) -> list[Drawing]:
                 for arm in setting.arms
                 if arm.kind._replace(p_L=1) == kind or (arm.p_L == 1 and arm.dropout == kind.dropout)
             }
-            if min(len({cell[0] for cell in cells}), len({cell[1] for cell in cells})) > 1:
+            depths = {depth for p_L, depth in cells if p_L < 1}
+            if min(len({p_L for p_L, _ in cells}), len(depths)) > 1:
                 how = kind.rule.replace("_", " ") + kind.extras
                 drawings.append(_heatmap(group, cells, how))
     return drawings

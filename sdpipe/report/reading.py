@@ -35,7 +35,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
         for reader in readers:
             try:
                 runs += reader()
-            except SdpipeError as error:
+            except (OSError, SdpipeError) as error:
                 problems.append(str(error))
     if not runs:
         raise DataError(
@@ -58,7 +58,10 @@ def _readers(folder: Path) -> Iterable[Callable[[], list[Run]]]:
 
 
 def _looks_like_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in _OF_A_RUN) and not (folder / "runs.csv").exists()
+    try:
+        return any((folder / name).exists() for name in _OF_A_RUN) and not (folder / "runs.csv").exists()
+    except PermissionError:
+        return True  # it is one of those left out
 
 
 def _read_run(folder: Path) -> list[Run]:

@@ -67,6 +67,7 @@ class Run:
 
 _APART = ("run", "params", "history", "ensemble")
 _MAY_BE_UNKNOWN = ("image_size", "git_commit", "git_dirty")
+_NUMBERS = frozenset(field.name for field in fields(Run) if field.type in (int, float))
 FACTS = tuple(field.name for field in fields(Run) if field.name not in _APART)
 
 
@@ -80,6 +81,8 @@ def check_numbers(values: Mapping[str, Any], where: str) -> None:
     """Raise DataError, naming the key, unless numbers are finite and not negative, and errors fractions."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
+            if name in _NUMBERS:
+                raise DataError(f"{where}: {name}: expected a number, got {str(value)[:20]!r}")
             continue
         is_error, is_divisor = name.endswith("_error"), name in ("train_s", "members")
         if not 0 <= value <= (1 if is_error else sys.float_info.max) or (is_divisor and not value):
@@ -142,6 +145,7 @@ def from_row(
     """
     where = f"{path}: {row.get('run', 'a row without a name')}"
     facts: dict[str, Any] = {name: row.get(name) for name in ("run", *FACTS)}
+    facts["run"] = None if facts["run"] is None else str(facts["run"])  # a spreadsheet takes 7 for a number
     unknown = [name for name, value in facts.items() if value is None and name not in _MAY_BE_UNKNOWN]
     if unknown:
         raise DataError(f"{where}: {', '.join(unknown)} missing")
@@ -159,7 +163,8 @@ def _checker(name: str, types: dict[str, Any]) -> type[BaseModel]:
 
 _Facts = _checker("Facts", {field.name: (field.type, ...) for field in fields(Run) if field.name in FACTS})
 _known_params = {key: TrainConfig.model_fields[key] for key in NEEDED_PARAMS}
-_Params = _checker("Params", {key: (field.annotation, field) for key, field in _known_params.items()})
+_param_types: dict[str, Any] = {key: (field.annotation, field) for key, field in _known_params.items()}
+_Params = _checker("Params", _param_types | {"widths": (tuple[int, ...], ())})  # which older runs lack
 _HISTORY = ("epoch", "learning_rate", "train_loss", "validation_error", "mean_abs_grad")
 
 
@@ -169,11 +174,14 @@ def checked(run: Run, where: str) -> Run:
     Raises DataError if a fact or a param has another type, or the history lacks a column or is another's.
     """
     try:
-        _Facts.model_validate({name: getattr(run, name) for name in FACTS})
+        facts = _Facts.model_validate({name: getattr(run, name) for name in FACTS}).model_dump()
         params = _Params.model_validate(run.params).model_dump()
     except ValidationError as error:
         raise DataError(f"{where}: {describe(error)}") from error
-    run = replace(run, params={key: params[key] for key in run.params})
+    run = replace(run, params={key: params[key] for key in run.params}, **facts)
+    for key, value in flatten(run.params).items():
+        if any(isinstance(each, Mapping) for each in (value, *(value if isinstance(value, list) else ()))):
+            raise DataError(f"{where}: {key}: expected a number, a word or a list of them, got {value!r}")
     if not run.history or any(column not in row for row in run.history for column in _HISTORY):
         raise DataError(f"{where}: its history is empty or lacks one of {', '.join(_HISTORY)}")
     epochs = [row["epoch"] for row in run.history]
