@@ -7,14 +7,15 @@ score for "the model is wrong", and error and negative log-likelihood of the ave
 N: images, K: classes, L: blocks, M: members.
 """
 
-import sys
 from pathlib import Path
 
+import click
 import numpy as np
 from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
 from sdpipe.data.store import DataSet, open_dataset
+from sdpipe.errors import SdpipeError, errors_on_one_line
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.uncertainty import open_ensemble
 
@@ -54,15 +55,20 @@ def scores(
 
 
 def report(folder: Path, dataset: DataSet, num_images: int) -> None:
-    """Print both tables."""
+    """Print both tables. Raises SdpipeError if there are no hits and errors to tell apart."""
     row_N = np.linspace(0, len(dataset.test_labels_N) - 1, num_images).astype(int)
     labels_N = np.asarray(dataset.test_labels_N)[row_N]
     logits_NK, logits_MNK, temperature = collect(folder, np.asarray(dataset.test_images_NHWC)[row_N])
     wrong_N = logits_NK.argmax(axis=1) != labels_N
+    if wrong_N.all() or not wrong_N.any():
+        raise SdpipeError(
+            f"{folder}: {wrong_N.sum()} of {num_images} images are wrong: nothing to tell apart"
+        )
     found = scores(logits_NK, logits_MNK, temperature)
     plain_N = found["1 - the model's probability", 0]
     rng = np.random.default_rng(0)
     drawn = [rng.integers(0, num_images, num_images) for _ in range(RESAMPLES)]
+    drawn = [some for some in drawn if wrong_N[some].any() and not wrong_N[some].all()]  # else no curve
     plain = [roc_auc_score(wrong_N[some], plain_N[some]) for some in drawn]
     print(f"n = {num_images}, {wrong_N.sum()} of them wrong, T = {temperature:.3f}\n")
     print("| score | M | AUROC | minus the plain one (95 %) | mean where wrong | where right |")
@@ -88,13 +94,19 @@ def report(folder: Path, dataset: DataSet, num_images: int) -> None:
             print(f"| {name} | {temp:.3f} | {(mean_NK.argmax(axis=1) != labels_N).mean():.4f} | {nll:.4f} |")
 
 
-def main(folder: str, num_images: str | None = None) -> None:
-    """Read the arguments."""
-    path = Path(folder)
-    data_set = open_artifact(path / "model.onnx", "cpu").metadata.data_set
-    dataset = open_dataset(Path("data") / data_set)
-    report(path, dataset, int(num_images) if num_images else len(dataset.test_labels_N))
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", type=click.Path(path_type=Path), metavar="models/RUN")
+@click.argument("num_images", type=click.IntRange(min=2), required=False, metavar="[IMAGES]")
+def main(folder: Path, num_images: int | None) -> None:
+    """Compare what could tell a network's errors from its hits, on the run's test part or IMAGES of it."""
+    with errors_on_one_line():
+        data_set = open_artifact(folder / "model.onnx", "cpu").metadata.data_set
+        dataset = open_dataset(Path("data") / data_set)
+        num_test = len(dataset.test_labels_N)
+        if num_images is not None and num_images > num_test:
+            raise SdpipeError(f"IMAGES: expected at most the {num_test} of the test part, got {num_images}")
+        report(folder, dataset, num_images or num_test)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

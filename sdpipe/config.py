@@ -84,6 +84,8 @@ def describe(error: ValidationError, key: str = "", overrides: Mapping[str, str]
     return "; ".join(_describe(fault, key, overrides or {}) for fault in error.errors())
 
 
+_MOST_SHOWN = 200  # characters of a wrong value
+
 # pydantic names the members of a union in a fault's path.
 _UNION_TAG = re.compile(r"\[key\]|constrained-|dict\[")
 
@@ -96,5 +98,6 @@ def _describe(fault: Any, key: str, overrides: Mapping[str, str]) -> str:
         "Extra inputs are not", "key not", 1
     )
     says_it = fault["type"] in ("missing", "extra_forbidden", "value_error")
-    found = "" if says_it else f", got {fault['input']!r}"
+    text = repr(fault["input"])
+    found = "" if says_it else f", got {text if len(text) <= _MOST_SHOWN else f'{text[:_MOST_SHOWN]}...'}"
     return f"{'.'.join([base, *where]).strip('.')}: {expectation}{found}"

@@ -19,6 +19,7 @@ from sdpipe.version import __version__
 _BASE = ("click", "numpy", "Pillow", "onnxruntime-gpu")
 _TRAIN = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "mlflow", "dvc")
 _LOW_DISK_BYTES = 2 * 2**30
+_SQLITE = b"SQLite format 3\0"  # how its files begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +107,23 @@ def _model(path: Path) -> Check:
 def _stores() -> Iterator[Check]:
     uri = without_passwords(os.environ.get("MLFLOW_TRACKING_URI", ""))
     store = Path("mlflow.db")
-    yield Check(
-        name="MLflow store", finding=uri or (str(store.resolve()) if store.exists() else "not made yet")
-    )
+    if uri:
+        yield Check(name="MLflow store", finding=f"{uri} (not tried)")
+    elif store.exists() and not _is_sqlite(store):
+        yield Check(name="MLflow store", finding=f"{store.resolve()} is no SQLite database", ok=False)
+    else:
+        found = str(store.resolve()) if store.exists() else "not made yet"
+        yield Check(name="MLflow store", finding=found)
     yield Check(
         name="DVC",
         finding="this folder is a DVC repository" if Path(".dvc").is_dir() else "no DVC repository here",
     )
+
+
+def _is_sqlite(path: Path) -> bool:
+    """By its first bytes; an empty file is a database without a table."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(_SQLITE)) in (b"", _SQLITE)
+    except OSError:
+        return False

@@ -125,7 +125,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a table with its header; None is an empty cell."""
-    with replacing(path) as beside, beside.open("w", newline="") as stream:
+    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
@@ -141,7 +141,7 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
     """A JSON object from a file. Raises DataError if it is missing or damaged, or lacks one of the keys."""
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object")

@@ -43,6 +43,8 @@ def check_params(values: Any) -> None:
     for run in params.runs:
         if not run.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(f"params.yaml: runs.{run}: expected letters, digits, - and _ in the name")
+        if run == "variants":
+            raise ConfigError("params.yaml: runs.variants: expected another name; models/variants is taken")
         config = parse_run(params.train, params.runs, run)
         if (twin := trained.setdefault(config.model_dump_json(), run)) != run:
             raise ConfigError(f"params.yaml: runs.{run}: is the same training as runs.{twin}")

@@ -8,7 +8,9 @@ user has it.
 import difflib
 import io
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -210,10 +212,13 @@ def use_recipe(name: str, params: Path, num_seeds: int = 1) -> Path | None:
     after = (text.replace("\n", "\r\n") if b"\r\n" in before else text).encode()
     if after == before:
         return None
+    if not os.access(params, os.W_OK):
+        raise ConfigError(f"{params}: is write-protected, and stays as it is")
     backup = _backup(params, before)
     for path, content in ((backup, before), (params.resolve(), after)):
         with replacing(path) as beside:
             beside.write_bytes(content)
+            shutil.copymode(params, beside)  # it may be private
     return backup
 
 

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import ROOT
 
+from benchmarks import uncertainty
 from benchmarks.cost import multiply_adds
 from benchmarks.loading import main as measure_loading
 from benchmarks.recipes import MEASURED_PATH as RECIPES_PATH
@@ -203,3 +204,12 @@ def test_the_cost_of_recipes_is_measured(tmp_path: Path) -> None:
 
 def test_the_costs_in_the_docs_are_those_measured() -> None:
     assert recipes_markdown(read_json(RECIPES_PATH)) in (ROOT / "docs" / "recipes.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [((), 2), (("nosuch",), 1), (("nosuch", "0"), 2), (("nosuch", "abc"), 2)]
+)
+def test_the_uncertainty_benchmark_that_is_called_wrong(arguments: tuple[str, ...], code: int) -> None:
+    result = CliRunner().invoke(uncertainty.main, arguments)
+    assert result.exit_code == code
+    assert isinstance(result.exception, SystemExit)

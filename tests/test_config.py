@@ -34,6 +34,19 @@ def test_parts_too_small_to_draw_for_each_image_are_refused() -> None:
     train_config(draw="sample", p_L=1.0, batch_size=15, micro_batches=5)
 
 
+def test_a_run_that_would_be_in_the_way_of_what_is_shipped_is_refused(params: dict[str, Any]) -> None:
+    params["runs"]["variants"] = params["runs"].pop("stochastic")
+    with pytest.raises(ConfigError, match=r"runs\.variants: expected another name"):
+        check_params(params)
+
+
+def test_a_long_wrong_value_is_cut(params: dict[str, Any]) -> None:
+    put(params, "train.epochs", "x" * 5_000)
+    with pytest.raises(ConfigError, match=r"train\.epochs: .*xxx\.\.\.$") as caught:
+        check_params(params)
+    assert len(str(caught.value)) < 400
+
+
 def test_the_committed_params_are_right(params: dict[str, Any]) -> None:
     check_params(params)
 

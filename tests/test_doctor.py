@@ -43,4 +43,16 @@ def test_doctor_shows_no_password(project: Path) -> None:
     uri = "postgresql://user:p@ss/word@db.example.org/runs?sslmode=require&password=word2"
     result = call("doctor", env={"MLFLOW_TRACKING_URI": uri})
     (line,) = [line for line in result.stdout.splitlines() if "MLflow store" in line]
-    assert line.endswith(" postgresql://***@db.example.org/runs?sslmode=require&password=***")
+    assert line.endswith(" postgresql://***@db.example.org/runs?sslmode=require&password=*** (not tried)")
+
+
+@pytest.mark.parametrize("content", [b"x" * 100, None])
+def test_doctor_sees_a_store_that_is_no_database(project: Path, content: bytes | None) -> None:
+    store = project / "mlflow.db"
+    if content is None:
+        store.mkdir()
+    else:
+        store.write_bytes(content)
+    result = call("doctor")
+    assert f"BAD MLflow store             {store} is no SQLite database" in result.stdout
+    assert result.exit_code == 1

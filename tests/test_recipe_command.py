@@ -1,5 +1,6 @@
 """What `sdpipe recipe` does to a params.yaml."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -30,6 +31,22 @@ def test_use_keeps_the_file_before(params: Path) -> None:
     assert "depth: 26 " in params.read_text()
     assert use_recipe("svhn-small", params) is None, "nothing to change, and the backup stands"
     assert backup.read_text() == before
+
+
+def test_use_keeps_who_may_read_it(params: Path) -> None:
+    """Addresses in it may hold passwords, and so may the file that is kept."""
+    params.chmod(0o660)
+    backup = use_recipe("svhn-small", params)
+    assert backup is not None
+    assert [path.stat().st_mode & 0o777 for path in (params, backup)] == [0o660, 0o660]
+
+
+def test_use_leaves_what_is_write_protected(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = params.read_bytes()
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (params, os.W_OK))  # root may
+    with pytest.raises(ConfigError, match=r"params\.yaml: is write-protected, and stays as it is"):
+        use_recipe("svhn-small", params)
+    assert (params.read_bytes(), list(params.parent.glob("*.bak*"))) == (before, [])
 
 
 def test_use_keeps_the_ends_of_lines(params: Path) -> None:

@@ -141,6 +141,23 @@ def test_a_damaged_note_is_named_and_the_others_are_sent(project: Path, mlflow_s
     assert notes() == [damaged]
 
 
+@pytest.mark.parametrize("name", ["nosuch.json", "no/such.json", "models/plain/train.json"])
+def test_what_is_no_note_is_refused_and_gets_no_lock(project: Path, name: str) -> None:
+    (project / "models" / "plain").mkdir(parents=True)
+    (project / "models" / "plain" / "train.json").write_text("{}")
+    before = sorted(project.rglob("*"))
+    done = track(str(project / name))
+    assert (done.exit_code, sorted(project.rglob("*"))) == (1, before)
+    assert f"{name}: expected a folder, or a note in .sdpipe/runs" in done.output
+
+
+def test_a_note_of_an_unknown_status_is_named(project: Path, mlflow_store: Path) -> None:
+    write_note(RECORD)
+    (path,) = notes()
+    path.write_text(path.read_text().replace('"RUNNING"', '"WEIRD"'))
+    assert f"error: {path}: cannot be read: status: expected 'RUNNING'" in track().output
+
+
 def test_a_note_is_the_record(project: Path) -> None:
     write_note(replace(RECORD, summary={"test_error": 0.1}, started_ms=1, ended_ms=2))
     (path,) = notes()

@@ -22,11 +22,14 @@ def track(folders: tuple[Path, ...]) -> None:
 
     def load() -> Callable[[Path], None]:
         from sdpipe.deploy.release.registry import register
+        from sdpipe.files import project_root
         from sdpipe.track import track as track_run
         from sdpipe.track import track_note
 
         def send(path: Path) -> None:
             if path.suffix == ".json":
+                if path.resolve().parent != project_root() / ".sdpipe" / "runs":
+                    raise SdpipeError(f"{path}: expected a folder, or a note in .sdpipe/runs")
                 sent = track_note(path)
                 if sent is None:
                     click.echo(f"{path}: its training goes on, or has ended, and sends it itself")

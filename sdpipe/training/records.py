@@ -1,10 +1,12 @@
 """What MLflow shall hold of a run: from a training in progress, or from the files that it left."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sdpipe.errors import DataError
 from sdpipe.files import read_json
 from sdpipe.training.progress import Progress
 from sdpipe.training.run_files import read_rows, run_name
@@ -86,6 +88,7 @@ def progress_metrics(progress: Progress) -> list[dict[str, float]]:
 def _epoch_metrics(
     history: Sequence[Mapping[str, float]], timing: Sequence[Mapping[str, float]]
 ) -> list[dict[str, float]]:
+    """Both have the same epochs."""
     return [
         {name: value for name, value in row.items() if name != "epoch"}
         | {"images_per_s": times["images_per_s"]}
@@ -99,7 +102,7 @@ def record_from_files(folder: Path) -> RunRecord:
     Raises ModelError or DataError if a file of the training is missing or damaged.
     """
     info = load_weights(folder / "weights.safetensors").info
-    timing = read_json(folder / "timing.json")
+    timing = read_json(folder / "timing.json", ("hardware", "git_commit", "git_dirty"))
     started = start_record(
         run_name(folder),
         fingerprint=info.fingerprint,
@@ -112,38 +115,70 @@ def record_from_files(folder: Path) -> RunRecord:
     # An evaluation of an older training, which a failed repro may leave, is not this run's.
     is_current = metrics_path.exists() and read_json(metrics_path).get("fingerprint") == info.fingerprint
     sources = [name for name in _SUMMARY if name != "metrics.json" or is_current]
-    summary = {
-        metric: value
-        for name in sources
-        for metric, value in read_json(folder / name).items()
-        if metric in _SUMMARY[name] and value is not None
-    }
+    summary: dict[str, float] = {}
+    for name in sources:
+        facts = read_json(folder / name)
+        summary |= _numbers(folder / name, {metric: facts.get(metric) for metric in _SUMMARY[name]})
     if is_current:
-        summary |= _variant_metrics(read_json(metrics_path), read_json(folder / "latency.json"))
+        summary |= _numbers(metrics_path, _of_variants(read_json(metrics_path)))
+        summary |= _numbers(folder / "latency.json", _of_latency(read_json(folder / "latency.json")))
     return RunRecord(
         name=started.name,
         fingerprint=started.fingerprint,
         status="FINISHED",
         params=started.params,
         tags={**started.tags, "stage": "evaluate" if is_current else "train"},
-        epochs=_epoch_metrics(read_rows(folder / "history.csv"), read_rows(folder / "timing.csv")),
+        epochs=_epochs_of(folder),
         summary=summary,
         artifacts=[path for name in _EVALUATION if is_current and (path := folder / name).exists()],
         model=folder / "model.onnx" if is_current else None,
     )
 
 
-def _variant_metrics(metrics: Mapping[str, Any], latency: Mapping[str, Any]) -> dict[str, float]:
-    """What the run's files and PyTorch have side by side, such as int8.test_error and int8.batch_64_ms."""
-    found = {
-        f"{variant}.{name}": figures[name]
-        for variant, figures in metrics.get("variants", {}).items()
+def _epochs_of(folder: Path) -> list[dict[str, float]]:
+    history, timing = read_rows(folder / "history.csv"), read_rows(folder / "timing.csv")
+    epochs = [row.get("epoch") for row in history]
+    if not epochs or epochs != [row.get("epoch") for row in timing] or "images_per_s" not in timing[0]:
+        raise DataError(
+            f"{folder}: expected history.csv and timing.csv of the same epochs, the latter with images_per_s"
+        )
+    for row in history:
+        _numbers(folder / "history.csv", row)
+    return _epoch_metrics(history, timing)
+
+
+def _numbers(path: Path, values: Mapping[str, Any]) -> dict[str, float]:
+    """Those that are known. Raises DataError if one is no finite number."""
+    known = {name: value for name, value in values.items() if value is not None}
+    for name, value in known.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise DataError(f"{path}: {name}: expected a finite number, got {str(value)[:20]!r}")
+    return known
+
+
+def _of_variants(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run's files have side by side, such as int8.test_error."""
+    return {
+        f"{variant}.{name}": figures.get(name)
+        for variant, figures in _mappings(metrics.get("variants"))
         for name in _VARIANT
-        if figures.get(name) is not None
     }
-    for batch, contenders in latency.items():
-        found |= {f"{name}.{batch}_ms": times["median_ms"] for name, times in contenders.items()}
-    return found
+
+
+def _of_latency(latency: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the files and of PyTorch, such as int8.batch_64_ms."""
+    return {
+        f"{name}.{batch}_ms": times.get("median_ms")
+        for batch, contenders in latency.items()
+        for name, times in _mappings(contenders)
+    }
+
+
+def _mappings(section: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The mappings of a section; what an older sdpipe wrote otherwise is passed over."""
+    for name, value in section.items() if isinstance(section, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield name, value
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -9,12 +9,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from sdpipe.config import describe
 from sdpipe.errors import DataError
 from sdpipe.files import project_root, replacing, work_folder
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+"""Of a run, in MLflow's words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +26,12 @@ class RunRecord:
     """What MLflow shall hold of one run.
 
     epochs: metrics by name for each epoch, in order; summary: metrics of the whole run.
-    status: RUNNING, FINISHED, FAILED or KILLED.
     started_ms, ended_ms: since 1970; None is when MLflow hears of it.
     """
 
     name: str
     fingerprint: str
-    status: str
+    status: Status
     params: Mapping[str, Any]
     tags: Mapping[str, str]
     epochs: Sequence[Mapping[str, float]] = ()
@@ -58,8 +61,10 @@ def read_note(path: Path) -> RunRecord:
     """Raises DataError if it is missing or damaged."""
     try:
         return _NOTE.validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+    except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+    except ValidationError as error:
+        raise DataError(f"{path}: cannot be read: {describe(error)}") from error
 
 
 def notes() -> list[Path]:

@@ -20,7 +20,7 @@ from sdpipe.errors import SdpipeError, without_passwords
 from sdpipe.files import sha256_of
 from sdpipe.training.interruption import tell_in_time
 from sdpipe.training.mlflow_store import connected, store_uri
-from sdpipe.training.run_record import RunRecord, note_path, remove_note, write_note
+from sdpipe.training.run_record import RunRecord, Status, note_path, remove_note, write_note
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -205,7 +205,7 @@ class LiveTracker:
         self._put(replace(self._record, epochs=tuple(epochs)))
 
     def close(
-        self, status: str, summary: Mapping[str, float] | None = None, patience_s: float | None = None
+        self, status: Status, summary: Mapping[str, float] | None = None, patience_s: float | None = None
     ) -> None:
         """Give the outcome and wait for the store, at most PATIENCE_S or `patience_s`."""
         patience_s = PATIENCE_S if patience_s is None else patience_s
