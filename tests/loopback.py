@@ -15,8 +15,9 @@ class Files:
         self.cut_after: int | None = None  # bytes of a body, then the connection breaks
         self.cuts_left = 0
         self.knows_ranges = True
-        self.etag: str | None = None
+        self.etag: str | None = None  # sent where it has quotes, else a date, and compared with If-Range
         self.most: int | None = None  # bytes of an answer to a range
+        self.says_total = True  # in answers to ranges
         self.headers: dict[str, str] = {}  # more of them, or others
         self.requests: list[tuple[str, str | None]] = []
         self.url = ""
@@ -51,10 +52,12 @@ def serve() -> Iterator[Files]:
             if start:
                 rest = rest[: files.most]
                 end = start + len(rest) - 1
-                headers["Content-Range"] = f"bytes {start}-{end}/{len(body)}"
+                headers["Content-Range"] = f"bytes {start}-{end}/{len(body) if files.says_total else '*'}"
                 headers["Content-Length"] = str(len(rest))
-            if files.etag is not None:
+            if files.etag is not None and files.etag.startswith('"'):
                 headers["ETag"] = files.etag
+            elif files.etag is not None and not start:  # RFC 9110 15.3.7
+                headers["Last-Modified"] = files.etag
             for name, value in (headers | files.headers).items():
                 self.send_header(name, value)
             self.end_headers()

@@ -126,7 +126,7 @@ def _renamed(name: bytes) -> bytes:
         _zip({"a/" + "x" * 300: b"abcd"}, zipfile.ZIP_STORED),
         _zip({"a": b"abcd", "a/b": b"abcd"}, zipfile.ZIP_STORED),
         _zip({"a": b"abcd" * 100}, zipfile.ZIP_STORED)[100:],
-        _zip({"bee\\0.png": b"abcd", "cow\\0.png": b"abcd"}, zipfile.ZIP_STORED),
+        _zip({"t/": b"", "t\\bee\\0.png": b"abcd", "readme.txt": b"abcd"}, zipfile.ZIP_STORED),
         _tar({"bee/0.png": b"abcd"}, "w:") + _tar({"cow/0.png": b"abcd"}, "w:"),
     ],
     ids=[
@@ -140,6 +140,23 @@ def test_odd_archives_are_named(tmp_path: Path, content: bytes) -> None:
     archive.write_bytes(content)
     with pytest.raises(DataError, match=f"^{archive}: "):
         _unpacked(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "contents"),
+    [
+        # POSIX leaves undefined what fills the last record.
+        (_tar({"bee/0.png": b"abcd"}, "w:") + b"\n" + bytes(range(256)) * 8, {"bee/0.png": b"abcd"}),
+        (bytes(512) + _zip({"bee/0.png": b"abcd"}, zipfile.ZIP_STORED), {"bee/0.png": b"abcd"}),
+        (_zip({"a/1\\2.png": b"abcd", "b/x\\y.png": b"ef"}, zipfile.ZIP_STORED),
+         {"a/1\\2.png": b"abcd", "b/x\\y.png": b"ef"}),
+    ],
+    ids=["padding", "a zip behind zeros", "backslashes in names"],
+)  # fmt: skip
+def test_odd_archives_that_are_right(tmp_path: Path, content: bytes, contents: dict[str, bytes]) -> None:
+    archive = tmp_path / "pictures"
+    archive.write_bytes(content)
+    assert _unpacked(archive, tmp_path / "out") == contents
 
 
 def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:

@@ -47,6 +47,12 @@ def test_a_long_wrong_value_is_cut(params: dict[str, Any]) -> None:
     assert len(str(caught.value)) < 400
 
 
+def test_a_source_that_is_a_link_in_a_circle_is_a_files_matter(params: dict[str, Any], project: Path) -> None:
+    (project / "loop").symlink_to("loop")
+    put(params, "fetch.imagefolder.source", "loop")
+    check_params(params)
+
+
 def test_the_committed_params_are_right(params: dict[str, Any]) -> None:
     check_params(params)
 
@@ -82,6 +88,8 @@ def test_the_committed_params_are_right(params: dict[str, Any]) -> None:
         ("fetch.imagefolder.source", "s3://bucket/x", r"imagefolder\.source: .*got 's3://bucket/x'"),
         ("fetch.imagefolder.source", "~nobodyhere/x", r"imagefolder\.source: .*got '~nobodyhere/x'"),
         ("fetch.imagefolder.source", "a\0b", r"imagefolder\.source: .*NUL"),
+        ("fetch.imagefolder.source", "ftp://me:secret@host/x", r"got 'ftp://\*\*\*@host/x'"),
+        ("fetch.imagefolder.source", "http://me:secret@[bad/x", r"got 'http://\*\*\*@\[bad/x'"),
         ("train.rule", "linear", r"train\.rule: expected 'linear_decay' or 'uniform', got 'linear'"),
         ("train.dataset", "cifr10", r"train\.dataset: expected one of digits"),
         ("runs.stochastic", {"p_l": 0.5}, r"runs\.stochastic\.p_l: key not permitted"),

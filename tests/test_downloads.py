@@ -45,6 +45,22 @@ def test_answers_shorter_than_what_was_asked_for_are_put_together(tmp_path: Path
     assert [wanted for _, wanted in files.requests] == [None, "bytes=16384-", "bytes=36384-", "bytes=56384-"]
 
 
+def test_a_range_that_does_not_say_how_long_the_file_is(tmp_path: Path, files: Files) -> None:
+    """The first answer did."""
+    files.content["/a.zip"], files.says_total = CONTENT, False
+    files.cut_after, files.cuts_left, files.most = 16_384, 1, 20_000
+    assert download(f"{files.url}a.zip", tmp_path, CONTENT) == CONTENT
+
+
+def test_a_date_names_a_version_too(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers to ranges leave it out; nothing that has come is asked for again."""
+    monkeypatch.setattr(sources, "ATTEMPTS", 3)
+    files.content["/a.zip"], files.etag = CONTENT, "Sat, 28 Nov 2026 10:00:00 GMT"
+    files.cut_after, files.cuts_left = 20_000, 2
+    assert download(f"{files.url}a.zip", tmp_path, None) == CONTENT
+    assert [wanted for _, wanted in files.requests] == [None, "bytes=20000-", "bytes=40000-"]
+
+
 @pytest.mark.parametrize("names_versions", [True, False])
 def test_two_versions_of_a_file_are_not_mixed(
     tmp_path: Path, files: Files, names_versions: bool, monkeypatch: pytest.MonkeyPatch

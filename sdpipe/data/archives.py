@@ -8,6 +8,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from sdpipe.errors import DataError
@@ -48,7 +49,7 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises DataError naming the archive, and the member where it is one.
     """
     try:
-        if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):  # whose last member may be a zip
+        if zipfile.is_zipfile(archive) and not _is_tar(archive):  # whose last member may be a zip
             _unpack_zip(archive, folder)
         else:
             _unpack_tar(archive, folder)
@@ -75,6 +76,13 @@ def _check_member(archive: Path, name: str, *, plain: bool) -> None:
         raise DataError(f"{archive}: refused, its member {name!r} is unsafe: {reason}")
 
 
+def _is_tar(path: Path) -> bool:
+    """Whether it begins with a member of one."""
+    with suppress(tarfile.TarError), tarfile.open(path) as tar:
+        return tar.next() is not None
+    return False
+
+
 def _unpack_tar(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -87,21 +95,23 @@ def _check_end(tar: tarfile.TarFile) -> None:
     """Raise ReadError unless the walk through the members stopped at a block of zeros, the mark of the end.
 
     A walk stops as silently where the file breaks off and at a damaged header. Then all is read that follows:
-    it must be zeros, and gzip, bzip2 and xz compare their checksums, which stand behind the last member.
+    it may be anything but further members, and gzip, bzip2 and xz compare their checksums, which stand there.
     """
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"no member and no end at byte {tar.offset:,}")
     while rest := tar.fileobj.read(_CHUNK_BYTES):
-        if rest.strip(b"\0"):
-            raise tarfile.ReadError(f"something stands behind its end at byte {tar.offset:,}")
+        for at in range(0, len(rest), tarfile.BLOCKSIZE):
+            with suppress(tarfile.HeaderError):
+                tarfile.TarInfo.frombuf(rest[at : at + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+                raise tarfile.ReadError(f"members stand behind its end at byte {tar.offset:,}")
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as zip_file:
         names = zip_file.namelist()
-        if names and all("\\" in name for name in names):  # one flat folder of strange names otherwise
+        if any("\\" in name for name in names) and not any("/" in name.rstrip("/") for name in names):
             raise DataError(f"{archive}: refused, its members have \\ in place of /; pack it again")
         for info in zip_file.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)

@@ -1,5 +1,6 @@
 """The section `fetch` of params.yaml: one entry for each data set that can be fetched."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -7,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from sdpipe.config import Fraction, Section, Seed
-from sdpipe.errors import ConfigError
+from sdpipe.errors import ConfigError, without_passwords
 from sdpipe.files import local_path, project_root
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -23,9 +24,9 @@ def _check_source(source: str) -> str:
         if scheme not in ("http", "https"):
             Path(source).expanduser()
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{expected}; got {source!r}: {error}") from error
+        raise ValueError(f"{expected}; got {without_passwords(source)!r}: {error}") from error
     if "://" in source and scheme not in ("http", "https"):
-        raise ValueError(f"{expected}; got {source!r}")
+        raise ValueError(f"{expected}; got {without_passwords(source)!r}")
     return source
 
 
@@ -109,7 +110,7 @@ def check_apart(dataset: str, config: Section) -> None:
     source: str | None = getattr(config, "source", None)
     if source is None or urlsplit(source).scheme in ("http", "https"):
         return
-    place = local_path(source).resolve()
+    place = Path(os.path.realpath(local_path(source)))  # resolve() raises at a link in a circle
     reads_tree = isinstance(config, ImageFolderConfig | ImageNetConfig)
     for root in (project_root(), Path.cwd()):  # another folder where `dvc exp` runs a stage in a copy
         folder = (root / "data" / dataset).resolve()

@@ -193,7 +193,9 @@ def _read_tree(tree: Path, config: ImageFolderConfig, folder: Path) -> dict[str,
 def _fetch_imagenet(config: ImageNetConfig, folder: Path, _downloads: Path) -> dict[str, Any]:
     root = local_path(config.source)
     if is_url(config.source) or root.is_file():
-        raise DataError(f"{config.source}: expected a folder, since the pictures stay in their files")
+        raise DataError(
+            f"{without_passwords(config.source)}: expected a folder, since the pictures stay in their files"
+        )
     return _list_tree(root, config, folder, name="imagenet", source=config.source)
 
 

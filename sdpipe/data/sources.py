@@ -104,6 +104,8 @@ class _Part:
     path: Path
     version: str | None = None
     """ETag or Last-Modified of the server's file, where this process asked for it."""
+    total: int | None = None
+    """Bytes of the whole file, where the server said it."""
 
     @property
     def size(self) -> int:
@@ -113,7 +115,7 @@ class _Part:
     def discard(self) -> None:
         """Start over."""
         self.path.unlink(missing_ok=True)
-        self.version = None
+        self.version = self.total = None
 
 
 def _fetch_and_check(url: str, path: Path, check: Check | None) -> None:
@@ -185,10 +187,12 @@ def _transfer(url: str, part: _Part) -> bool:
             if found is None or int(found[1]) != have:
                 part.discard()
                 raise _BrokenOffError("the server continued at another place")
-            total = _number(found[3])  # what comes now may be less than what is missing
+            total = _number(found[3]) or part.total  # what comes now may be less than what is missing
         else:
             have = 0
-        part.version = _version(response)
+        part.total = total
+        # A range need not repeat what names the version.
+        part.version = _version(response) or (part.version if is_range else None)
         _save(response, part.path, have, total)
     if total is None or part.size >= total:
         return True
