@@ -27,7 +27,9 @@ def main(run: str) -> None:
     config, code = read_setting(run)
     dataset = open_dataset(Path("data") / config.dataset)
     train_run(run, config, machine, dataset, code, Path("models") / run, committed_md5=committed_md5(run))
-    if read_setting(run) != (config, code):  # what DVC would write into dvc.lock, though it was not trained
+    # What DVC would write into dvc.lock, though it was not trained. Of several processes the leader says it:
+    # the others end while it still writes, and a launcher ends all when one fails.
+    if os.environ.get("RANK", "0") == "0" and read_setting(run) != (config, code):
         raise TrainingError(
             f"run {run}: params.yaml or the code was changed while it trained; its end is kept: with them as "
             "they were `dvc repro` takes it, with what they are now it trains anew"

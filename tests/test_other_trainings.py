@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from sdpipe.errors import TrainingError
 from sdpipe.training.loop import train
 from sdpipe.training.progress import TrainResult
 from sdpipe.training.session import train_run
+from sdpipe.training.setting import Setting
 
 
 def test_other_threads_are_another_machine(
@@ -88,5 +91,40 @@ def test_dvc_does_not_note_what_was_not_trained(
     if edited is None:
         stage.main("stochastic")
         return
+    with monkeypatch.context() as follower:  # of several processes the leader says it
+        follower.setenv("RANK", "1")
+        follower.setenv("WORLD_SIZE", "2")
+        stage.main("stochastic")
+    for name in ("params.yaml", "sdpipe/network.py"):
+        shutil.copy(ROOT / name, project / name)
     with pytest.raises(TrainingError, match="run stochastic: params.yaml or the code was changed while"):
         stage.main("stochastic")
+
+
+def test_differences_in_words() -> None:
+    """The first three, keys in keys by their path, a missing one not as None."""
+    params = {"a": 1, "gone": 2, "warmup": {"epochs": 0}}
+    old = Setting(run="r", params=params, data="d", code="c", compute={"torch": "2"})
+    params = {"a": 1, "crop": None, "warmup": {"epochs": 3}}
+    new = Setting(run="r", params=params, data="e", code="c", compute={"torch": "3"})
+    assert new.differences(old) == (
+        "train.crop is new, train.warmup.epochs was 0, train.gone is no more, and 2 more"
+    )
+    assert replace(new, params=old.params).differences(old) == "torch was 2, the data were others"
+    assert replace(old, code="x").differences(old) == "the code was another"
+
+
+def test_a_folder_that_may_not_be_read_does_not_stop_a_training(
+    project: Path, dataset: DataSet, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked into for a sentence only."""
+    (project / ".sdpipe" / "runs" / "deadbeefdeadbeef").mkdir(parents=True)
+    listed = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == "deadbeefdeadbeef":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    run_to(project / "out", dataset, epochs=1, milestones=[])

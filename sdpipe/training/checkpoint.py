@@ -116,10 +116,9 @@ class CheckpointFolder:
 
     def peek(self) -> tuple[int, Setting] | None:
         """Steps and setting of the newest checkpoint, unchecked and without its tensors, if it has them."""
-        for path in self.paths()[:1]:
-            with suppress(OSError, ValueError, TypeError, KeyError):
-                state = json.loads((path / _STATE).read_bytes())
-                return int(state["num_steps"]), Setting(**state["setting"])
+        with suppress(OSError, ValueError, TypeError, KeyError, IndexError):
+            state = json.loads((self.paths()[0] / _STATE).read_bytes())
+            return int(state["num_steps"]), Setting(**state["setting"])
         return None
 
     def paths(self) -> list[Path]:

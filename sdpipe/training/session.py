@@ -189,9 +189,13 @@ class _Session:
         return []
 
     def _how_to_continue(self) -> str:
-        """`dvc repro` itself brings back what dvc.lock has; a training that is done again needs its -f."""
+        """`dvc repro` itself brings back what dvc.lock has; a training that is done again needs its -f.
+
+        With -s, or it would do the other runs again as well.
+        """
         is_again = self.committed_md5 is not None and self.lineage.has(self.name, self.committed_md5)
-        return f"run {self.run}: stopped; `dvc repro{' -f' if is_again else ''}` continues from here"
+        command = f"dvc repro -f -s train@{self.run}" if is_again else "dvc repro"
+        return f"run {self.run}: stopped; `{command}` continues from here"
 
     def _describe(self, progress: Progress) -> ModelInfo:
         dataset, config = self.dataset, self.config

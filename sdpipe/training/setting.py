@@ -26,7 +26,8 @@ class Setting:
 
     def differences(self, older: "Setting") -> str:
         """For people: what is other than in an older one, the first three of it."""
-        found = [*_changed("train.", self.params, older.params), *_changed("", self.compute, older.compute)]
+        train, before = ({"train": each.params} for each in (self, older))
+        found = [*_changed(train, before), *_changed(self.compute, older.compute)]
         if self.data != older.data:
             found.append("the data were others")
         if self.code != older.code:
@@ -35,7 +36,14 @@ class Setting:
         return ", ".join(found[:_MOST_NAMED]) + (f", and {more} more" if more > 0 else "")
 
 
-def _changed(prefix: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[str]:
+def _changed(new: Mapping[str, Any], old: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key in dict.fromkeys([*new, *old]):
-        if new.get(key) != old.get(key):
-            yield f"{prefix}{key} was {old.get(key)}"
+        name = f"{prefix}{key}"
+        if key not in old:
+            yield f"{name} is new"
+        elif key not in new:
+            yield f"{name} is no more"
+        elif isinstance(new[key], Mapping) and isinstance(old[key], Mapping):
+            yield from _changed(new[key], old[key], f"{name}.")
+        elif new[key] != old[key]:
+            yield f"{name} was {old[key]}"
