@@ -151,6 +151,16 @@ def test_what_is_no_note_is_refused_and_gets_no_lock(project: Path, name: str) -
     assert f"{name}: expected a folder, or a note in .sdpipe/runs" in done.output
 
 
+def test_notes_behind_a_link_are_notes(project: Path, mlflow_store: Path) -> None:
+    """Unfinished work may stand on another disk."""
+    (project / "elsewhere").mkdir()
+    (project / ".sdpipe").mkdir()
+    (project / ".sdpipe" / "runs").symlink_to(project / "elsewhere")
+    write_note(replace(RECORD, status="FAILED"))
+    assert track().output.startswith("run plain, failed: MLflow run ")
+    assert not notes()
+
+
 def test_a_note_of_an_unknown_status_is_named(project: Path, mlflow_store: Path) -> None:
     write_note(RECORD)
     (path,) = notes()

@@ -28,7 +28,7 @@ def track(folders: tuple[Path, ...]) -> None:
 
         def send(path: Path) -> None:
             if path.suffix == ".json":
-                if path.resolve().parent != project_root() / ".sdpipe" / "runs":
+                if path.resolve().parent != (project_root() / ".sdpipe" / "runs").resolve():
                     raise SdpipeError(f"{path}: expected a folder, or a note in .sdpipe/runs")
                 sent = track_note(path)
                 if sent is None:

@@ -101,6 +101,8 @@ def measure(
     """
     families = find_variants(folders)
     artifacts = [one for family in families for one in family]
+    # Each run's own: a run of another seed was trained on others' held-out images.
+    validated = [open_held_out(load_info(folder / "weights.safetensors"), dataset)[1] for folder in folders]
     calls: dict[str, Callable[[np.ndarray], object]] = {str(one.path): one.run for one in artifacts}
     sizes = sorted({1, THROUGHPUT_BATCH, batch_size})
     times = measure_latency(calls, dataset.test_images_NHWC, sizes, repeats)
@@ -110,9 +112,7 @@ def measure(
 
     variants: list[Variant] = []
     with tqdm(total=len(artifacts), desc="errors", unit="file", disable=None) as progress:
-        for folder, run, family in zip(folders, run_names(folders), families, strict=True):
-            # Each run's own: a run of another seed was trained on others' held-out images.
-            _, validated = open_held_out(load_info(folder / "weights.safetensors"), dataset)
+        for run, family, held_out in zip(run_names(folders), families, validated, strict=True):
             full_ms = latency_of(family[0])[THROUGHPUT_BATCH]
             for artifact in family:
                 latency_ms = latency_of(artifact)
@@ -123,7 +123,7 @@ def measure(
                         path=artifact.path,
                         blocks=sum(scale != 0 for scale in artifact.metadata.scales),
                         num_blocks=len(artifact.metadata.scales),
-                        validation_error=_error(artifact, validated, validated.labels_N),
+                        validation_error=_error(artifact, held_out, held_out.labels_N),
                         test_error=_error(artifact, dataset.test_images_NHWC, dataset.test_labels_N),
                         latency_ms=latency_ms,
                         speedup=full_ms / latency_ms[THROUGHPUT_BATCH],
