@@ -174,11 +174,11 @@ def checked(run: Run, where: str) -> Run:
     Raises DataError if a fact or a param has another type, or the history lacks a column or is another's.
     """
     try:
-        facts = _Facts.model_validate({name: getattr(run, name) for name in FACTS}).model_dump()
+        _Facts.model_validate({name: getattr(run, name) for name in FACTS})
         params = _Params.model_validate(run.params).model_dump()
     except ValidationError as error:
         raise DataError(f"{where}: {describe(error)}") from error
-    run = replace(run, params={key: params[key] for key in run.params}, **facts)
+    run = replace(run, params={key: params[key] for key in run.params})
     for key, value in flatten(run.params).items():
         if any(isinstance(each, Mapping) for each in (value, *(value if isinstance(value, list) else ()))):
             raise DataError(f"{where}: {key}: expected a number, a word or a list of them, got {value!r}")
