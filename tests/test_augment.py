@@ -51,6 +51,15 @@ def shifted(image: np.ndarray, down: int, right: int, flip: bool) -> np.ndarray:
     return out
 
 
+def test_a_channel_of_one_value_is_named() -> None:
+    """The images differ, so it is not they that are the same."""
+    images_NHWC = np.random.default_rng(0).integers(256, size=(5, 4, 4, 3), dtype=np.uint8)
+    images_NHWC[..., 2] = 7
+    fit_normalisation(images_NHWC, np.arange(5), "pixel")
+    with pytest.raises(DataError, match=r"train\.normalisation: channel 2 has one value"):
+        fit_normalisation(images_NHWC, np.arange(5), "channel")
+
+
 def test_shift_and_flip_against_a_loop_over_pixels() -> None:
     """The border is 0, after normalisation; a flip mirrors the shifted picture."""
     rng = np.random.default_rng(1)

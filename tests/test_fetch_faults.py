@@ -27,7 +27,7 @@ from scipy.io import savemat
 
 from sdpipe.data.config import ArchiveConfig, DigitsConfig
 from sdpipe.data.fetch import fetch
-from sdpipe.data.formats import read_svhn
+from sdpipe.data.formats import read_idx, read_svhn
 from sdpipe.data.store import open_dataset
 from sdpipe.errors import DataError
 
@@ -39,6 +39,13 @@ def test_a_damaged_svhn_file_is_named(tmp_path: Path) -> None:
     digests = {f"{part}_32x32.mat": sha256((tmp_path / f"{part}_32x32.mat").read_bytes()) for part in made}
     with pytest.raises(DataError, match=r"extra_32x32\.mat"):
         fetch("svhn", ArchiveConfig(source=str(tmp_path), sha256=digests), tmp_path / "svhn", tmp_path / "dl")
+
+
+@pytest.mark.parametrize("num_dims", [0, 70])
+def test_an_idx_file_of_odd_dimensions_is_named(num_dims: int) -> None:
+    """NumPy has 64 at most."""
+    with pytest.raises(DataError, match=rf"x: expected 1 to 3 dimensions, found {num_dims}"):
+        read_idx(bytes([0, 0, 8, num_dims]) + (1).to_bytes(4, "big") * num_dims + b"x", "x")
 
 
 @pytest.mark.parametrize("label", [0, 11, -5, 1.5, float("nan")])

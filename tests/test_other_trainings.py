@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -128,3 +129,17 @@ def test_a_folder_that_may_not_be_read_does_not_stop_a_training(
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
     run_to(project / "out", dataset, epochs=1, milestones=[])
+
+
+def test_a_copy_that_dvc_exp_made_has_its_own_commit(
+    project: Path, dataset: DataSet, mlflow_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC_ROOT is the checkout that it was copied from, which may be at another one by now."""
+    copy = tmp_path / "copy"
+    git = ["git", "-C", str(copy), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "init", "-q", str(copy)], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    monkeypatch.chdir(copy)
+    run_to(project / "out", dataset, epochs=1, milestones=[])
+    assert json.loads((project / "out" / "timing.json").read_text())["git_commit"] == commit.strip()
