@@ -20,7 +20,6 @@ _CHUNK_BYTES = 1 << 20
 _DAMAGED = (
     EOFError,
     IndexError,
-    NotImplementedError,
     OverflowError,
     RuntimeError,
     ValueError,

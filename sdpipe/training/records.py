@@ -111,16 +111,18 @@ def record_from_files(folder: Path) -> RunRecord:
         git=timing,
         hardware=timing["hardware"],
     )
+    facts = {"train.json": read_json(folder / "train.json"), "timing.json": timing}
     metrics_path = folder / "metrics.json"
+    metrics = read_json(metrics_path) if metrics_path.exists() else {}
     # An evaluation of an older training, which a failed repro may leave, is not this run's.
-    is_current = metrics_path.exists() and read_json(metrics_path).get("fingerprint") == info.fingerprint
-    sources = [name for name in _SUMMARY if name != "metrics.json" or is_current]
-    summary: dict[str, float] = {}
-    for name in sources:
-        facts = read_json(folder / name)
-        summary |= _numbers(folder / name, {metric: facts.get(metric) for metric in _SUMMARY[name]})
+    is_current = metrics.get("fingerprint") == info.fingerprint
     if is_current:
-        summary |= _numbers(metrics_path, _of_variants(read_json(metrics_path)))
+        facts["metrics.json"] = metrics
+    summary: dict[str, float] = {}
+    for name, found in facts.items():
+        summary |= _numbers(folder / name, {metric: found.get(metric) for metric in _SUMMARY[name]})
+    if is_current:
+        summary |= _numbers(metrics_path, _of_variants(metrics))
         summary |= _numbers(folder / "latency.json", _of_latency(read_json(folder / "latency.json")))
     return RunRecord(
         name=started.name,

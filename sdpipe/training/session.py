@@ -101,8 +101,8 @@ class _Session:
         """Train, save, track, and write the run's files to `folder`."""
         measured = {
             "compute": self.compute.reason,
-            **git_state(Path()),
-        }  # of a copy, where `dvc exp` made one
+            **git_state(Path()),  # of a copy, where `dvc exp` made one
+        }
         processes = f", {world.size} processes" if world.size > 1 else ""
         say(f"run {self.run}, fingerprint {self.name}: {self.compute.reason}{processes}")
         unfinished = self.checkpoints.folder
