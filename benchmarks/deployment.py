@@ -25,7 +25,7 @@ from sdpipe.files import write_json
 from sdpipe.provenance import processor_name
 from sdpipe.runtime.artifact import Artifact
 from sdpipe.runtime.benchmark import WARMUP, Contender, onnx_contender, turn
-from sdpipe.runtime.cores import num_cores
+from sdpipe.runtime.cores import num_cores, num_threads
 
 BATCH_SIZES = (1, 64)
 _ERROR_BATCH = 64  # images at a time of the test set
@@ -155,7 +155,7 @@ def main(folders: tuple[Path, ...], out: Path, rounds: int, threads: int | None,
     with errors_on_one_line():
         out.parent.mkdir(parents=True, exist_ok=True)  # now, not after all the measuring
         unique = list(dict.fromkeys(folders))
-        results = measure(unique, threads=threads or num_cores(), rounds=rounds, data=data)
+        results = measure(unique, threads=threads or num_threads(), rounds=rounds, data=data)
         write_json(out, results)
         click.echo(markdown(results))
 

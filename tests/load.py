@@ -68,6 +68,7 @@ def bad_bodies(image_HWC: np.ndarray) -> dict[str, Any]:
         "got NoneType": {"inputs": [None]},
         "at most 1,024": {"inputs": [text_of(raw)] * 1025},
         "missing inputs": {"inputs": {"picture": [text_of(raw)]}},
+        "in each of the instances": {"instances": [{"image": text_of(raw)}, {"img": text_of(raw)}]},
         "valid JSON": b"{",
         "recursion depth": b"[" * 100_000,
         "4300 digits": b'{"inputs": [' + b"9" * 5000 + b"]}",

@@ -14,7 +14,7 @@ from sdpipe.runtime.benchmark import (
     summary,
     time_contenders,
 )
-from sdpipe.runtime.cores import num_cores
+from sdpipe.runtime.cores import num_cores, num_threads
 from sdpipe.runtime.turns import play_rounds
 
 
@@ -57,6 +57,20 @@ def test_cores_by_affinity_and_quota(
     """The smaller of 4 cores and the quota over the period, of any group above the process, rounded down."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 1, 2, 3})
     assert num_cores(*control_groups(tmp_path, line, files)) == expected
+
+
+def test_threads_of_one_core_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors 0 and 4 share a core, and so do 1 and 5; where the system tells nothing, each is a core."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 1, 4, 5})
+    groups = control_groups(tmp_path, "0::/\n", {})
+    assert num_threads(*groups, tmp_path / "nothing") == 4
+    for number in (0, 1, 4, 5):
+        (tmp_path / f"cpu{number}" / "topology").mkdir(parents=True)
+        siblings = f"{number % 4},{number % 4 + 4}\n"
+        (tmp_path / f"cpu{number}" / "topology" / "thread_siblings_list").write_text(siblings)
+    assert num_threads(*groups, tmp_path) == 2
+    quota = control_groups(tmp_path, "0::/\n", {"cpu.max": "150000 100000\n"})
+    assert num_threads(*quota, tmp_path) == 1
 
 
 def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def _numbers(_context: click.Context, parameter: click.Parameter, value: str | N
 @click.command()
 @click.argument("models", nargs=-1, type=click.Path(path_type=Path), metavar="[MODEL]...")
 @click.option("--batch-sizes", default="1,64", show_default=True, callback=_numbers, help="Images of a call.")
-@click.option("--threads", callback=_numbers, help="Threads of each. Default: 1, and all cores it may use.")
+@click.option(
+    "--threads", callback=_numbers, help="Threads of each. Default: 1, and as many as `predict` takes."
+)
 @click.option(
     "--repeats",
     type=click.IntRange(min=1, max=1_000_000),
@@ -70,7 +72,7 @@ def benchmark(
     from tempfile import TemporaryFile
 
     from sdpipe.files import write_json
-    from sdpipe.runtime.cores import num_cores
+    from sdpipe.runtime.cores import num_threads
 
     interrupted = complete = False
     if json_path is not None:  # now, not after all the measuring
@@ -82,7 +84,7 @@ def benchmark(
             path for path in dict.fromkeys(models or _default_models()) if _opens(path, device, results)
         ]
         results = {**_head(repeats, device), **results}
-        _measure(chosen, batch_sizes, threads or sorted({1, num_cores()}), repeats, device, results)
+        _measure(chosen, batch_sizes, threads or sorted({1, num_threads()}), repeats, device, results)
         complete = True
     except SdpipeError as error:
         _fail(error, results)

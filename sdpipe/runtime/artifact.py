@@ -13,6 +13,7 @@ import onnxruntime
 
 from sdpipe.errors import DeviceError, ModelError
 from sdpipe.runtime import onnx_file
+from sdpipe.runtime.cores import num_threads
 from sdpipe.runtime.manifest import check_against_manifest
 from sdpipe.runtime.metadata import Metadata
 from sdpipe.runtime.onnx_file import OnnxFile
@@ -81,7 +82,7 @@ def open_artifact(
 ) -> Artifact:
     """Open a deployed file on `auto`, `cpu` or `cuda`; its bytes are read once, judged, and then run.
 
-    threads: that an operator is spread over, on the CPU; None: as many as onnxruntime takes for the machine.
+    threads: that an operator is spread over, on the CPU; None: one for each core that this process may use.
     verify: also compare it with the SHA256SUMS beside it. Raises ModelError if the file is missing, damaged,
     not ours or not the one in the manifest, DeviceError if CUDA was asked for and does not work.
     """
@@ -97,7 +98,7 @@ def open_artifact(
             "device cuda: no CUDA device here that onnxruntime can use; `sdpipe doctor` says more"
         )
     providers = ["CUDAExecutionProvider"] * use_cuda + ["CPUExecutionProvider"]
-    session = _open_session(raw, providers, str(path), threads)
+    session = _open_session(raw, providers, str(path), threads or num_threads())
     _check_graph(session, metadata, path)
     return Artifact(path=path, metadata=metadata, session=session)
 
@@ -137,12 +138,14 @@ def _check_graph(session: Any, metadata: Metadata, path: Path) -> None:
         raise ModelError(f"{path}: its graph has {found}, its metadata say {expected}")
 
 
-def _open_session(model: bytes, providers: list[str], name: str, threads: int | None = None) -> Any:
+def _open_session(model: bytes, providers: list[str], name: str, threads: int) -> Any:
     if "CUDAExecutionProvider" in providers:
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
             onnxruntime.preload_dlls()  # CUDA and cuDNN from NVIDIA's Python packages, where those are
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    # Without a number it binds a thread to each core of the machine, also where this process may use fewer,
+    # and two processes wait for each other.
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4
     # Its threads wait for the next run in a loop, which holds a core for longer than a request takes to come,
     # and whatever computes beside it, such as PyTorch, may take a hundred times as long.
@@ -182,7 +185,7 @@ _TINY_MODEL = base64.b64decode(
 def provider_works(name: str) -> bool:
     """Run one operator on a provider: onnxruntime lists CUDA on every machine, and falls back in silence."""
     try:
-        session = _open_session(_TINY_MODEL, [name], name)
+        session = _open_session(_TINY_MODEL, [name], name, threads=1)
     except ModelError:
         return False
     return bool(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 _GROUPS = Path("/proc/self/cgroup")
 _MOUNT = Path("/sys/fs/cgroup")
+_TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def num_cores(groups: Path = _GROUPS, mount: Path = _MOUNT) -> int:
@@ -14,9 +15,31 @@ def num_cores(groups: Path = _GROUPS, mount: Path = _MOUNT) -> int:
     The quota is rounded down, but not to 0: a thread more than it has is stopped for a part of each period.
     groups, mount: /proc/self/cgroup and where the control groups are mounted (version 1 or 2).
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = len(_allowed())
     quota = min(_quotas(groups, mount), default=float(cores))
     return max(1, int(min(cores, quota)))
+
+
+def num_threads(groups: Path = _GROUPS, mount: Path = _MOUNT, topology: Path = _TOPOLOGY) -> int:
+    """With how many threads a network is computed: as `num_cores`, but two that share a core's units are one.
+
+    topology: the folder with a folder for each processor, https://docs.kernel.org/admin-guide/cputopology.html.
+    """
+    cores = {_siblings(topology, number) for number in _allowed()}
+    return min(len(cores), num_cores(groups, mount))
+
+
+def _allowed() -> set[int]:
+    """Numbers of the processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))  # a model that is served may be elsewhere than on Linux
+
+
+def _siblings(topology: Path, number: int) -> str:
+    """The numbers of the processors in the same core as this one, where the system tells."""
+    words = _words(topology / f"cpu{number}" / "topology" / "thread_siblings_list")
+    return words[0] if words else str(number)
 
 
 def _quotas(groups: Path, mount: Path) -> Iterator[float]:

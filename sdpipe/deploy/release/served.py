@@ -17,6 +17,7 @@ from mlflow.pyfunc.model import PythonModel
 
 from sdpipe.errors import SdpipeError
 from sdpipe.runtime.artifact import open_artifact
+from sdpipe.runtime.memory import give_memory_back
 from sdpipe.runtime.serving import answer
 
 FIELD = "image"
@@ -29,6 +30,7 @@ class ServedModel(PythonModel):
         """Open the ONNX file that was registered."""
         if "mlflow.pyfunc.scoring_server.app" in sys.modules:  # it is MLflow's server that loads it
             _refuse_in_words(sys.modules["mlflow.pyfunc.scoring_server"])
+            give_memory_back()
         self.artifact = open_artifact(Path(context.artifacts["onnx"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> list[dict[str, Any]]:
@@ -48,11 +50,12 @@ class ServedModel(PythonModel):
 
 
 def _refuse_in_words(server: ModuleType) -> None:
-    """Answer status 4xx, with the reason, to requests at which MLflow's server trips with a 500.
+    """Answer status 4xx, with the reason, to requests at which MLflow's server trips (MLflow 3.17).
 
-    They have no Content-Type, or JSON that is too deep or holds too long a number (MLflow 3.17).
+    With a 500, if they have no Content-Type, or JSON that is too deep or holds too long a number; with fewer
+    answers than pictures, if one of the `instances` lacks its picture.
     """
-    invocations = server.invocations
+    invocations, parse = server.invocations, server.infer_and_parse_data
 
     @wraps(invocations)
     def refusing(data: bytes, content_type: str | None, *rest: Any) -> Any:
@@ -61,7 +64,18 @@ def _refuse_in_words(server: ModuleType) -> None:
         except (RecursionError, ValueError) as error:
             raise MlflowException.invalid_parameter_value(f"the request cannot be parsed: {error}") from error
 
+    @wraps(parse)
+    def counting(data: dict[str, Any], *rest: Any, **options: Any) -> Any:
+        instances = data.get("instances")
+        records = instances if isinstance(instances, list) else []
+        if any(isinstance(each, dict) and FIELD not in each for each in records):
+            raise MlflowException.invalid_parameter_value(
+                f"expected a field {FIELD!r} in each of the instances"
+            )
+        return parse(data, *rest, **options)
+
     server.invocations = refusing  # type: ignore[attr-defined]
+    server.infer_and_parse_data = counting  # type: ignore[attr-defined]
 
 
 set_model(ServedModel())
