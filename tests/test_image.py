@@ -8,16 +8,26 @@ import numpy as np
 import pytest
 from encoded_pictures import encoded, pixels, png
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sdpipe.runtime import pixel_modes
 from sdpipe.runtime.artifact import open_artifact
-from sdpipe.runtime.image import centre_box, decode
+from sdpipe.runtime.image import centre_box, decode, image_suffixes
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "TGA"])
 def test_the_same_pixels_in_any_lossless_encoding(kind: str) -> None:
     array = pixels()
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(array), kind), 3, None), array)
+
+
+def test_pictures_of_several_are_found_by_their_name(tmp_path: Path) -> None:
+    """A camera's .mpo is a JPEG with more pictures behind it."""
+    first, second = Image.fromarray(pixels(6, 9)), Image.fromarray(pixels(6, 9))
+    first.save(tmp_path / "two.mpo", save_all=True, append_images=[second])
+    assert decode(tmp_path / "two.mpo", 3, None).shape == (6, 9, 3)
+    assert {".mpo", ".jpg", ".png"} <= image_suffixes()
+    assert ".eps" not in image_suffixes()
 
 
 def test_grey_to_rgb_repeats_and_rgb_to_grey_is_luma() -> None:
@@ -152,6 +162,15 @@ def test_exif_data_that_are_none_are_passed_over() -> None:
         for exif in (b"no data of the kind", b"Exif\0\0" + bytes(20), b"II*\0"):
             raw = encoded(Image.fromarray(array), kind, exif=exif, **options)
             np.testing.assert_array_equal(decode(raw, 3, None), array)
+
+
+def test_exif_data_in_a_text_that_is_none_are_passed_over() -> None:
+    """As ImageMagick writes them, in hexadecimal digits."""
+    array = pixels(6, 9)
+    notes = PngInfo()
+    notes.add_text("Raw profile type exif", "\nexif\n    4\nno digits\n")
+    raw = encoded(Image.fromarray(array), "PNG", pnginfo=notes)
+    np.testing.assert_array_equal(decode(raw, 3, None), array)
 
 
 def test_every_exif_orientation_is_applied() -> None:

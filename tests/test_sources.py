@@ -75,6 +75,24 @@ def calls_200_deep() -> Iterator[None]:
     sys.setrecursionlimit(limit)
 
 
+def test_a_glob_gives_each_picture_once(tree: Path) -> None:
+    """`**/*` matches a picture and all folders above it; the folder without pictures is said once, too."""
+    pictures = [f"{tree}/{name}" for name in ("a.png", "b/c.png", "b/d/e.png")]
+    (tree / "b" / "d" / "empty.png").mkdir()
+    found = list(expand([f"{tree}/**/*"]))
+    assert [each for each in found if each in pictures] == pictures
+    assert len(found) == len(set(found))
+    assert names(f"{tree}/a.png", f"{tree}/[a].png", f"{tree}/a.png") == [f"{tree}/a.png"] * 3
+
+
+def test_what_is_passed_over_is_told(tree: Path) -> None:
+    """By its ending; hidden files are not meant to be seen."""
+    (tree / "b" / "IMG_1.HEIC").write_bytes(b"x")
+    endings: list[str] = []
+    assert len(list(expand([str(tree)], passed_over=endings.append))) == 3
+    assert sorted(endings) == [".heic", ".txt"]
+
+
 def test_folders_in_folders_in_folders(tmp_path: Path, calls_200_deep: None) -> None:
     """Deeper than Python's calls may be; beyond the system's longest name, one line says so."""
     deep = f"{tmp_path}/deep" + "/d" * 300

@@ -102,9 +102,10 @@ def predict(
         print_result = output.choose_printer(as_json, as_csv, top_k, with_uncertainty=ensemble is not None)
         names = partial(expand, images, allow_url=allow_url, but=show)
         progress = output.Progress(lambda: sum(1 for _ in names()))
+        endings: list[str] = []
         results = predict_files(
             artifact,
-            names(),
+            names(passed_over=endings.append),
             top_k=top_k,
             batch_size=batch_size,
             num_thumbnails=sheet.limit if sheet else 0,
@@ -118,6 +119,8 @@ def predict(
                 progress.note(f"error: {on_one_line(result.file)}: {result.message}")
             if sheet:
                 sheet.add(result)
+        if endings:
+            progress.note(output.passed_over(endings))
         if sheet and show:
             _save(sheet, show)
     if num_failed:

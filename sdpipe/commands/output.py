@@ -6,7 +6,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,7 @@ Result = Any
 """A Prediction or a Failure of sdpipe.runtime, which is not imported here: help must start fast."""
 
 _EVERY_S = 0.2
+_MAX_ENDINGS = 5
 
 
 def is_failure(result: Result) -> bool:
@@ -104,27 +106,37 @@ def _as_text(name: str, mark: str) -> str:
     return mark + cell if is_formula else cell
 
 
+def passed_over(endings: Sequence[str]) -> str:
+    """What is said of files in folders that are no pictures by their names."""
+    counted = Counter(on_one_line(ending) or "without ending" for ending in endings)
+    kinds = ", ".join(f"{count:,} {ending}" for ending, count in counted.most_common(_MAX_ENDINGS))
+    more = ", ..." * (len(counted) > _MAX_ENDINGS)
+    return f"note: files in folders that are no pictures, by their names, were left out: {kinds}{more}"
+
+
 class Progress:
     """How many are done, on standard error, while results go to a file or a pipe; silent otherwise."""
 
     def __init__(self, count: Callable[[], int]) -> None:
         """count: how many there will be; it is called only if that is shown."""
-        self._is_shown = sys.stderr.isatty() and not sys.stdout.isatty()
+        self._is_shown = sys.stderr is not None and sys.stderr.isatty() and not sys.stdout.isatty()
         self._total = count() if self._is_shown else 0
         self._num_done = 0
         self._started = self._last = time.monotonic()
 
     def over(self, results: Iterable[Result]) -> Iterator[Result]:
         """Pass the results on, and show how far it is five times a second at most."""
-        for result in results:
-            yield result
-            self._num_done += 1
-            if self._is_shown and time.monotonic() - self._last >= _EVERY_S:
-                self._last = time.monotonic()
+        try:
+            for result in results:
+                yield result
+                self._num_done += 1
+                if self._is_shown and time.monotonic() - self._last >= _EVERY_S:
+                    self._last = time.monotonic()
+                    self._show()
+        finally:  # also of an interruption, whose line comes next
+            if self._is_shown:
                 self._show()
-        if self._is_shown:
-            self._show()
-            click.echo(err=True)
+                click.echo(err=True)
 
     def note(self, line: str) -> None:
         """A line of its own on standard error."""

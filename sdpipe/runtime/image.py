@@ -67,7 +67,8 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of th
 def image_suffixes() -> frozenset[str]:
     """File name endings of the formats that are read, in lower case with the dot."""
     Image.init()
-    return frozenset(ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS)
+    kinds = (*FORMATS, "MPO")  # a JPEG with more pictures behind it
+    return frozenset(ending for ending, kind in Image.EXTENSION.items() if kind in kinds)
 
 
 Box = tuple[float, float, float, float]
@@ -217,5 +218,5 @@ def _turning(image: Image.Image) -> Image.Transpose | None:
     """
     try:
         return _TURNINGS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except (SyntaxError, struct.error):  # no TIFF file
+    except (SyntaxError, ValueError, struct.error):  # no TIFF file, text of no hexadecimal digits
         return None

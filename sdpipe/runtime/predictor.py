@@ -12,9 +12,10 @@ from PIL import Image
 
 from sdpipe.errors import ImageError
 from sdpipe.runtime.artifact import Artifact
+from sdpipe.runtime.cores import num_cores
 from sdpipe.runtime.image import Turn, centre_box, cut, open_picture
 from sdpipe.runtime.memory import give_memory_back
-from sdpipe.runtime.sources import STDIN, Failure, read_source
+from sdpipe.runtime.sources import STDIN, Failure, is_url, read_source
 
 if TYPE_CHECKING:  # most predictions do not load it
     from sdpipe.runtime.uncertainty import Ensemble, Uncertainty
@@ -23,8 +24,8 @@ THUMBNAIL_SIDE = 160
 """Pixels of the longer side."""
 
 _MAX_THREADS = 8
-_CHUNKS_AHEAD = 8
-_SMALL_BYTES = 4096  # 32 x 32 pixels as a PNG, 0.1 ms
+_SMALL_BYTES = 2**12  # 32 x 32 pixels as a PNG take 0.1 ms, as handing it to a thread does
+_TASK_BYTES = 2**15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,48 +86,79 @@ def _decode_ahead(
     from itertools import chain
     from threading import Event
 
-    def submit(chunk: list[tuple[int, str | Failure]]) -> Future[list[_Picture | Failure]]:
-        def work() -> list[_Picture | Failure]:
-            return [
-                _decode(artifact, file, number < num_thumbnails, is_given_up.is_set)
-                for number, file in chunk
-                if not is_given_up.is_set()
-            ]
-
-        # A thread that waits for standard input could not be interrupted.
-        if all(file != STDIN for _, file in chunk) and not _is_small(chunk[0][1]):
-            return pool.submit(work)
-        done: Future[list[_Picture | Failure]] = Future()
-        done.set_result(work())
-        return done
+    def decode(task: _Task) -> list[_Picture | Failure]:
+        return [
+            _decode(artifact, file, number < num_thumbnails, is_given_up.is_set)
+            for number, file in task.numbered
+            if not is_given_up.is_set()
+        ]
 
     give_memory_back()
     is_given_up = Event()
-    pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS))
-    # Several to a thread: handing over one costs as much as decoding a small one.
-    size = max(1, ahead // _CHUNKS_AHEAD)
-    rest = chain(first, numbered)
-    decoding: deque[Future[list[_Picture | Failure]]] = deque()
+    # The web is waited for, not computed with.
+    pools = {
+        "decoded": ThreadPoolExecutor(min(num_cores(), _MAX_THREADS)),
+        "fetched": ThreadPoolExecutor(_MAX_THREADS),
+    }
+    decoding: deque[tuple[int, Future[list[_Picture | Failure]]]] = deque()
+    num_ahead = 0
     try:
-        while chunk := list(islice(rest, size)):
-            decoding.append(submit(chunk))
-            if len(decoding) > _CHUNKS_AHEAD:
-                yield from decoding.popleft().result()
-        while decoding:
-            yield from decoding.popleft().result()
+        for task in _tasks(chain(first, numbered), max(1, ahead // _MAX_THREADS)):
+            if task.kind in pools:
+                done = pools[task.kind].submit(decode, task)
+            else:
+                done = Future()
+                done.set_result(decode(task))
+            decoding.append((len(task.numbered), done))
+            num_ahead += len(task.numbered)
+            while num_ahead > ahead:
+                num, done = decoding.popleft()
+                num_ahead -= num
+                yield from done.result()
+        for _, done in decoding:
+            yield from done.result()
     finally:
-        is_given_up.set()  # or the end of the process would wait for the chunks that are begun
-        pool.shutdown(wait=False, cancel_futures=True)
+        is_given_up.set()  # or the end of the process would wait for what is begun
+        for pool in pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _is_small(file: str | Failure) -> bool:
-    """Whether decoding it, and what comes with it, takes as long as handing it to a thread does."""
+@dataclass(kw_only=True)
+class _Task:
+    """Files with their numbers, one behind the other, that are decoded by one thread."""
+
+    kind: str  # here, decoded or fetched: where
+    numbered: list[tuple[int, str | Failure]]
+
+
+def _tasks(numbered: Iterable[tuple[int, str | Failure]], most: int) -> Iterator[_Task]:
+    """Several files to a task, at most so many, where handing them over costs as much as decoding them."""
+    task, num_bytes = None, 0
+    for number, file in numbered:
+        kind, size = _kind_and_bytes(file)
+        if task and (task.kind != kind or num_bytes + size > _TASK_BYTES or len(task.numbered) == most):
+            yield task
+            task = None
+        if task is None:
+            task, num_bytes = _Task(kind=kind, numbered=[]), 0
+        task.numbered.append((number, file))
+        num_bytes += size
+    if task:
+        yield task
+
+
+def _kind_and_bytes(file: str | Failure) -> tuple[str, int]:
     if isinstance(file, Failure):
-        return True
+        return "here", 0
+    if file == STDIN:  # a thread that waits for it could not be interrupted
+        return "here", 0
+    if is_url(file):
+        return "fetched", _TASK_BYTES
     try:
-        return os.stat(file).st_size <= _SMALL_BYTES  # noqa: PTH116  a Path takes as long again
-    except (OSError, ValueError):  # the decoder's to explain; a URL is worth a thread
-        return False
+        size = os.stat(file).st_size  # noqa: PTH116  a Path takes as long again
+    except (OSError, ValueError):  # the decoder's to explain
+        return "here", 0
+    return "here" if size <= _SMALL_BYTES else "decoded", size
 
 
 def _decode(

@@ -33,11 +33,16 @@ class Failure:
 
 
 def expand(
-    arguments: Iterable[str], *, allow_url: bool = False, but: Path | None = None
+    arguments: Iterable[str],
+    *,
+    allow_url: bool = False,
+    but: Path | None = None,
+    passed_over: Callable[[str], None] = lambda _ending: None,
 ) -> Iterator[str | Failure]:
     """Names for arguments that are files, folders (searched through, sorted), globs, URLs or `-`.
 
     but: a file that is in no folder and matches no glob, as the one that is about to be written.
+    passed_over: called with the ending, such as ".heic", of each file in a folder whose name is no picture's.
     """
     left_out = None if but is None else os.path.realpath(but)
     for argument in arguments:
@@ -46,17 +51,32 @@ def expand(
         elif is_url(argument):
             yield argument if allow_url else _url_not_allowed(argument)
         elif not _exists(argument) and glob.has_magic(argument):
-            matches = [match for match in _matches(argument) if not _is_file(match, left_out)]
-            for match in matches:
-                name = f"./{match}" if match == STDIN else match
-                yield from _in_folder(match, left_out) if _is_folder(match) else [name]
-            if not matches:
-                yield Failure(file=argument, code="not_found", message="no file matches")
+            yield from _once(_of_glob(argument, left_out, passed_over))
         elif not argument:
             yield Failure(file=argument, code="not_found", message="an empty file name")
         else:
             # What is neither folder nor file is the decoder's to explain.
-            yield from _in_folder(argument, left_out) if _is_folder(argument) else [argument]
+            yield from _in_folder(argument, left_out, passed_over) if _is_folder(argument) else [argument]
+
+
+def _of_glob(
+    pattern: str, left_out: str | None, passed_over: Callable[[str], None]
+) -> Iterator[str | Failure]:
+    matches = [match for match in _matches(pattern) if not _is_file(match, left_out)]
+    for match in matches:
+        name = f"./{match}" if match == STDIN else match
+        yield from _in_folder(match, left_out, passed_over) if _is_folder(match) else [name]
+    if not matches:
+        yield Failure(file=pattern, code="not_found", message="no file matches")
+
+
+def _once(names: Iterator[str | Failure]) -> Iterator[str | Failure]:
+    """Each once: `**/*` matches a picture, and every folder above it."""
+    seen = set()
+    for name in names:
+        if name not in seen:
+            seen.add(name)
+            yield name
 
 
 def is_url(name: str) -> bool:
@@ -139,7 +159,9 @@ def _is_file(name: str, path: str | None) -> bool:
     return path is not None and name.endswith(os.path.basename(path)) and os.path.realpath(name) == path  # noqa: PTH119
 
 
-def _in_folder(folder: str, left_out: str | None) -> Iterator[str | Failure]:
+def _in_folder(
+    folder: str, left_out: str | None, passed_over: Callable[[str], None]
+) -> Iterator[str | Failure]:
     """Pictures of a folder and those below it, sorted; hidden ones and one path are left out."""
     endings = image_suffixes()
     unreadable: list[OSError] = []
@@ -147,8 +169,10 @@ def _in_folder(folder: str, left_out: str | None) -> Iterator[str | Failure]:
     for parent, names in _walk(folder, unreadable):
         start = os.path.join(Path(parent), "").removeprefix("./")  # noqa: PTH118
         for name in names:  # thousands, and a Path takes a tenth of what a small picture does
-            is_picture = os.path.splitext(name)[1].lower() in endings  # noqa: PTH122
-            if is_picture and not _is_file(start + name, left_out):
+            ending = os.path.splitext(name)[1].lower()  # noqa: PTH122
+            if ending not in endings:
+                passed_over(ending)
+            elif not _is_file(start + name, left_out):
                 found += 1
                 yield start + name
     for error in unreadable:
