@@ -94,6 +94,8 @@ def _model(path: Path) -> Check:
     try:
         if path.is_dir():
             raise ModelError(f"{path}: expected a model file, found a folder")
+        if not path.exists() and os.environ.get("SDPIPE_MODEL"):
+            raise ModelError(f"SDPIPE_MODEL: {path}: no such file")
         if not path.exists():
             return Check(name="model", finding=f"{path} is not there yet; `make repro` makes it")
         artifact = open_artifact(path)

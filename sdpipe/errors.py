@@ -121,11 +121,26 @@ def errors_on_one_line() -> Iterator[None]:
             raise
         tell(f"error: {on_one_line(str(error))}")
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
+    except (
+        KeyboardInterrupt,
+        ImportError,
+    ) as error:  # a module in C turns what ends its start into the latter
+        interruption = _interruption_behind(error)
+        if interruption is None:
+            raise
+        if isinstance(interruption, SystemExit):
+            raise interruption from None
         tell("interrupted")
         raise SystemExit(128 + signal.SIGINT) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _interruption_behind(error: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
+    """What ended an import, among the causes of the error that it ended with."""
+    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def tell(text: str) -> None:

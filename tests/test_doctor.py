@@ -27,7 +27,8 @@ def test_doctor_finds_the_model_and_the_packages(model_path: Path) -> None:
     ("name", "finding"),
     [
         ("folder", "BAD model                    folder: expected a model file, found a folder"),
-        ("gone", "ok  model                    gone is not there yet; `make repro` makes it"),
+        ("", "ok  model                    models/model.onnx is not there yet; `make repro` makes it"),
+        ("gone", "BAD model                    SDPIPE_MODEL: gone: no such file"),
         ("x" * 300, "BAD model                    [Errno 36] File name too long"),
     ],
 )

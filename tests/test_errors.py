@@ -190,3 +190,25 @@ def test_a_reader_who_has_had_enough_is_no_error(arguments: tuple[str, ...]) -> 
     os.close(writing)
     assert done.stderr == ""
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("cause", "code", "text"), [(KeyboardInterrupt(), 130, "interrupted\n"), (SystemExit(143), 143, "")]
+)
+def test_an_import_that_was_interrupted_is_an_interruption(
+    capsys: pytest.CaptureFixture[str], cause: BaseException, code: int, text: str
+) -> None:
+    """A module in C, as onnxruntime's, ends with an ImportError whatever ended its start."""
+
+    def start() -> None:
+        try:
+            raise cause
+        except BaseException as error:
+            raise ImportError("initialization failed") from error
+
+    with pytest.raises(SystemExit) as ended, errors_on_one_line():
+        start()
+    assert ended.value.code == code
+    assert capsys.readouterr().err == text
+    with pytest.raises(ImportError, match="no module"), errors_on_one_line():
+        raise ImportError("no module")

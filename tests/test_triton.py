@@ -110,14 +110,15 @@ def test_a_name_that_is_no_folder_is_refused(model_path: Path, tmp_path: Path, n
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_label_of_two_lines_is_refused(model_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("label", ["dog\neel", ""])
+def test_a_label_of_no_single_line_is_refused(model_path: Path, tmp_path: Path, label: str) -> None:
     """labels.txt has a line a label: the classes behind it would all be wrong."""
     model = onnx.load(model_path)
     for entry in model.metadata_props:
         if entry.key == "sdpipe.class_names":
-            entry.value = json.dumps(["cat", "dog\neel", "owl"])
+            entry.value = json.dumps(["cat", label, "owl"])
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(ModelError, match="has more than one line"):
+    with pytest.raises(ModelError, match="expected one line"):
         write_triton_repository(tmp_path / "model.onnx", tmp_path / "out", "animals", 8)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from sdpipe.commands.options import MAX_BATCH, model_option
+from sdpipe.errors import on_one_line
 
 
 @click.command()
@@ -24,4 +25,4 @@ def triton(model: Path, out: Path, name: str, max_batch_size: int) -> None:
     """Write a model repository for NVIDIA's Triton Inference Server: OUT/NAME/."""
     from sdpipe.runtime.triton import write_triton_repository
 
-    click.echo(write_triton_repository(model, out, name, max_batch_size))
+    click.echo(on_one_line(str(write_triton_repository(model, out, name, max_batch_size))))

@@ -34,8 +34,10 @@ def write_triton_repository(model_path: Path, out: Path, name: str, max_batch_si
     if metadata.variant == ENSEMBLE:
         raise ModelError(f"{model_path}: is the sub-network ensemble, which has two inputs; serve its model")
     labels = metadata.class_names
-    if bad := next((label for label in labels if not label or label.splitlines() != [label]), None):
-        raise ModelError(f"{model_path}: label {bad!r} has more than one line, and {LABELS} one line a label")
+    if unfit := [label for label in labels if label.splitlines() != [label]]:
+        raise ModelError(
+            f"{model_path}: label {unfit[0]!r}: expected one line, as {LABELS} has for each label"
+        )
     folder = out / name
     if folder.is_symlink() or (folder.exists() and not _is_ours(folder)):
         raise ModelError(
