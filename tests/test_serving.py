@@ -1,8 +1,10 @@
 """A request's pictures get the deployed file's answers, or one plain reason; MLflow's server stays alive."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 import requests
 from conftest import random_images
 from deployable import deploy, make_run
+from encoded_pictures import encoded
 from load import bad_bodies, good_body, png, post, send_load, text_of
+from PIL import Image
 from servers import running
 
 from sdpipe.deploy.release.registry import register
@@ -104,7 +108,7 @@ def server(project: Path, mlflow_store: Path) -> Iterator[str]:
 def test_mlflow_serves_good_and_bad_input_under_load(server: str, project: Path) -> None:
     """Each form by itself, each bad one by itself, then 1,000 requests, 16 at a time, a fifth of them bad.
 
-    Every good one right, every bad one a 400 with its reason, the server alive.
+    Every good one right, every bad one a 400 with its reason, the server alive. Large ones leave no memory.
     """
     artifact = open_artifact(project / "models" / "model.onnx", "cpu")
     images = random_images(2, channels=3)
@@ -124,3 +128,24 @@ def test_mlflow_serves_good_and_bad_input_under_load(server: str, project: Path)
     assert load.wrong == []
     assert load.statuses == {200: 800, 400: 200}
     assert requests.get(server.replace("invocations", "ping"), timeout=10).ok
+    before_mib = resident_mib(server)
+    large = encoded(Image.new("RGB", (7000, 7000)), "JPEG")  # 49 million pixels
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: post(server, {"inputs": [text_of(large)]}), range(16)))
+    assert {response.status_code for response in answers} == {200}
+    assert resident_mib(server) < before_mib + 200
+
+
+def resident_mib(server: str) -> float:
+    """Memory of the largest process that was started with this server's port."""
+    port = server.rpartition(":")[2].removesuffix("/invocations")
+    found = [0.0]
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if port in (folder / "cmdline").read_text().split("\0"):
+                (line,) = re.findall(r"VmRSS:\s+(\d+) kB", (folder / "status").read_text())
+                found.append(int(line) / 1024)
+        except OSError:  # it has ended
+            continue
+    assert max(found) > 50, "no such process"
+    return max(found)
