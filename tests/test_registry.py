@@ -1,9 +1,14 @@
 """The deployed model in MLflow's registry: a version for each file, and an alias that only `deploy` moves."""
 
 import json
+import re
+import shutil
 import socket
+import sqlite3
 import threading
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +63,63 @@ def test_a_version_for_each_file_and_the_alias_on_the_deployed_one(project: Path
     assert register(models) == "2"
     assert champion(client) == "2"
     assert len(client.search_model_versions("name = 'sdpipe'")) == 2
+
+
+@pytest.mark.parametrize("bring", [shutil.move, shutil.copytree])
+def test_a_project_that_is_moved_or_copied_takes_its_models_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bring: Callable[[Path, Path], object]
+) -> None:
+    """MLflow notes whole addresses: they follow, also a second time; nothing is written to the old folder."""
+
+    def enter(project: Path) -> Path:
+        monkeypatch.setenv("DVC_ROOT", str(project))
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow keeps it there
+        monkeypatch.chdir(project)
+        return project / "models"
+
+    (before := tmp_path / "Über uns 100%").mkdir()
+    models = enter(before)
+    deploy(make_run(models / "stochastic"), models)
+    assert register(models) == "1"
+    for after in (tmp_path / "new", tmp_path / "deeper" / "newer"):
+        after.parent.mkdir(exist_ok=True)
+        bring(before, after)
+        old = sorted(before.rglob("*")) if before.exists() else []
+        models = enter(after)
+        assert register(models) == "1"
+        for artifacts in stored_addresses(after / "mlflow.db"):
+            assert artifacts.startswith((after / "mlartifacts").as_uri()), artifacts
+        assert_answers_like(models / "model.onnx", after)
+        assert (sorted(before.rglob("*")) if before.exists() else []) == old
+        before = after
+
+
+def test_artifacts_that_stayed_are_left_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_store: Path, project: Path
+) -> None:
+    """As when the database alone was copied, or lies in another project."""
+    deploy(make_run(project / "models" / "stochastic"), project / "models")
+    register(project / "models")
+    before = stored_addresses(mlflow_store)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_store}")
+    (tmp_path / "mlartifacts").mkdir()
+    register(project / "models")
+    assert stored_addresses(mlflow_store) == before
+    (tmp_path / "mlartifacts").rmdir()
+    shutil.copy(mlflow_store, tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    register(project / "models")
+    assert stored_addresses(tmp_path / "mlflow.db") == before
+
+
+def stored_addresses(database: Path) -> list[str]:
+    """All that the database has of folders for artifacts, in whatever table."""
+    with closing(sqlite3.connect(database)) as connection:
+        dump = "\n".join(connection.iterdump())
+    found = re.findall(r"file://[^']*mlartifacts[^']*", dump)
+    assert len(found) >= 4
+    return found
 
 
 def champion(client: MlflowClient) -> str:

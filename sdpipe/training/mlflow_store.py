@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from filelock import FileLock
 
@@ -93,12 +94,13 @@ def _open_store(mlflow: Any) -> str:
         if uri.startswith(tuple(DATABASE_ENGINES)):  # a server is not asked this way
             _create_database(mlflow, uri)
             _look_at(uri)
+            _follow_artifacts(uri)
         client = mlflow.MlflowClient()
         experiment = client.get_experiment_by_name(name)
         if experiment is not None:
             return str(experiment.experiment_id)
         # A server knows where its artifacts go; for our own database we say it.
-        location = (project_root() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+        location = _artifacts().as_uri() if uri.startswith("sqlite:") else None
         return str(client.create_experiment(name, artifact_location=location))
 
 
@@ -115,6 +117,47 @@ def _create_database(mlflow: Any, uri: str) -> None:
             uri_beside = _address_of(beside)
             _look_at(uri_beside)
             mlflow.MlflowClient(uri_beside).search_experiments(max_results=1)
+
+
+def _artifacts() -> Path:
+    """Of a database in a file: the folder for models and figures."""
+    return project_root() / "mlartifacts"
+
+
+# Where MLflow notes whole addresses of artifacts (3.17).
+_ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
+
+
+def _follow_artifacts(uri: str) -> None:
+    """Note the artifacts' new addresses in the project's own database, if the project was moved or copied.
+
+    Else its models could not be loaded, and new ones would be written to the old folder.
+    """
+    import sqlalchemy as sql
+
+    url, here = sql.make_url(uri), _artifacts()
+    if url.get_backend_name() != "sqlite" or not url.database or "uri" in url.query:
+        return
+    if Path(url.database).resolve().parent != project_root().resolve():
+        return  # a database of several projects
+    engine = sql.create_engine(uri, poolclass=sql.NullPool)
+    with engine.begin() as connection:
+        known = sql.select(sql.column("artifact_location", sql.String)).select_from(sql.table("experiments"))
+        for there in connection.execute(known).scalars().all():
+            folder = Path(url2pathname(urlsplit(there).path)) if there.startswith("file:") else here
+            stayed = folder.exists() and not here.exists()
+            if stayed or folder == here or folder.name != here.name:
+                continue
+            for table, column in _ADDRESSES:
+                at = sql.column(column, sql.String)
+                is_below = sql.or_(at == there, sql.func.substr(at, 1, len(there) + 1) == f"{there}/")
+                moved = sql.literal(here.as_uri()) + sql.func.substr(at, len(there) + 1)
+                connection.execute(sql.table(table, at).update().where(is_below).values({column: moved}))
 
 
 def _look_at(uri: str) -> None:
