@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DO_NOT_TRACK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help repro test test-slow test-base soak benchmark benchmark-deployment lint lock ui clean
+.PHONY: help repro checkout test test-slow test-base soak benchmark benchmark-deployment lint lock ui clean
 
 help:
 	@echo "make repro      fetch, train, fold, export, prove, deploy"
@@ -26,6 +26,8 @@ help:
 # pip compiles what it installs on one core, for two fifths of its time; compileall takes them all. A few of
 # PyTorch's files are for a newer Python.
 define install
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "no $(PYTHON) here; expected Python 3.11.4 or later, or make PYTHON=its/path" >&2; exit 1; }
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --disable-pip-version-check -q --no-compile -c constraints.txt
 endef
@@ -41,8 +43,13 @@ compile = $(@D)/bin/python -m compileall -q -j 0 -x '/tests/' $(@D)/lib >/dev/nu
 	$(compile)
 	touch $@
 
-repro: .venv/installed
+repro: checkout .venv/installed
 	dvc repro
+
+# Before the packages are installed: DVC works in a git repository only.
+checkout:
+	@test -e .git && command -v git >/dev/null || \
+		{ echo "make repro needs git, and this folder to be a clone; \`git init\` makes it one" >&2; exit 1; }
 
 test: .venv/installed
 	pytest -m "not slow" -n 2 --dist loadfile

@@ -116,10 +116,14 @@ def _stores() -> Iterator[Check]:
     else:
         found = str(store.resolve()) if store.exists() else "not made yet"
         yield Check(name="MLflow store", finding=found)
-    yield Check(
-        name="DVC",
-        finding="this folder is a DVC repository" if Path(".dvc").is_dir() else "no DVC repository here",
-    )
+    if not Path(".dvc").is_dir():
+        yield Check(name="DVC", finding="no DVC repository here")
+    elif not Path(".git").exists() or shutil.which("git") is None:
+        yield Check(
+            name="DVC", finding="no git repository here, which DVC needs; `git init` makes one", ok=False
+        )
+    else:
+        yield Check(name="DVC", finding="this folder is a DVC repository")
 
 
 def _is_sqlite(path: Path) -> bool:

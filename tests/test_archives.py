@@ -164,3 +164,10 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
     archive = tmp_path / "pictures.tar"
     archive.write_bytes(_tar(contents, "w:"))
     assert _unpacked(archive, tmp_path / "out") == contents
+
+
+@pytest.mark.parametrize("content", [b"7z\xbc\xaf\x27\x1c" * 100, b"Rar!\x1a\x07\x01\x00" * 100])
+def test_other_archives_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "pictures").write_bytes(content)
+    with pytest.raises(DataError, match="no archive of the kinds tar and zip: [a-z ]*$"):
+        unpack(tmp_path / "pictures", tmp_path / "out")

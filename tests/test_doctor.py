@@ -1,5 +1,6 @@
 """`sdpipe doctor`."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,17 @@ def test_doctor_says_what_stands_in_place_of_a_model(project: Path, name: str, f
     result = call("doctor", env={"SDPIPE_MODEL": name})
     assert finding in result.stdout
     assert result.exit_code == int(finding.startswith("BAD"))
+
+
+def test_doctor_sees_that_git_is_missing(project: Path) -> None:
+    """As in a downloaded archive of the project: DVC refuses it."""
+    assert "ok  DVC                      no DVC repository here" in call("doctor").stdout
+    (project / ".dvc").mkdir()
+    result = call("doctor")
+    assert "BAD DVC                      no git repository here" in result.stdout
+    assert result.exit_code == 1
+    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    assert "ok  DVC                      this folder is a DVC repository" in call("doctor").stdout
 
 
 def test_doctor_shows_no_password(project: Path) -> None:

@@ -173,3 +173,14 @@ def test_a_note_is_the_record(project: Path) -> None:
     (path,) = notes()
     lists = {"epochs": list(RECORD.epochs), "artifacts": []}
     assert read_note(path) == replace(RECORD, summary={"test_error": 0.1}, started_ms=1, ended_ms=2, **lists)
+
+
+def test_a_training_that_ends_before_its_rate_drops_says_so(
+    dataset: DataSet, project: Path, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where somebody asks for fewer epochs alone; a drop behind the end is there to be continued to."""
+    train_run("a", train_config(epochs=2, milestones=[1]), machine(), dataset, "code", project / "a")
+    assert "learning rate" not in capsys.readouterr().out
+    train_run("b", train_config(epochs=2, milestones=[1, 2, 9]), machine(), dataset, "code", project / "b")
+    said = "run b: no drop of the learning rate after epochs 2, 9, since train.epochs is 2\n"
+    assert said in capsys.readouterr().out

@@ -65,7 +65,8 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _damaged(path: Path, error: Exception | str) -> DataError:
-    return DataError(f"{path}: damaged, truncated or no archive: {error}")
+    reason = str(error).partition(":\n")[0]  # without tarfile's list of what it tried
+    return DataError(f"{path}: damaged, truncated or no archive of the kinds tar and zip: {reason}")
 
 
 def _check_member(archive: Path, name: str, *, plain: bool) -> None:

@@ -105,6 +105,11 @@ class _Session:
         }
         processes = f", {world.size} processes" if world.size > 1 else ""
         say(f"run {self.run}, fingerprint {self.name}: {self.compute.reason}{processes}")
+        if late := [str(each) for each in self.config.milestones if each >= self.config.epochs]:
+            say(
+                f"run {self.run}: no drop of the learning rate after epochs {', '.join(late)}, "
+                f"since train.epochs is {self.config.epochs}"
+            )
         unfinished = self.checkpoints.folder
         unfinished.parent.mkdir(exist_ok=True)
         record = start_record(
