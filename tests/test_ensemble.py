@@ -92,7 +92,7 @@ def test_other_data_and_bad_members_are_refused(project: Path) -> None:
     folder = project / "models" / "run"
     folder.mkdir(parents=True)
     save_weights(folder / "weights.safetensors", make_weights())
-    with pytest.raises(DataError, match="trained on the data dddd"):
+    with pytest.raises(DataError, match="was trained on the data dddd"):
         compare_ensemble(folder, make_dataset(project / "data" / "animals"), [1], 0)
     shutil.rmtree(folder)
     with pytest.raises(ModelError, match=r"weights\.safetensors"):

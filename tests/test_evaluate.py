@@ -25,7 +25,7 @@ from sdpipe.errors import GateError, ModelError, ParityError
 from sdpipe.files import write_json
 from sdpipe.network import ResNet
 from sdpipe.runtime.artifact import open_artifact
-from sdpipe.training.weights import Weights, save_weights
+from sdpipe.training.weights import Weights, load_weights, save_weights
 
 TOLERANCE = 2e-6
 
@@ -92,8 +92,8 @@ def fold_with(weights: Weights, plant: Callable[[ResNet], None], monkeypatch: py
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("exported") / "stochastic", make_weights())
+def exported(tmp_path_factory: pytest.TempPathFactory, dataset: DataSet) -> Path:
+    return make_run(tmp_path_factory.mktemp("exported") / "stochastic", make_weights(), dataset)
 
 
 @pytest.fixture
@@ -102,9 +102,10 @@ def run_folder(tmp_path: Path, exported: Path) -> Path:
     return shutil.copytree(exported, tmp_path / "models" / "stochastic")
 
 
-def make_run(folder: Path, weights: Weights) -> Path:
+def make_run(folder: Path, weights: Weights, dataset: DataSet) -> Path:
     folder.mkdir(parents=True)
-    weights = replace(weights, info=replace(weights.info, best_epoch=2))
+    info = replace(weights.info, best_epoch=2, dataset_digest=dataset.digest)
+    weights = replace(weights, info=info)
     save_weights(folder / "weights.safetensors", weights)
     write_json(folder / "calibration.json", {"temperature": TEMPERATURE})
     export_to(folder / "model.onnx", weights, TEMPERATURE)
@@ -134,7 +135,7 @@ def coarse_weights() -> Weights:
 @pytest.mark.slow
 def test_a_network_is_not_held_to_more_than_its_own_float32_has(tmp_path: Path, dataset: DataSet) -> None:
     """Its sound file passes, over a bound that asks for more."""
-    folder = make_run(tmp_path / "sound", make_weights())
+    folder = make_run(tmp_path / "sound", make_weights(), dataset)
     bound = 1e-9
     config = CONFIG.model_copy(update={"max_relative_logit_diff": bound})
     evaluate_run(folder, dataset, HISTORY, config, NUM_BINS)
@@ -160,7 +161,7 @@ def test_planted_faults_fail_where_float32_is_coarse_too(
     weights = coarse_weights()
     fold_with(weights, wrong_epsilon, monkeypatch)
     with pytest.raises(ParityError, match="logits differ by"):
-        evaluate_run(make_run(tmp_path / "faulty", weights), dataset, HISTORY, CONFIG, NUM_BINS)
+        evaluate_run(make_run(tmp_path / "faulty", weights, dataset), dataset, HISTORY, CONFIG, NUM_BINS)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_planted_faults_fail_evaluate(
     """Each of the five makes evaluate raise, say so in metrics.json, and be refused by deploy."""
     weights = make_weights()
     fold_with(weights, FAULTS[fault], monkeypatch)
-    folder = make_run(tmp_path / "models" / "faulty", weights)
+    folder = make_run(tmp_path / "models" / "faulty", weights, dataset)
     with pytest.raises(ParityError, match="logits differ by"):
         evaluate_run(folder, dataset, HISTORY, CONFIG, NUM_BINS)
     assert json.loads((folder / "metrics.json").read_text())["parity"] is False
@@ -276,7 +277,7 @@ def test_parity_uses_every_image(run_folder: Path) -> None:
 
 
 def test_files_of_two_runs_are_not_compared(run_folder: Path, dataset: DataSet) -> None:
-    other = make_weights()
+    other = load_weights(run_folder / "weights.safetensors")
     save_weights(
         run_folder / "weights.safetensors", replace(other, info=replace(other.info, fingerprint="f" * 16))
     )

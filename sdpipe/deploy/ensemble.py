@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdpipe.data.store import DataSet
-from sdpipe.errors import DataError, ModelError
+from sdpipe.deploy.held_out import check_data
+from sdpipe.errors import ModelError
 from sdpipe.files import write_csv
 from sdpipe.runtime.uncertainty import draw_members
 from sdpipe.training.compute import choose_compute
@@ -71,11 +72,7 @@ def compare_ensemble(
     info = weights.info
     if info.network.p_L == 1:
         raise ModelError(f"{folder}: constant depth has no sub-networks; expected p_L below 1, got 1")
-    if info.dataset_digest != dataset.digest:
-        raise DataError(
-            f"{folder}: trained on the data {info.dataset_digest[:16]}, data/{info.dataset} is "
-            f"{dataset.digest[:16]}; run `dvc repro`"
-        )
+    check_data(info, dataset)
     tested_NK, averaged = ensemble_probabilities(weights, dataset.test_images_NHWC, members, seed)
     labels_N = dataset.test_labels_N
     rows = [

@@ -1,4 +1,4 @@
-"""The images that a run was trained and validated on, for choices that the test part must not see.
+"""The data that a run was trained on, and its images for choices that the test part must not see.
 
 N: images, H, W, C: height, width, channels.
 """
@@ -44,16 +44,24 @@ class StoredImages:
         return StoredImages(images=self.images, indices=self.indices[chosen], labels_N=self.labels_N[chosen])
 
 
-def open_held_out(info: ModelInfo, dataset: DataSet) -> tuple[StoredImages, StoredImages]:
-    """The training part and the validation part, split as in the training.
+def check_data(info: ModelInfo, dataset: DataSet) -> None:
+    """Raise DataError unless the run was trained on this data set.
 
-    Raises DataError if the run was trained on other data.
+    The test part of another, or of this one split anew, may hold images that it was trained on.
     """
     if info.dataset_digest != dataset.digest:
         raise DataError(
             f"the run was trained on the data {info.dataset_digest[:16]}, data/{dataset.name} is "
             f"{dataset.digest[:16]}; run `dvc repro`"
         )
+
+
+def open_held_out(info: ModelInfo, dataset: DataSet) -> tuple[StoredImages, StoredImages]:
+    """The training part and the validation part, split as in the training.
+
+    Raises DataError if the run was trained on other data.
+    """
+    check_data(info, dataset)
     labels_N, params = dataset.train_labels_N, info.train_params
     parts = split_validation(labels_N, dataset.train_parts, params["validation"], params["seed"])
     trained, validated = (

@@ -10,6 +10,7 @@ import numpy as np
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.confidence import read_temperature
 from sdpipe.deploy.config import EvaluateConfig
+from sdpipe.deploy.held_out import check_data
 from sdpipe.deploy.proof.ensemble import prove_ensemble
 from sdpipe.deploy.proof.figures import draw_mistakes, draw_training
 from sdpipe.deploy.proof.parity import Disagreement, Reference
@@ -35,9 +36,11 @@ def evaluate_run(
     num_bins: of the reliability diagram. Writes metrics.json, latency.json, variants.csv, parity.csv,
     disagreements.csv, layers.csv, reliability.csv, classes.csv, confusion.csv and the figures. Raises
     ParityError after writing them if a float32 file does not hold; a float16 or int8 one that does not is
-    named, and marked for `deploy`. Raises ModelError if one cannot be read or they do not belong together.
+    named, and marked for `deploy`. Raises ModelError if one cannot be read or they do not belong together,
+    DataError if the run was trained on other data.
     """
     weights = load_weights(folder / "weights.safetensors")
+    check_data(weights.info, dataset)
     images_NHWC, labels_N = dataset.test_images_NHWC, dataset.test_labels_N
     proofs = _prove_all(folder, weights, images_NHWC, config)
     main, *others = proofs.values()
