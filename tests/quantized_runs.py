@@ -46,5 +46,7 @@ def make_quantized_run(folder: Path, dataset: DataSet) -> Path:
         temperature=TEMPERATURE,
         variant="keep-7",
     )
+    size = {"name": "keep-7", "recalibrated": {"temperature": TEMPERATURE}}
+    write_json(folder / "pruned" / "prune.json", {"sizes": [size]})
     quantize_run(folder, dataset, QUANTIZE)
     return folder

@@ -1,17 +1,24 @@
 """What evaluate refuses to prove, and what the proof finds besides wrong logits."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from quantized_runs import QUICK, make_quantized_run
 from test_evaluate import HISTORY, NUM_BINS
 
 from sdpipe.data.store import DataSet
+from sdpipe.deploy.proof.claims import claim_faults
 from sdpipe.deploy.proof.evaluate import evaluate_run
-from sdpipe.errors import DataError
+from sdpipe.errors import DataError, ParityError
+from sdpipe.files import read_json, write_json
+from sdpipe.runtime.artifact import open_artifact
+from sdpipe.training.weights import load_info
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +43,79 @@ def test_a_run_is_not_tested_on_other_data(run: Path, dataset: DataSet) -> None:
     with pytest.raises(DataError, match=f"was trained on the data {dataset.digest[:16]}.* is ffff"):
         evaluate(run, other)
     assert not (run / "metrics.json").exists()
+
+
+def say(path: Path, **claims: Any) -> None:
+    """Change what a file says of itself, and nothing that it computes."""
+    model = onnx.load(path)
+    for entry in model.metadata_props:
+        field = entry.key.removeprefix("sdpipe.")
+        if field in claims:
+            entry.value = json.dumps(claims[field])
+    onnx.save(model, path)
+
+
+FILES = {
+    "model.onnx": "weights.safetensors",
+    "ensemble.onnx": "weights.safetensors",
+    "model.int8.onnx": "weights.safetensors",
+    "pruned/keep-7.onnx": "pruned/keep-7.safetensors",
+    "pruned-int8/keep-7.int8.onnx": "pruned/keep-7.safetensors",
+}
+CLAIMS: dict[str, Any] = {
+    "class_names": ["dog", "eel", "cat"],
+    "image_size": [9, 8],
+    "channels": 3,
+    "crop_fraction": 0.5,
+    "data_set": "imagenet",
+    "data_digest": "0" * 64,
+    "depth": 56,
+    "rule": "uniform",
+    "p_L": 0.75,
+    "survival_probs": [0.5] * 9,
+    "scales": [0.5] * 9,
+    "temperature": 7.0,
+    "best_epoch": 1,
+    "fingerprint": "f" * 16,
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_claim_of_every_file_is_compared_with_its_weights(run: Path, file: str) -> None:
+    """One that is wrong is said, and no other; the sound file says nothing wrong."""
+    weights = run / FILES[file]
+    metadata, info = open_artifact(run / file, "cpu").metadata, load_info(weights)
+    assert claim_faults(metadata, info, weights) == []
+    for name, value in CLAIMS.items():
+        (fault,) = claim_faults(replace(metadata, **{name: value}), info, weights)
+        assert fault.startswith(f"its {name} is ")
+    of_people = {"schema_version", "variant", "resize", "crop", "sdpipe_version"}
+    assert CLAIMS.keys() == vars(metadata).keys() - of_people
+
+
+def test_a_file_with_a_wrong_claim_fails(
+    run: Path, dataset: DataSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A float32 file and the ensemble stop the stage; int8 is named and marked."""
+    for file in ("model.onnx", "ensemble.onnx", "model.int8.onnx"):
+        say(run / file, class_names=CLAIMS["class_names"])
+    said = r'parity fails: its class_names is \["dog", "eel", "cat"\], and \["cat", "dog", "eel"\] in weights'
+    with pytest.raises(ParityError, match=rf"model\.onnx: {said}.*ensemble\.onnx: {said}"):
+        evaluate(run, dataset)
+    assert "model.int8.onnx: not to be deployed, parity fails: its class_names" in capsys.readouterr().out
+    metrics = read_json(run / "metrics.json")
+    assert metrics["parity"] is False
+    parities = {name: figures["parity"] for name, figures in metrics["variants"].items()}
+    assert parities == {"fp16": True, "int8": False, "keep-7": True, "keep-7.int8": True, "ensemble": False}
+
+
+def test_a_pruned_networks_temperature_is_that_of_prune_json(run: Path, dataset: DataSet) -> None:
+    path = run / "pruned" / "prune.json"
+    facts = read_json(path)
+    facts["sizes"][0]["recalibrated"]["temperature"] = 9.0
+    write_json(path, facts)
+    with pytest.raises(ParityError, match=r"keep-7\.onnx: .* its temperature is 1\.25, and 9 in prune\.json"):
+        evaluate(run, dataset)
+    write_json(path, {"sizes": []})
+    with pytest.raises(DataError, match=r"prune\.json: expected the temperature of keep-7"):
+        evaluate(run, dataset)

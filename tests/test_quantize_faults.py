@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,8 +81,9 @@ EXPORT_FAULTS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
 }
 
 
-def proof_of(path: Path, weights: Weights, dataset: DataSet, variant: str = "fp32") -> Proof:
-    found = Variant(name=variant, path=path, kind="float32", source=path)
+def proof_of(run: Path, path: Path, weights: Weights, dataset: DataSet, variant: str = "fp32") -> Proof:
+    place = run / "weights.safetensors"
+    found = Variant(name=variant, path=path, kind="float32", source=place, weights=place)
     return prove(found, weights, {}, dataset.test_images_NHWC, QUICK)
 
 
@@ -93,7 +95,7 @@ def test_faults_of_export_are_caught_and_located(
     model = onnx.load(run / "model.onnx")
     plant(model)
     onnx.save(model, tmp_path / "model.onnx")
-    faults = proof_of(tmp_path / "model.onnx", of_dataset(make_weights(), dataset), dataset).faults
+    faults = proof_of(run, tmp_path / "model.onnx", of_dataset(make_weights(), dataset), dataset).faults
     assert re.search(said, "; ".join(faults)), faults
 
 
@@ -101,9 +103,9 @@ def test_a_removed_block_that_is_kept_and_a_kept_one_that_is_removed(run: Path, 
     """Each file against the other's weights."""
     whole = of_dataset(make_weights(), dataset)
     pruned = of_dataset(make_weights(removed=REMOVED), dataset)
-    kept = proof_of(run / "model.onnx", pruned, dataset)
+    kept = proof_of(run, run / "model.onnx", pruned, dataset)
     assert kept.faults[-1] == "the file has block 4, conv 1 where the reference has block 5, conv 1"
-    lost = proof_of(run / "pruned" / "keep-7.onnx", whole, dataset, "keep-7")
+    lost = proof_of(run, run / "pruned" / "keep-7.onnx", whole, dataset, "keep-7")
     assert lost.faults[-1] == "the file has block 5, conv 1 where the reference has block 4, conv 1"
 
 
@@ -200,6 +202,7 @@ def test_a_float16_overflow_is_caught_and_located(run: Path, tmp_path: Path, dat
     model = onnx.load(run / "model.onnx")
     change("blocks.1.branch.conv2.weight", lambda w: w * 1e5)(model)
     onnx.save(model, tmp_path / "model.onnx")
+    shutil.copy(run / "calibration.json", tmp_path)
     halve(tmp_path / "model.onnx", tmp_path / "model.fp16.onnx")
     weights = of_dataset(make_weights(), dataset)
     proofs = {}

@@ -9,25 +9,28 @@ from typing import Any
 import numpy as np
 
 from sdpipe.deploy.config import EvaluateConfig
+from sdpipe.deploy.proof.claims import WEIGHTS, claim_faults
 from sdpipe.deploy.proof.layers import spread_over
 from sdpipe.deploy.proof.parity import Images, Reference, compare_logits, parity_faults
 from sdpipe.errors import ModelError
 from sdpipe.files import sha256_of
 from sdpipe.runtime.artifact import ENSEMBLE, Artifact, open_artifact
-from sdpipe.runtime.uncertainty import SEED, draw_members
+from sdpipe.runtime.uncertainty import FILE_NAME, SEED, draw_members
 from sdpipe.training.weights import Weights
 
 _MEMBERS = 2  # drawn sub-networks that are compared over the whole test part
 
 
 def prove_ensemble(
-    path: Path, weights: Weights, images_NHWC: Images, config: EvaluateConfig
+    folder: Path, weights: Weights, images_NHWC: Images, config: EvaluateConfig
 ) -> tuple[dict[str, Any], list[str]]:
     """Figures for metrics.json, and what does not hold, in words, which is nothing if it is sound.
 
     With b_l = p_l the file is held to the un-folded test network, with drawn b_l in {0, 1} to the same
-    network with these blocks active, over all images. Raises ModelError if it is another run's.
+    network with these blocks active, over all images. Raises ModelError if it is another run's, DataError if
+    calibration.json cannot be read.
     """
+    path = folder / FILE_NAME
     artifact = open_artifact(path, device="cpu", threads=config.threads[0])
     found = (artifact.metadata.fingerprint, artifact.metadata.variant)
     if found != (weights.info.fingerprint, ENSEMBLE):
@@ -37,7 +40,7 @@ def prove_ensemble(
     probs, size = weights.info.network.survival_probs, config.batch_sizes[-1]
     reference = Reference(weights)
     shown_NHWC = spread_over(images_NHWC, config.layer_images)
-    parities, faults = [], []
+    parities, faults = [], claim_faults(artifact.metadata, weights.info, folder / WEIGHTS)
     for active in (None, *draw_members(probs, _MEMBERS, SEED)):
         allowed = reference.allowed(config.max_relative_logit_diff, shown_NHWC, active)
         switches_L = np.asarray(probs if active is None else active, dtype=np.float32)

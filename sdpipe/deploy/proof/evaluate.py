@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from sdpipe.data.store import DataSet
-from sdpipe.deploy.confidence import read_temperature
 from sdpipe.deploy.config import EvaluateConfig
 from sdpipe.deploy.held_out import check_data
+from sdpipe.deploy.proof.claims import WEIGHTS
 from sdpipe.deploy.proof.ensemble import prove_ensemble
 from sdpipe.deploy.proof.figures import draw_mistakes, draw_training
 from sdpipe.deploy.proof.parity import Disagreement, Reference
@@ -39,15 +39,12 @@ def evaluate_run(
     named, and marked for `deploy`. Raises ModelError if one cannot be read or they do not belong together,
     DataError if the run was trained on other data.
     """
-    weights = load_weights(folder / "weights.safetensors")
+    weights = load_weights(folder / WEIGHTS)
     check_data(weights.info, dataset)
     images_NHWC, labels_N = dataset.test_images_NHWC, dataset.test_labels_N
     proofs = _prove_all(folder, weights, images_NHWC, config)
     main, *others = proofs.values()
     temperature, logits_NK = main.artifact.metadata.temperature, main.logits_NK
-    expected = read_temperature(folder / "calibration.json")
-    if temperature != expected:
-        main.faults.append(f"its temperature is {temperature:.6g}, and {expected:.6g} in calibration.json")
     title = _title(folder, weights)
     _write_parity(folder, list(proofs.values()), weights)
     write_classes(folder, logits_NK, labels_N, weights.info.class_names, title)
@@ -61,7 +58,7 @@ def evaluate_run(
         weights.info.class_names,
         f"{title}: most confident mistakes",
     )
-    ensemble, ensemble_faults = prove_ensemble(folder / "ensemble.onnx", weights, images_NHWC, config)
+    ensemble, ensemble_faults = prove_ensemble(folder, weights, images_NHWC, config)
     uncalibrated = score(logits_NK, labels_N, 1.0, num_bins)
     metrics = {
         **main.figures,
@@ -90,10 +87,10 @@ def _prove_all(
 ) -> dict[Path, Proof]:
     proofs: dict[Path, Proof] = {}
     for variant in find_variants(folder):
-        own = load_weights(variant.source) if variant.kind == FLOAT32 else weights
+        own = load_weights(variant.weights)
         if own.info.fingerprint != weights.info.fingerprint:
             raise ModelError(
-                f"{variant.source}: its run is {own.info.fingerprint}, and that of weights.safetensors "
+                f"{variant.weights}: its run is {own.info.fingerprint}, and that of weights.safetensors "
                 f"{weights.info.fingerprint}"
             )
         proofs[variant.path] = prove(variant, own, proofs, images_NHWC, config)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from sdpipe.deploy.config import EvaluateConfig
+from sdpipe.deploy.proof.claims import WEIGHTS, claim_faults
 from sdpipe.deploy.proof.integers import QuantizedLayer, prove_integers
 from sdpipe.deploy.proof.layers import file_layers, first_departure, reference_layers, spread_over
 from sdpipe.deploy.proof.parity import (
@@ -41,6 +42,7 @@ class Variant:
     path: Path
     kind: str  # float32, fp16, int8
     source: Path  # weights for float32, else the float32 file
+    weights: Path  # of its network
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,17 +81,19 @@ def _finite(value: float) -> float | None:
 def find_variants(folder: Path) -> list[Variant]:
     """The files that a run has, model.onnx first; a file comes after the one it is held to."""
     model = folder / "model.onnx"
-    variants = [Variant(name="fp32", path=model, kind=FLOAT32, source=folder / "weights.safetensors")]
+    trained = folder / WEIGHTS
+    variants = [Variant(name="fp32", path=model, kind=FLOAT32, source=trained, weights=trained)]
     for kind in (FLOAT16, INT8):
         if (path := folder / f"model.{kind}.onnx").exists():
-            variants.append(Variant(name=kind, path=path, kind=kind, source=model))
+            variants.append(Variant(name=kind, path=path, kind=kind, source=model, weights=trained))
     pruned = (folder / "pruned").glob("*.onnx")
     for path in sorted(pruned, key=lambda path: (len(path.stem), path.stem), reverse=True):  # deepest first
         weights = path.with_suffix(".safetensors")
-        variants.append(Variant(name=path.stem, path=path, kind=FLOAT32, source=weights))
+        variants.append(Variant(name=path.stem, path=path, kind=FLOAT32, source=weights, weights=weights))
         integers = folder / "pruned-int8" / f"{path.stem}.int8.onnx"
         if integers.exists():
-            variants.append(Variant(name=f"{path.stem}.int8", path=integers, kind=INT8, source=path))
+            name = f"{path.stem}.int8"
+            variants.append(Variant(name=name, path=integers, kind=INT8, source=path, weights=weights))
     return variants
 
 
@@ -100,9 +104,10 @@ def prove(
     images_NHWC: Images,
     config: EvaluateConfig,
 ) -> Proof:
-    """Run the test part through a variant and compare. weights: of float32's own, else of the run.
+    """Run the test part through a variant and compare. weights: of its network.
 
-    proved: the proofs so far, by file. Raises ModelError if the file is unreadable or of another run.
+    proved: the proofs so far, by file. Raises ModelError if the file is unreadable or of another run,
+    DataError if its temperature stands nowhere.
     """
     artifact = open_artifact(variant.path, device="cpu", threads=config.threads[0])
     found = (artifact.metadata.fingerprint, artifact.metadata.variant)
@@ -135,7 +140,7 @@ def prove(
         logits_NK=logits_NK,
         reference_NK=reference_NK,
         layers=layers,
-        faults=faults,
+        faults=claim_faults(artifact.metadata, weights.info, variant.weights) + faults,
     )
 
 
