@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from pruned_runs import EXPORT
 from quantized_runs import QUICK, make_quantized_run
 from test_evaluate import HISTORY, NUM_BINS
 
 from sdpipe.data.store import DataSet
+from sdpipe.deploy.export import export_ensemble
 from sdpipe.deploy.proof.claims import claim_faults
 from sdpipe.deploy.proof.evaluate import evaluate_run
 from sdpipe.errors import DataError, ParityError
 from sdpipe.files import read_json, write_json
 from sdpipe.runtime.artifact import open_artifact
-from sdpipe.training.weights import load_info
+from sdpipe.training.weights import load_info, load_weights
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,15 @@ def test_a_file_with_a_wrong_claim_fails(
     assert metrics["parity"] is False
     parities = {name: figures["parity"] for name, figures in metrics["variants"].items()}
     assert parities == {"fp16": True, "int8": False, "keep-7": True, "keep-7.int8": True, "ensemble": False}
+
+
+def test_the_ensembles_probabilities_are_proved(run: Path, dataset: DataSet) -> None:
+    """Its graph divides the logits by 2.5 where it says 1.25: the same logits, other probabilities."""
+    path = run / "ensemble.onnx"
+    export_ensemble(load_weights(run / "weights.safetensors"), path, EXPORT, temperature=2.5)
+    say(path, temperature=1.25)
+    with pytest.raises(ParityError, match=r"ensemble\.onnx: parity fails: probabilities are .* off softmax"):
+        evaluate(run, dataset)
 
 
 def test_a_pruned_networks_temperature_is_that_of_prune_json(run: Path, dataset: DataSet) -> None:

@@ -12,6 +12,7 @@ from sdpipe.deploy.config import EvaluateConfig
 from sdpipe.deploy.proof.claims import WEIGHTS, claim_faults
 from sdpipe.deploy.proof.layers import spread_over
 from sdpipe.deploy.proof.parity import Images, Reference, compare_logits, parity_faults
+from sdpipe.deploy.proof.scores import probability_faults
 from sdpipe.errors import ModelError
 from sdpipe.files import sha256_of
 from sdpipe.runtime.artifact import ENSEMBLE, Artifact, open_artifact
@@ -27,8 +28,8 @@ def prove_ensemble(
     """Figures for metrics.json, and what does not hold, in words, which is nothing if it is sound.
 
     With b_l = p_l the file is held to the un-folded test network, with drawn b_l in {0, 1} to the same
-    network with these blocks active, over all images. Raises ModelError if it is another run's, DataError if
-    calibration.json cannot be read.
+    network with these blocks active, over all images, at the last batch size and the first number of threads.
+    Raises ModelError if it is another run's, DataError if calibration.json cannot be read.
     """
     path = folder / FILE_NAME
     artifact = open_artifact(path, device="cpu", threads=config.threads[0])
@@ -44,15 +45,18 @@ def prove_ensemble(
     for active in (None, *draw_members(probs, _MEMBERS, SEED)):
         allowed = reference.allowed(config.max_relative_logit_diff, shown_NHWC, active)
         switches_L = np.asarray(probs if active is None else active, dtype=np.float32)
+        logits_NK, probabilities_NK = _outputs(artifact, images_NHWC, switches_L, size)
         parity = compare_logits(
             reference.logits(images_NHWC, active),
-            _logits(artifact, images_NHWC, switches_L, size),
+            logits_NK,
             batch_size=size,
             threads=config.threads[0],
             max_relative_logit_diff=allowed,
         )
         parities.append(parity)
         faults += parity_faults([parity], allowed)
+        temperature, most = artifact.metadata.temperature, config.max_probability_diff
+        faults += probability_faults(probabilities_NK, logits_NK, temperature, most)
     worst = max(parities, key=lambda parity: parity.relative_logit_diff)
     is_finite = np.isfinite(worst.relative_logit_diff)
     figures = {
@@ -67,6 +71,10 @@ def prove_ensemble(
     return figures, faults
 
 
-def _logits(artifact: Artifact, images_NHWC: Images, switches_L: np.ndarray, size: int) -> np.ndarray:
+def _outputs(
+    artifact: Artifact, images_NHWC: Images, switches_L: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and probabilities, batch after batch."""
     starts = range(0, len(images_NHWC), size)
-    return np.concatenate([artifact.run(images_NHWC[at : at + size], switches_L)[0] for at in starts])
+    outputs = [artifact.run(images_NHWC[at : at + size], switches_L) for at in starts]
+    return np.concatenate([logits for logits, _ in outputs]), np.concatenate([probs for _, probs in outputs])

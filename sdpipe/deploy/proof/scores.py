@@ -33,6 +33,14 @@ def tempered(logits_NK: np.ndarray, temperature: float) -> np.ndarray:
     return probabilities_NK
 
 
+def probability_faults(
+    probabilities_NK: np.ndarray, logits_NK: np.ndarray, temperature: float, allowed: float
+) -> list[str]:
+    """What is wrong with a file's probabilities, in words; nothing, if they are softmax(logits / T)."""
+    off = float(np.abs(probabilities_NK - tempered(logits_NK, temperature)).max())
+    return [] if off <= allowed else [f"probabilities are {off:.3g} off softmax(logits / T)"]
+
+
 def write_reliability(
     folder: Path, logits_NK: np.ndarray, labels_N: np.ndarray, temperature: float, num_bins: int, title: str
 ) -> None:

@@ -23,7 +23,7 @@ from sdpipe.deploy.proof.parity import (
     onnx_outputs,
     parity_faults,
 )
-from sdpipe.deploy.proof.scores import tempered
+from sdpipe.deploy.proof.scores import probability_faults
 from sdpipe.errors import ModelError
 from sdpipe.runtime.artifact import Artifact, open_artifact
 from sdpipe.training.weights import Weights
@@ -169,10 +169,9 @@ def _compare(
                 max_relative_logit_diff=allowed,
             )
         )
-        expected_NK = tempered(logits_NK, artifact.metadata.temperature)
-        off = float(np.abs(probabilities_NK - expected_NK).max())
-        if not off <= config.max_probability_diff:
-            faults.append(f"batch {batch_size}: probabilities are {off:.3g} off softmax(logits / T)")
+        temperature, most = artifact.metadata.temperature, config.max_probability_diff
+        wrong = probability_faults(probabilities_NK, logits_NK, temperature, most)
+        faults += [f"batch {batch_size}: {fault}" for fault in wrong]
     return logits_NK, parities, faults
 
 
