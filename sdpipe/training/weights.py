@@ -72,9 +72,15 @@ def save_weights(path: Path, weights: Weights) -> None:
 
 
 def load_weights(path: Path) -> Weights:
-    """Read what `save_weights` wrote. Raises ModelError if it is missing, damaged or foreign."""
+    """Read what `save_weights` wrote.
+
+    Raises ModelError if it is missing, damaged or foreign, or if a number in it is not finite.
+    """
     tensors, meta = load_tensors(path)
     info = _info(path, meta)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ModelError(f"{path}: {name} holds numbers that are not finite; it is damaged")
     try:
         normalisation = Normalisation(
             mean_HWC=tensors.pop("normalisation.mean_HWC"), std=tensors.pop("normalisation.std")
