@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from deployable import deploy_config
+from onnx import numpy_helper
 from pruned_runs import EXPORT
 from quantized_runs import QUICK, make_quantized_run
 from test_evaluate import HISTORY, NUM_BINS
@@ -17,10 +19,12 @@ from sdpipe.data.store import DataSet
 from sdpipe.deploy.export import export_ensemble
 from sdpipe.deploy.proof.claims import claim_faults
 from sdpipe.deploy.proof.evaluate import evaluate_run
-from sdpipe.errors import DataError, ParityError
+from sdpipe.deploy.proof.scores import SCORES
+from sdpipe.deploy.release.release import judge
+from sdpipe.errors import DataError, ModelError, ParityError
 from sdpipe.files import read_json, write_json
 from sdpipe.runtime.artifact import open_artifact
-from sdpipe.training.weights import load_info, load_weights
+from sdpipe.training.weights import load_info, load_tensors, load_weights, save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +122,50 @@ def test_the_ensembles_probabilities_are_proved(run: Path, dataset: DataSet) -> 
     say(path, temperature=1.25)
     with pytest.raises(ParityError, match=r"ensemble\.onnx: parity fails: probabilities are .* off softmax"):
         evaluate(run, dataset)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_rounded_file_that_computes_no_numbers_is_marked(
+    run: Path, dataset: DataSet, capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    """A number beyond float16 became an infinity there: the float32 file is released without it."""
+    set_number(run / "model.fp16.onnx", "head.bias", value)
+    evaluate(run, dataset)
+    assert "model.fp16.onnx: not to be deployed, parity fails: batch 32: logits" in capsys.readouterr().out
+    metrics = read_json(run / "metrics.json")
+    found = metrics["variants"]["fp16"]
+    assert [found[name] for name in ("parity", *SCORES, "error_increase")] == [False, None, None, None, None]
+    candidate = judge(run, deploy_config(max_test_error=1.0))
+    assert candidate.left_out["fp16"] == "its parity did not hold"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_float32_file_that_computes_no_numbers_fails(run: Path, dataset: DataSet, value: float) -> None:
+    set_number(run / "model.onnx", "head.bias", value)
+    with pytest.raises(ParityError, match=r"model\.onnx: parity fails: batch 32: logits differ by inf"):
+        evaluate(run, dataset)
+    metrics = read_json(run / "metrics.json")
+    assert [metrics[name] for name in ("parity", *SCORES)] == [False, None, None, None]
+
+
+def set_number(path: Path, name: str, value: float) -> None:
+    model = onnx.load(path)
+    (tensor,) = [each for each in model.graph.initializer if each.name.endswith(name)]
+    numbers = numpy_helper.to_array(tensor).copy()
+    numbers.reshape(-1)[0] = value
+    tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("name", ["network.stem.bn.running_var", "normalisation.mean_HWC"])
+def test_weights_that_are_not_finite_are_refused(run: Path, name: str) -> None:
+    """One number of one tensor, which is named."""
+    path = run / "weights.safetensors"
+    tensors, meta = load_tensors(path)
+    tensors[name].reshape(-1)[0] = np.nan
+    save_tensors(path, tensors, meta)
+    with pytest.raises(ModelError, match=rf"weights\.safetensors: {name} holds numbers that are not finite"):
+        load_weights(path)
 
 
 def test_a_pruned_networks_temperature_is_that_of_prune_json(run: Path, dataset: DataSet) -> None:

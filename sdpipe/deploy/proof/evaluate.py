@@ -120,14 +120,18 @@ def _figures_of(
 ) -> dict[str, Any]:
     """A variant beside model.onnx."""
     path = proof.artifact.path
-    scores = score(proof.logits_NK, labels_N, proof.artifact.metadata.temperature, num_bins)
+    scores, of_fp32 = (
+        score(each.logits_NK, labels_N, each.artifact.metadata.temperature, num_bins)
+        for each in (proof, main)
+    )
+    error, fp32_error = scores["test_error"], of_fp32["test_error"]
     fp32_N, its_N = main.logits_NK.argmax(axis=1), proof.logits_NK.argmax(axis=1)
     return {
         "file": str(path.relative_to(folder)),
         "sha256": sha256_of(path),
         "bytes": path.stat().st_size,
         **scores,
-        "error_increase": scores["test_error"] - float((fp32_N != labels_N).mean()),
+        "error_increase": None if error is None or fp32_error is None else error - fp32_error,
         "disagreements_with_fp32": int((fp32_N != its_N).sum()),
         **proof.figures,
     }

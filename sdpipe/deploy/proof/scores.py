@@ -15,9 +15,18 @@ from sdpipe.deploy.confidence import Bin, expected_calibration_error, negative_l
 from sdpipe.deploy.proof.figures import draw_confusion, draw_reliability
 from sdpipe.files import write_csv
 
+SCORES = ("test_error", "negative_log_likelihood", "expected_calibration_error")
 
-def score(logits_NK: np.ndarray, labels_N: np.ndarray, temperature: float, num_bins: int) -> dict[str, float]:
-    """Error, and likelihood and calibration of softmax(logits / T), in float64."""
+
+def score(
+    logits_NK: np.ndarray, labels_N: np.ndarray, temperature: float, num_bins: int
+) -> dict[str, float | None]:
+    """Error, and likelihood and calibration of softmax(logits / T), in float64.
+
+    None of logits that are not finite, which say nothing of a class.
+    """
+    if not np.isfinite(logits_NK).all():
+        return dict.fromkeys(SCORES)
     return {
         "test_error": float((logits_NK.argmax(axis=1) != labels_N).mean()),
         "negative_log_likelihood": negative_log_likelihood(logits_NK, labels_N, temperature),
@@ -29,7 +38,8 @@ def score(logits_NK: np.ndarray, labels_N: np.ndarray, temperature: float, num_b
 
 def tempered(logits_NK: np.ndarray, temperature: float) -> np.ndarray:
     """softmax(logits / T), float64."""
-    probabilities_NK: np.ndarray = softmax(logits_NK.astype(np.float64) / temperature, axis=1)
+    with np.errstate(invalid="ignore"):  # the proof finds an infinity
+        probabilities_NK: np.ndarray = softmax(logits_NK.astype(np.float64) / temperature, axis=1)
     return probabilities_NK
 
 
