@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from conftest import make_weights
 from deployable import deploy_config
 from onnx import numpy_helper
 from pruned_runs import EXPORT
 from quantized_runs import QUICK, make_quantized_run
-from test_evaluate import HISTORY, NUM_BINS
+from test_evaluate import HISTORY, NUM_BINS, make_run
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.export import export_ensemble
 from sdpipe.deploy.proof.claims import claim_faults
 from sdpipe.deploy.proof.evaluate import evaluate_run
+from sdpipe.deploy.proof.parity import COARSEST
 from sdpipe.deploy.proof.scores import SCORES
 from sdpipe.deploy.release.release import judge
 from sdpipe.errors import DataError, ModelError, ParityError
@@ -166,6 +168,18 @@ def test_weights_that_are_not_finite_are_refused(run: Path, name: str) -> None:
     save_tensors(path, tensors, meta)
     with pytest.raises(ModelError, match=rf"weights\.safetensors: {name} holds numbers that are not finite"):
         load_weights(path)
+
+
+def test_a_network_that_rounds_too_coarsely_is_not_proved(tmp_path: Path, dataset: DataSet) -> None:
+    """Logits about 2,000 that differ by 4: float32's steps there are 3e-5 of that; the file is sound."""
+    weights = make_weights()
+    weights.state["head.bias"] += 2000
+    folder = make_run(tmp_path / "coarse", weights, dataset)
+    coarse = "parity fails: the network rounds too coarsely to be proved"
+    with pytest.raises(ParityError, match=rf"model\.onnx: {coarse}.*ensemble\.onnx: {coarse}"):
+        evaluate(folder, dataset)
+    metrics = read_json(folder / "metrics.json")
+    assert (metrics["parity"], metrics["allowed_relative_logit_diff"]) == (False, COARSEST)
 
 
 def test_a_pruned_networks_temperature_is_that_of_prune_json(run: Path, dataset: DataSet) -> None:

@@ -43,7 +43,7 @@ def prove_ensemble(
     shown_NHWC = spread_over(images_NHWC, config.layer_images)
     parities, faults = [], claim_faults(artifact.metadata, weights.info, folder / WEIGHTS)
     for active in (None, *draw_members(probs, _MEMBERS, SEED)):
-        allowed = reference.allowed(config.max_relative_logit_diff, shown_NHWC, active)
+        allowed, too_coarse = reference.allowed(config.max_relative_logit_diff, shown_NHWC, active)
         switches_L = np.asarray(probs if active is None else active, dtype=np.float32)
         logits_NK, probabilities_NK = _outputs(artifact, images_NHWC, switches_L, size)
         parity = compare_logits(
@@ -54,7 +54,7 @@ def prove_ensemble(
             max_relative_logit_diff=allowed,
         )
         parities.append(parity)
-        faults += parity_faults([parity], allowed)
+        faults += too_coarse + parity_faults([parity], allowed)
         temperature, most = artifact.metadata.temperature, config.max_probability_diff
         faults += probability_faults(probabilities_NK, logits_NK, temperature, most)
     worst = max(parities, key=lambda parity: parity.relative_logit_diff)

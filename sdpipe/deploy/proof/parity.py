@@ -21,6 +21,8 @@ from sdpipe.training.weights import Weights
 REFERENCE_BATCH = 256  # images
 # A sound file is off by up to so many times what PyTorch's own float32 is (docs/parity.md).
 _ROUNDINGS = 10
+# In parts of the logit spread: below the smallest planted fault, 9e-5 (docs/parity.md).
+COARSEST = 5e-5
 
 
 class Images(Protocol):
@@ -159,17 +161,29 @@ class Reference:
         return np.concatenate([self(images_NHWC[at : at + REFERENCE_BATCH], active) for at in batches])
 
     @torch.inference_mode()
-    def allowed(self, bound: float, shown_NHWC: np.ndarray, active: Sequence[bool] | None = None) -> float:
+    def allowed(
+        self, bound: float, shown_NHWC: np.ndarray, active: Sequence[bool] | None = None
+    ) -> tuple[float, list[str]]:
         """What a float32 file may be off, in parts of the logit spread: the bound, or more where float32 is.
 
         shown_NHWC: a few images, on which the network is also run in float64. A network whose rounding grows
         on its way, such as one that lost blocks it needed, cannot be proved more sharply than it computes.
+        With it what is wrong with that, in words: beyond COARSEST a fault would pass as rounding.
         """
         exact = copy.deepcopy(self.network).double()
         exact_NK = exact(self._normalise(shown_NHWC).double(), active).numpy()
         rounding = float(np.abs(self(shown_NHWC, active) - exact_NK).max())
         spread = float(exact_NK.max() - exact_NK.min())
-        return max(bound, _ROUNDINGS * rounding / spread) if math.isfinite(rounding) and spread else bound
+        if not (math.isfinite(rounding) and spread):
+            return bound, []
+        needed, most = _ROUNDINGS * rounding / spread, max(bound, COARSEST)
+        if needed <= most:
+            return max(bound, needed), []
+        return most, [
+            "the network rounds too coarsely to be proved: PyTorch's float32 is "
+            f"{rounding / spread:.3g} of the logit spread off float64, and {_ROUNDINGS} times that is over "
+            f"{most:.3g}"
+        ]
 
     def _normalise(self, images_NHWC: np.ndarray) -> Tensor:
         normalised: Tensor = self.normalisation(torch.from_numpy(np.array(images_NHWC)))

@@ -118,13 +118,13 @@ def prove(
         )
     reference = Reference(weights)
     shown_NHWC = spread_over(images_NHWC, config.layer_images)
-    allowed = allowed_difference(variant, reference, shown_NHWC, config)
+    allowed, faults = allowed_difference(variant, reference, shown_NHWC, config)
     if variant.kind == FLOAT32:
         reference_NK = reference.logits(images_NHWC)
     else:
         reference_NK = proved[variant.source].logits_NK
     logits_NK, parities, wrong = _compare(variant, artifact, reference_NK, images_NHWC, allowed, config)
-    faults = parity_faults(parities, allowed) + wrong
+    faults += parity_faults(parities, allowed) + wrong
     layers: list[QuantizedLayer] = []
     if variant.kind == INT8:
         wrong, layers = prove_integers(variant.source, variant.path, shown_NHWC, config.int8)
@@ -177,12 +177,12 @@ def _compare(
 
 def allowed_difference(
     variant: Variant, reference: Reference, shown_NHWC: np.ndarray, config: EvaluateConfig
-) -> float:
-    """Of the logit spread."""
+) -> tuple[float, list[str]]:
+    """Of the logit spread; and why nothing can be proved with it, in words."""
     if variant.kind == FLOAT32:
         return reference.allowed(config.max_relative_logit_diff, shown_NHWC)
     bounds = config.fp16 if variant.kind == FLOAT16 else config.int8
-    return bounds.max_relative_logit_diff
+    return bounds.max_relative_logit_diff, []
 
 
 def check_halves(variant: Variant, images_NHWC: np.ndarray) -> list[str]:
