@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import make_dataset
+from deployable import sha256
 from pruned_runs import make_pruned_run
 
 from sdpipe.cli import main
@@ -24,6 +25,7 @@ def variant(name: str, validation: float, test: float, ms: float) -> Variant:
     return Variant(
         run="r", variant=name, path=Path(name), blocks=1, num_blocks=2, validation_error=validation,
         test_error=test, latency_ms={1: ms, 64: 64 * ms}, speedup=1.0, num_bytes=1, on_front=False,
+        parity=None,
     )  # fmt: skip
 
 
@@ -49,6 +51,18 @@ def test_picking_by_hand() -> None:
         pick_by_latency(FOUR, 0.5, 1)
     with pytest.raises(SdpipeError, match=r"at most 0\.05; the best, a, has 0\.1000"):
         pick_by_error(FOUR, 0.05, 1)
+
+
+def test_a_file_that_failed_its_parity_is_not_offered() -> None:
+    """b would be picked and c be the fastest; without them a and d are, and lie on the front."""
+    marked = [replace(one, parity=one.variant not in "bc") for one in FOUR]
+    assert [one.variant for one in mark_front(marked, 1) if one.on_front] == ["a", "d"]
+    assert pick_by_latency(marked, 3, 1).variant == "d"
+    assert pick_by_error(marked, 0.11, 1).variant == "a"
+    with pytest.raises(SdpipeError, match=r"the fastest, d, takes 2 ms"):
+        pick_by_latency(marked, 0.5, 1)
+    with pytest.raises(SdpipeError, match="no file to pick: the parity of each has failed"):
+        pick_by_error([replace(one, parity=False) for one in FOUR], 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +107,28 @@ def test_the_command_compares_and_picks(runs: Path, tmp_path: Path) -> None:
     none = call("--latency-ms", "0.000001")
     assert none.exit_code == 1
     assert "error: no file takes at most 1e-06 ms at batch 1; the fastest, models/stochastic/" in none.stderr
+
+
+def test_a_failed_parity_is_marked(runs: Path) -> None:
+    """By the file's SHA-256 in metrics.json; what was made again since is not the one that failed."""
+    run = runs / "stochastic"
+    digests = {name: sha256(run / "pruned" / f"{name}.onnx") for name in ("keep-5", "keep-3")}
+    variants = {name: {"sha256": digest, "parity": name != "keep-3"} for name, digest in digests.items()}
+    metrics = {"model_sha256": "0" * 64, "parity": False, "variants": variants}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    result = call()
+    assert result.exit_code == 0, result.output
+    with (runs / "pareto.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["variant"], row["parity"]) for row in rows] == [
+        ("fp32", ""), ("keep-5", "True"), ("keep-3", "False"),
+    ]  # fmt: skip
+    assert rows[2]["on_front"] == "False"
+    assert [line.split()[-1] for line in result.stdout.splitlines()[2:]] == ["held", "failed"]
+    (run / "metrics.json").write_text(json.dumps({**metrics, "variants": None}))
+    result = call()
+    assert result.exit_code == 1
+    assert "metrics.json: expected sha256 and parity of each variant" in result.stderr
 
 
 @pytest.mark.slow

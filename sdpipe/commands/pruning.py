@@ -134,7 +134,7 @@ def _table(variants: list[Any], batch_size: int) -> str:
     header = [
         "run", "variant", "blocks", "validation", "test error",
         *(f"ms at {size}" for size in sizes),
-        "speed-up", "bytes", f"front at {batch_size}",
+        "speed-up", "bytes", f"front at {batch_size}", "parity",
     ]  # fmt: skip
     rows = [header] + [
         [
@@ -147,6 +147,7 @@ def _table(variants: list[Any], batch_size: int) -> str:
             f"{one.speedup:.2f}",
             f"{one.num_bytes:,}",
             "yes" if one.on_front else "",
+            {True: "held", False: "failed", None: ""}[one.parity],
         ]
         for one in variants
     ]

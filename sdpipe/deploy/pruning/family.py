@@ -13,7 +13,7 @@ from sdpipe.deploy.proof.parity import Images, onnx_logits
 from sdpipe.deploy.pruning.prune import EXTRA, PRUNED, settings_of
 from sdpipe.deploy.timing.latency import measure_latency
 from sdpipe.errors import DataError, ModelError, SdpipeError
-from sdpipe.files import read_json, write_csv
+from sdpipe.files import read_json, sha256_of, write_csv
 from sdpipe.runtime.artifact import Artifact, open_artifact
 from sdpipe.training.weights import load_info
 
@@ -40,6 +40,7 @@ class Variant:
     speedup: float  # throughput at batch 64 over that of the run's full fp32 file
     num_bytes: int
     on_front: bool  # no other has a lower test error at no more latency, or the reverse
+    parity: bool | None  # whether evaluate proved this very file; None: it did not look at it
 
 
 def find_variants(folders: Sequence[Path]) -> list[list[Artifact]]:
@@ -100,6 +101,7 @@ def measure(
     folders: each run once. Raises as `find_variants` does.
     """
     families = find_variants(folders)
+    verdicts = {digest: proved for folder in folders for digest, proved in read_parities(folder).items()}
     artifacts = [one for family in families for one in family]
     # Each run's own: a run of another seed was trained on others' held-out images.
     validated = [open_held_out(load_info(folder / "weights.safetensors"), dataset)[1] for folder in folders]
@@ -129,10 +131,29 @@ def measure(
                         speedup=full_ms / latency_ms[THROUGHPUT_BATCH],
                         num_bytes=artifact.path.stat().st_size,
                         on_front=False,
+                        parity=verdicts.get(sha256_of(artifact.path)),
                     )
                 )
                 progress.update()
     return mark_front(variants, batch_size)
+
+
+def read_parities(run_folder: Path) -> dict[str, bool]:
+    """SHA-256 -> whether its parity held, of the files that the run's metrics.json is about.
+
+    Empty before evaluate has run. Raises DataError if metrics.json cannot be read.
+    """
+    path = run_folder / "metrics.json"
+    if not path.exists():
+        return {}
+    metrics = read_json(path, ("model_sha256", "parity", "variants"))
+    try:
+        found = [(each["sha256"], each["parity"]) for each in metrics["variants"].values()]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: expected sha256 and parity of each variant; run `dvc repro`") from error
+    return {
+        digest: proved is True for digest, proved in [(metrics["model_sha256"], metrics["parity"]), *found]
+    }
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -153,25 +174,42 @@ def _error(artifact: Artifact, images_NHWC: Images, labels_N: np.ndarray) -> flo
 
 
 def mark_front(variants: Sequence[Variant], batch_size: int) -> list[Variant]:
-    """The same, and whether each lies on the Pareto front of test error against latency."""
+    """The same, and whether each lies on the Pareto front of test error against latency.
+
+    A file that failed its parity does not, and keeps no other from it.
+    """
+    proved = [one for one in variants if one.parity is not False]
 
     def dominates(other: Variant, one: Variant) -> bool:
         ours = (one.test_error, one.latency_ms[batch_size])
         theirs = (other.test_error, other.latency_ms[batch_size])
         return theirs != ours and theirs[0] <= ours[0] and theirs[1] <= ours[1]
 
-    return [replace(one, on_front=not any(dominates(other, one) for other in variants)) for one in variants]
+    return [
+        replace(one, on_front=one in proved and not any(dominates(other, one) for other in proved))
+        for one in variants
+    ]
+
+
+def _offered(variants: Sequence[Variant]) -> list[Variant]:
+    """Those that may be picked. Raises SdpipeError if each failed its parity."""
+    proved = [one for one in variants if one.parity is not False]
+    if not proved:
+        raise SdpipeError("no file to pick: the parity of each has failed; metrics.json says so")
+    return proved
 
 
 def pick_by_latency(variants: Sequence[Variant], latency_ms: float, batch_size: int) -> Variant:
     """The one of lowest validation error among those that take at most so long for a batch.
 
     The validation part decides, so that the test error of the chosen one is still an honest one. Of equals
-    the faster is taken. Raises SdpipeError, naming the fastest, if there is none.
+    the faster is taken. None that failed its parity is. Raises SdpipeError, naming the fastest, if there is
+    none.
     """
-    fitting = [one for one in variants if one.latency_ms[batch_size] <= latency_ms]
+    offered = _offered(variants)
+    fitting = [one for one in offered if one.latency_ms[batch_size] <= latency_ms]
     if not fitting:
-        nearest = min(variants, key=lambda one: one.latency_ms[batch_size])
+        nearest = min(offered, key=lambda one: one.latency_ms[batch_size])
         raise SdpipeError(
             f"no file takes at most {latency_ms:g} ms at batch {batch_size}; the fastest, {nearest.path}, "
             f"takes {nearest.latency_ms[batch_size]:.3g} ms"
@@ -182,11 +220,12 @@ def pick_by_latency(variants: Sequence[Variant], latency_ms: float, batch_size: 
 def pick_by_error(variants: Sequence[Variant], max_error: float, batch_size: int) -> Variant:
     """The fastest among those whose validation error is at most so much; of equals the better one.
 
-    Raises SdpipeError, naming the best, if there is none.
+    None that failed its parity is. Raises SdpipeError, naming the best, if there is none.
     """
-    fitting = [one for one in variants if one.validation_error <= max_error]
+    offered = _offered(variants)
+    fitting = [one for one in offered if one.validation_error <= max_error]
     if not fitting:
-        nearest = min(variants, key=lambda one: one.validation_error)
+        nearest = min(offered, key=lambda one: one.validation_error)
         raise SdpipeError(
             f"no file has a validation error of at most {max_error:g}; the best, {nearest.path}, has "
             f"{nearest.validation_error:.4f}"
@@ -200,12 +239,12 @@ def write_table(path: Path, variants: Sequence[Variant]) -> None:
     header = [
         *("run", "variant", "path", "blocks", "num_blocks", "validation_error", "test_error"),
         *(f"batch_{size}_ms" for size in sizes),
-        *("speedup", "bytes", "on_front"),
+        *("speedup", "bytes", "on_front", "parity"),
     ]
     rows = []
     for one in variants:
         facts = [one.run, one.variant, one.path, one.blocks, one.num_blocks]
         times = [f"{one.latency_ms[size]:.4f}" for size in sizes]
         measured = [one.validation_error, one.test_error, *times, f"{one.speedup:.3f}"]
-        rows.append([*facts, *measured, one.num_bytes, one.on_front])
+        rows.append([*facts, *measured, one.num_bytes, one.on_front, one.parity])
     write_csv(path, header, rows)

@@ -65,8 +65,10 @@ def _draw_panel(axes: Any, variants: Sequence[Variant], x_of: Callable[[Variant]
                     fontsize=8,
                     path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 )
-    front = sorted((x_of(one), 100 * one.test_error) for one in _front(variants, x_of))
-    axes.step(*zip(*front, strict=True), where="post", color="0.8", lw=3, zorder=0, solid_capstyle="round")
+    proved = [one for one in variants if one.parity is not False]
+    front = sorted((x_of(one), 100 * one.test_error) for one in _front(proved, x_of))
+    xs, ys = [x for x, _ in front], [y for _, y in front]
+    axes.step(xs, ys, where="post", color="0.8", lw=3, zorder=0, solid_capstyle="round")
     axes.grid(alpha=0.25)
     axes.margins(0.05, 0.1)
     axes.set_xlim(left=0)
