@@ -95,6 +95,7 @@ def make_run(folder: Path, *, channels: int = 1, **changes: Any) -> Path:
     times = {"median_ms": 1.5, "quartile_1_ms": 1.25, "quartile_3_ms": 1.75, "n": 30}
     slower = {**times, "median_ms": 42.0}
     write(folder / "latency.json", {
+        "hardware": "Sundial, 1 core",
         "batch_1": {"pytorch_eager": {**times, "median_ms": 6.25}, "onnxruntime": times},
         "batch_64": {"pytorch_eager": {**times, "median_ms": 99.0}, "onnxruntime": slower},
     })  # fmt: skip

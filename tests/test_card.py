@@ -56,9 +56,20 @@ def test_every_figure_is_that_of_the_files(tmp_path: Path) -> None:
     assert "by at most 3.5e-06, which is 2.5e-07 of their spread" in card.replace("\n", " ")
     assert "9 epochs at commit c0ffee with local changes" in card
     assert "77 s on Abacus 3000, 2 cores" in card
+    assert "Measured on Sundial, 1 core." in card
     assert re.search(
         r"^\| `variants/keep-7\.int8\.onnx` \| keep-7\.int8 \| 0\.1000 \| 3 \| 11 \|", card, re.M
     )
+
+
+def test_times_of_an_unknown_machine_are_said_to_be(tmp_path: Path) -> None:
+    """An older evaluate did not write it."""
+    folder = make_run(tmp_path / "models" / "stochastic")
+    facts = json.loads((folder / "latency.json").read_text())
+    del facts["hardware"]
+    write(folder / "latency.json", facts)
+    deploy(folder, tmp_path / "models")
+    assert "Measured where `evaluate` ran." in (tmp_path / "models" / "README.md").read_text()
 
 
 def test_a_class_name_cannot_break_a_table(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from sdpipe.deploy.proof.scores import SCORES
 from sdpipe.deploy.release.release import judge
 from sdpipe.errors import DataError, ModelError, ParityError
 from sdpipe.files import read_json, write_json
+from sdpipe.provenance import hardware, processor_name
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.training.weights import load_info, load_tensors, load_weights, save_tensors
 
@@ -99,6 +100,14 @@ def test_every_claim_of_every_file_is_compared_with_its_weights(run: Path, file:
         assert fault.startswith(f"its {name} is ")
     of_people = {"schema_version", "variant", "resize", "crop", "sdpipe_version"}
     assert CLAIMS.keys() == vars(metadata).keys() - of_people
+
+
+def test_the_times_name_their_machine(run: Path, dataset: DataSet) -> None:
+    """The card says it."""
+    evaluate(run, dataset)
+    latency = read_json(run / "latency.json")
+    assert latency.keys() == {"hardware", "batch_1"}
+    assert latency["hardware"] == hardware(processor_name())
 
 
 def test_a_file_with_a_wrong_claim_fails(

@@ -19,6 +19,7 @@ from sdpipe.deploy.proof.variants import FLOAT32, INT8, Proof, find_variants, pr
 from sdpipe.deploy.timing.latency import measure_latency
 from sdpipe.errors import ModelError, ParityError
 from sdpipe.files import sha256_of, write_csv, write_json
+from sdpipe.provenance import hardware, processor_name
 from sdpipe.runtime.artifact import ENSEMBLE, open_artifact
 from sdpipe.runtime.variants import COLUMNS, NAME
 from sdpipe.training.weights import Weights, load_weights
@@ -76,7 +77,7 @@ def evaluate_run(
     }
     write_json(folder / "metrics.json", metrics)
     latency = _latency(Reference(weights), proofs.values(), images_NHWC, config)
-    write_json(folder / "latency.json", latency)
+    write_json(folder / "latency.json", {"hardware": hardware(processor_name()), **latency})
     _write_variants(folder, main, metrics, latency)
     _report([*proofs.values()])
     _check(proofs.values(), {folder / ensemble["file"]: ensemble_faults})
