@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import make_weights
+from conftest import CLASS_NAMES, make_weights
 from deployable import deploy_config
 from onnx import numpy_helper
 from pruned_runs import EXPORT
@@ -20,6 +20,7 @@ from sdpipe.data.store import DataSet
 from sdpipe.deploy.export import export_ensemble
 from sdpipe.deploy.proof.claims import claim_faults
 from sdpipe.deploy.proof.evaluate import evaluate_run
+from sdpipe.deploy.proof.figures import draw_mistakes
 from sdpipe.deploy.proof.parity import COARSEST
 from sdpipe.deploy.proof.scores import SCORES
 from sdpipe.deploy.release.release import judge
@@ -100,6 +101,13 @@ def test_every_claim_of_every_file_is_compared_with_its_weights(run: Path, file:
         assert fault.startswith(f"its {name} is ")
     of_people = {"schema_version", "variant", "resize", "crop", "sdpipe_version"}
     assert CLAIMS.keys() == vars(metadata).keys() - of_people
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 1), (5, 1, 1), (1, 1, 3), (1, 5, 3)])
+def test_mistakes_of_pictures_one_pixel_wide_are_drawn(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    images_NHWC, labels_N = np.zeros((2, *shape), dtype=np.uint8), np.array([1, 0])
+    draw_mistakes(tmp_path / "m.png", images_NHWC, labels_N, np.eye(3)[:2], CLASS_NAMES, "title")
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_times_name_their_machine(run: Path, dataset: DataSet) -> None:

@@ -90,7 +90,9 @@ def draw_mistakes(
             axes.axis("off")
         for axes, at in zip(grid, wrong, strict=False):
             image = images_NHWC[at]
-            axes.imshow(image.squeeze(), cmap="gray" if image.shape[2] == 1 else None, vmin=0, vmax=255)
+            is_grey = image.shape[2] == 1
+            shown = image[:, :, 0] if is_grey else image
+            axes.imshow(shown, cmap="gray" if is_grey else None, vmin=0, vmax=255)
             taken, true = class_names[predicted_N[at]], class_names[labels_N[at]]
             axes.set_title(f"{taken} {surety_N[at]:.0%}\nis {true}", fontsize=8)
         figure.suptitle(title if len(wrong) else f"{title}: none")
