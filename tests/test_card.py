@@ -81,6 +81,14 @@ def test_a_class_name_cannot_break_a_table(tmp_path: Path) -> None:
     assert "| c d | 0.5000 | 0.5000 | 1 |" in card
 
 
+def test_a_class_that_was_never_named_or_shown_has_an_empty_cell(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "models" / "stochastic")
+    (folder / "classes.csv").write_text("class,precision,recall,images\na,,0.5,1\nb,0.5,,0\n")
+    deploy(folder, tmp_path / "models")
+    card = (tmp_path / "models" / "README.md").read_text().splitlines()
+    assert {"| a |  | 0.5000 | 1 |", "| b | 0.5000 |  | 0 |"} <= set(card)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("crop_fraction", [1.0, 224 / 256])
 def test_the_python_on_the_card_runs_and_agrees_with_predict(

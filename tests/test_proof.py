@@ -22,7 +22,7 @@ from sdpipe.deploy.proof.claims import claim_faults
 from sdpipe.deploy.proof.evaluate import evaluate_run
 from sdpipe.deploy.proof.figures import draw_mistakes
 from sdpipe.deploy.proof.parity import COARSEST
-from sdpipe.deploy.proof.scores import SCORES
+from sdpipe.deploy.proof.scores import SCORES, write_classes
 from sdpipe.deploy.release.release import judge
 from sdpipe.errors import DataError, ModelError, ParityError
 from sdpipe.files import read_json, write_json
@@ -101,6 +101,15 @@ def test_every_claim_of_every_file_is_compared_with_its_weights(run: Path, file:
         assert fault.startswith(f"its {name} is ")
     of_people = {"schema_version", "variant", "resize", "crop", "sdpipe_version"}
     assert CLAIMS.keys() == vars(metadata).keys() - of_people
+
+
+def test_a_class_without_images_has_no_recall(tmp_path: Path) -> None:
+    """Of 3 classes the second is never predicted, and of the third there is no image."""
+    predicted_N, labels_N = np.array([0, 0, 2, 0]), np.array([0, 0, 1, 1])
+    write_classes(tmp_path, np.eye(3)[predicted_N], labels_N, CLASS_NAMES, "title")
+    assert (tmp_path / "classes.csv").read_text().splitlines()[1:] == [
+        f"cat,{2 / 3},1.0,2", "dog,,0.0,2", "eel,0.0,,0",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 1), (5, 1, 1), (1, 1, 3), (1, 5, 3)])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix
 
 from sdpipe.deploy.confidence import Bin, expected_calibration_error, negative_log_likelihood, reliability
 from sdpipe.deploy.proof.figures import draw_confusion, draw_reliability
@@ -68,14 +68,22 @@ def write_reliability(
 def write_classes(
     folder: Path, logits_NK: np.ndarray, labels_N: np.ndarray, names: Sequence[str], title: str
 ) -> None:
-    """classes.csv with precision and recall of each class, confusion.csv and confusion.png."""
-    predicted_N = logits_NK.argmax(axis=1)
-    precision_K, recall_K, _, images_K = precision_recall_fscore_support(
-        labels_N, predicted_N, labels=range(len(names)), zero_division=0
-    )
-    rows = zip(names, precision_K.tolist(), recall_K.tolist(), images_K.tolist(), strict=True)
+    """classes.csv with precision and recall of each class, confusion.csv and confusion.png.
+
+    A class that was never predicted has no precision, one without an image no recall.
+    """
+    counts_KK = confusion_matrix(labels_N, logits_NK.argmax(axis=1), labels=range(len(names)))
+    rows = [
+        [name, _share(counts_KK[k, k], counts_KK[:, k]), _share(counts_KK[k, k], counts_KK[k]), count]
+        for k, (name, count) in enumerate(zip(names, counts_KK.sum(axis=1).tolist(), strict=True))
+    ]
     write_csv(folder / "classes.csv", ["class", "precision", "recall", "images"], rows)
-    counts_KK = confusion_matrix(labels_N, predicted_N, labels=range(len(names)))
     table = [[name, *row] for name, row in zip(names, counts_KK.tolist(), strict=True)]
     write_csv(folder / "confusion.csv", ["true \\ predicted", *names], table)
     draw_confusion(folder / "confusion.png", counts_KK, names, title)
+
+
+def _share(right: int, counts_K: np.ndarray) -> float | None:
+    """None of nothing."""
+    total = counts_K.sum()
+    return float(right / total) if total else None

@@ -72,6 +72,11 @@ def _error(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, int | float) else ""
 
 
+def _number(cell: str) -> str:
+    """A class without pictures has no recall, one that was never named no precision."""
+    return _error(float(cell)) if cell else ""
+
+
 def _head(candidate: Candidate, metadata: Metadata, info: ModelInfo, train: Mapping[str, Any]) -> str:
     kind = "stochastic" if metadata.p_L < 1 else "constant"
     network = "plain network, one without skips," if info.network.skip == "plain" else "residual network"
@@ -114,7 +119,7 @@ def _errors(candidate: Candidate, folder: Path, train: Mapping[str, Any]) -> str
     text += f"\nOne training (n = 1), at epoch {train['best_epoch']:g}, of lowest validation error.\n"
     classes = _read_classes(folder / "classes.csv")
     if len(classes) <= _FEW_CLASSES:
-        rows = [[row["class"], _error(float(row["precision"])), _error(float(row["recall"])), row["images"]]
+        rows = [[row["class"], _number(row["precision"]), _number(row["recall"]), row["images"]]
                 for row in classes]  # fmt: skip
         text += "\n" + table(["class", "precision", "recall", "test pictures"], rows)
     return text
