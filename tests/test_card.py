@@ -159,7 +159,9 @@ def test_the_other_languages_name_the_tensors_of_the_file(tmp_path: Path) -> Non
     assert 'Tensor("uint8"' in javascript
 
 
-@pytest.mark.parametrize("name", ["train.json", "timing.json", "calibration.json", "classes.csv"])
+@pytest.mark.parametrize(
+    "name", ["train.json", "timing.json", "calibration.json", "latency.json", "classes.csv"]
+)
 def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
     folder = make_run(tmp_path / "models" / "stochastic")
     (folder / name).write_text("{}" if name.endswith("json") else "name,colour\na,red\n")

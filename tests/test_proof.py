@@ -119,6 +119,14 @@ def test_mistakes_of_pictures_one_pixel_wide_are_drawn(tmp_path: Path, shape: tu
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_history_without_the_best_epoch_is_refused(run: Path, dataset: DataSet) -> None:
+    """Before anything is computed."""
+    for history, said in (([HISTORY[0]], "a row of epoch 2"), ([{"epoch": 2.0}], "columns epoch")):
+        with pytest.raises(DataError, match=rf"history\.csv: expected {said}"):
+            evaluate_run(run, dataset, history, QUICK, NUM_BINS)
+    assert not (run / "parity.csv").exists()
+
+
 def test_the_times_name_their_machine(run: Path, dataset: DataSet) -> None:
     """The card says it."""
     evaluate(run, dataset)

@@ -94,6 +94,19 @@ def test_a_variant_that_was_not_proved_is_left_out(run_folder: Path, changes: di
     assert set(judge(run_folder, deploy_config()).left_out.values()) == {"metrics.json says nothing of it"}
 
 
+@pytest.mark.parametrize("name", ["fingerprint", "max_abs_logit_diff", "variants"])
+def test_damaged_metrics_are_named(run_folder: Path, name: str) -> None:
+    """One line in place of a traceback, before anything is written."""
+    add_variants(run_folder)
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    changed = {**metrics, "variants": None} if name == "variants" else metrics | {}
+    if name != "variants":
+        del changed[name]
+    (run_folder / "metrics.json").write_text(json.dumps(changed))
+    with pytest.raises(DataError, match=rf"metrics\.json: .*{name}"):
+        deploy(run_folder, run_folder.parent)
+
+
 def test_a_variant_that_is_left_out_leaves_models(run_folder: Path) -> None:
     """A second deployment takes away what the first one shipped and this one does not."""
     models = run_folder.parent

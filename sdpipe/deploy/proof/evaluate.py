@@ -17,7 +17,7 @@ from sdpipe.deploy.proof.parity import Disagreement, Reference
 from sdpipe.deploy.proof.scores import score, tempered, write_classes, write_reliability
 from sdpipe.deploy.proof.variants import FLOAT32, INT8, Proof, find_variants, prove
 from sdpipe.deploy.timing.latency import measure_latency
-from sdpipe.errors import ModelError, ParityError
+from sdpipe.errors import DataError, ModelError, ParityError
 from sdpipe.files import sha256_of, write_csv, write_json
 from sdpipe.provenance import hardware, processor_name
 from sdpipe.runtime.artifact import ENSEMBLE, open_artifact
@@ -38,10 +38,11 @@ def evaluate_run(
     disagreements.csv, layers.csv, reliability.csv, classes.csv, confusion.csv and the figures. Raises
     ParityError after writing them if a float32 file does not hold; a float16 or int8 one that does not is
     named, and marked for `deploy`. Raises ModelError if one cannot be read or they do not belong together,
-    DataError if the run was trained on other data.
+    DataError if the run was trained on other data or its history lacks the best epoch.
     """
     weights = load_weights(folder / WEIGHTS)
     check_data(weights.info, dataset)
+    _check_history(folder / "history.csv", history, weights.info.best_epoch)
     images_NHWC, labels_N = dataset.test_images_NHWC, dataset.test_labels_N
     proofs = _prove_all(folder, weights, images_NHWC, config)
     main, *others = proofs.values()
@@ -81,6 +82,15 @@ def evaluate_run(
     _write_variants(folder, main, metrics, latency)
     _report([*proofs.values()])
     _check(proofs.values(), {folder / ensemble["file"]: ensemble_faults})
+
+
+def _check_history(path: Path, history: Sequence[Mapping[str, float]], best_epoch: float) -> None:
+    """Before anything is computed: the picture of the training marks the epoch that was kept."""
+    needed = {"epoch", "learning_rate", "train_loss", "validation_error"}
+    if any(not row.keys() >= needed for row in history):
+        raise DataError(f"{path}: expected columns {', '.join(sorted(needed))}")
+    if best_epoch not in [row["epoch"] for row in history]:
+        raise DataError(f"{path}: expected a row of epoch {best_epoch:g}, whose weights were kept")
 
 
 def _prove_all(

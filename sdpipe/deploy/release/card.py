@@ -48,7 +48,7 @@ def write_card(candidate: Candidate) -> str:
         _errors(candidate, folder, train),
         _parity(candidate.metrics),
         _confidence(read_json(folder / "calibration.json", _OF_CALIBRATION), candidate.metrics),
-        _speed(read_json(folder / "latency.json"), timing),
+        _speed(folder / "latency.json", timing),
         _variants(candidate),
         _pictures(metadata),
         _recipe(info, train, timing),
@@ -176,7 +176,8 @@ def _confidence(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 {table(header, rows)}"""
 
 
-def _speed(latency: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
+def _speed(path: Path, timing: Mapping[str, Any]) -> str:
+    latency = read_json(path)
     sizes = {name: facts for name, facts in latency.items() if name.startswith("batch_")}
     contenders = list(dict.fromkeys(contender for facts in sizes.values() for contender in facts))
     rows = []
@@ -184,6 +185,8 @@ def _speed(latency: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
         measured = [facts.get(contender) for facts in sizes.values()]
         rows.append([contender, *("" if one is None else _quartiles(one) for one in measured)])
     counts = [one["n"] for facts in sizes.values() for one in facts.values()]
+    if not counts:
+        raise DataError(f"{path}: expected times of at least one batch size; run `dvc repro`")
     header = ["", *(f"{name.replace('_', ' of ')}" for name in sizes)]
     hardware = latency.get("hardware")
     where = f"Measured on {hardware}." if hardware else "Measured where `evaluate` ran."

@@ -23,6 +23,10 @@ from sdpipe.runtime.variants import NAME as TABLE
 
 MODEL, VARIANTS, CARD, FACTS, SUMS = "model.onnx", "variants", "README.md", "deployed.json", "SHA256SUMS"
 
+_OF_METRICS = (
+    "parity", "max_abs_logit_diff", "relative_logit_diff", "argmax_disagreements", "test_error",
+    "test_error_pytorch", "num_test", "model_sha256", "fingerprint",
+)  # fmt: skip
 _ROUNDING = 1e-9  # errors are fractions; a difference of two is exact only up to this
 
 
@@ -57,7 +61,7 @@ def judge(folder: Path, config: DeployConfig) -> Candidate:
     hold of model.onnx, DataError without a readable metrics.json.
     """
     model_path = folder / MODEL
-    metrics = read_json(folder / "metrics.json")
+    metrics = _read_metrics(folder / "metrics.json")
     if not model_path.is_file():
         raise GateError(f"{model_path}: no such file")
     faults = []
@@ -78,6 +82,14 @@ def judge(folder: Path, config: DeployConfig) -> Candidate:
         variants={name: path for name, path in found.items() if verdicts[name] is None},
         left_out={name: fault for name, fault in verdicts.items() if fault is not None},
     )
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    metrics = read_json(path, _OF_METRICS)
+    variants = metrics.get("variants", {})
+    if not isinstance(variants, dict) or not all(isinstance(facts, dict) for facts in variants.values()):
+        raise DataError(f"{path}: variants: expected the figures of each by its name; run `dvc repro`")
+    return metrics
 
 
 def _variant_files(folder: Path) -> dict[str, Path]:
