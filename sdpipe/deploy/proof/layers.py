@@ -20,7 +20,6 @@ from sdpipe.network import ResidualBlock
 from sdpipe.runtime.artifact import INPUT
 
 _CONVOLUTION = re.compile(r"blocks\.(?P<block>\d+)\.(?:branch\.conv(?P<conv>\d+)|projection\.conv)\.weight")
-_THROUGH = ("Cast", "Relu")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
