@@ -183,7 +183,8 @@ def test_files_of_another_training_are_refused(runs: Path) -> None:
         (("--max-error", "2"), 2, "0<=x<=1"),
         (("--latency-ms", "1", "--max-error", "0.5"), 2, "not both"),
         (("--copy-to", "x.onnx"), 2, "--copy-to needs"),
-        (("models/none",), 1, "models/none/weights.safetensors: not a readable weights file"),
+        (("models/none",), 1, "models/none: no weights.safetensors there; expected a run's folder"),
+        (("models",), 1, "expected a run's folder such as models/stochastic"),
         (("--out", "data/animals/meta.json/x"), 1, "error: [Errno 20] Not a directory"),
         (("--max-error", "1", "--copy-to", "x" * 300), 1, "error: [Errno 36] File name too long"),
         (("--max-error", "1", "--copy-to", "data/animals/meta.json/x/y"), 1, "Not a directory"),
@@ -196,10 +197,14 @@ def test_odd_arguments(runs: Path, arguments: tuple[str, ...], code: int, messag
     assert "Traceback" not in result.output
 
 
-def test_without_a_run_the_command_says_so() -> None:
-    result = call()
+@pytest.mark.parametrize(
+    ("folders", "said"), [((), "no finished run"), (("models/none",), "expected a run's folder")]
+)
+def test_without_a_run_the_command_says_so_and_makes_no_folder(folders: tuple[str, ...], said: str) -> None:
+    result = call(*folders, "--max-error", "1", "--out", "new", "--copy-to", "other/new/net.onnx")
     assert result.exit_code == 1
-    assert "no finished run" in result.stderr
+    assert said in result.stderr
+    assert list(Path().iterdir()) == []
 
 
 def test_runs_of_one_name_stay_apart(runs: Path) -> None:

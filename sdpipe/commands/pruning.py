@@ -79,9 +79,10 @@ def prune(
         raise click.UsageError("--copy-to needs --latency-ms or --max-error.")
     with training_packages("prune"):
         from sdpipe.deploy.pruning.family import pick_by_error, pick_by_latency
+    runs = _runs(folders)
     for folder in (out, *([copy_to.parent] if copy_to else [])):  # now, not after all the measuring
         folder.mkdir(parents=True, exist_ok=True)
-    variants = _measured(folders, keep, batch_size, out)
+    variants = _measured(runs, keep, batch_size, out)
     click.echo(_table(variants, batch_size), err=is_picking)
     if not is_picking:
         return
@@ -95,7 +96,22 @@ def prune(
     click.echo(picked.path)
 
 
-def _measured(folders: tuple[Path, ...], keep: list[int], batch_size: int, out: Path) -> list[Any]:
+def _runs(folders: tuple[Path, ...]) -> list[Path]:
+    """Those that were given, each once, or all of models/. Raises SdpipeError if one is no run's folder."""
+    if not folders:
+        found = sorted(path.parent for path in Path("models").glob("*/weights.safetensors"))
+        if not found:
+            raise SdpipeError("models/: no finished run; `make repro` trains them")
+        return found
+    for folder in folders:
+        if not (folder / "weights.safetensors").is_file():
+            raise SdpipeError(
+                f"{folder}: no weights.safetensors there; expected a run's folder such as models/stochastic"
+            )
+    return _each_once(folders)
+
+
+def _measured(runs: list[Path], keep: list[int], batch_size: int, out: Path) -> list[Any]:
     """Make what is missing, measure, and write pareto.csv and pareto.png."""
     from sdpipe.data.store import open_dataset
     from sdpipe.deploy.pruning.family import measure, write_table
@@ -103,17 +119,12 @@ def _measured(folders: tuple[Path, ...], keep: list[int], batch_size: int, out: 
     from sdpipe.deploy.pruning.prune import prune_further
     from sdpipe.training.weights import load_info
 
-    chosen = _each_once(folders) or sorted(
-        path.parent for path in Path("models").glob("*/weights.safetensors")
-    )
-    if not chosen:
-        raise SdpipeError("models/: no finished run; `make repro` trains them")
-    info = load_info(chosen[0] / "weights.safetensors")
+    info = load_info(runs[0] / "weights.safetensors")
     dataset = open_dataset(Path("data") / info.dataset)
     if keep:
-        for folder in chosen:
+        for folder in runs:
             prune_further(folder, dataset, keep)
-    variants = measure(chosen, dataset, batch_size)
+    variants = measure(runs, dataset, batch_size)
     write_table(out / "pareto.csv", variants)
     title = f"{info.dataset}, {info.network.depth} layers: blocks removed after training"
     draw_pareto(out / "pareto.png", variants, batch_size, title)
