@@ -51,7 +51,7 @@ class Material:
 
 
 def prune_run(folder: Path, dataset: DataSet, config: PruneConfig, export: ExportConfig) -> None:
-    """Write models/<run>/pruned/. The same weights and settings give the same bytes.
+    """Write models/<run>/pruned/. The same weights, settings and number of threads give the same bytes.
 
     Without skips (`plain`) nothing can be removed; the family is then empty, and prune.json says so.
     Raises ModelError if weights.safetensors cannot be read, DataError if it belongs to other data.
