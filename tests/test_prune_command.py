@@ -145,6 +145,21 @@ def test_a_size_stands_in_the_table_once(runs: Path) -> None:
 
 
 @pytest.mark.slow
+def test_runs_of_older_data_are_passed_over(runs: Path) -> None:
+    """Unless they are asked for; `alt` stands before the others, so it would have decided the data set."""
+    shutil.copytree(runs / "stochastic", runs / "alt")
+    weights = load_weights(runs / "alt" / "weights.safetensors")
+    info = replace(weights.info, dataset="gone", dataset_digest="0" * 64)
+    save_weights(runs / "alt" / "weights.safetensors", replace(weights, info=info))
+    result = call()
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("note: models/alt: left out, data/gone is not what it was trained on\n")
+    assert "alt" not in result.stdout
+    assert "data/gone" in call("models/alt").stderr
+    shutil.rmtree(runs / "stochastic")
+    assert "data/gone" in call().stderr
+
+
 def test_a_size_made_with_other_settings_is_refused(runs: Path) -> None:
     """Beside a family that the stage made anew it would be compared with what it is no part of."""
     assert call("--keep", "2").exit_code == 0

@@ -2,13 +2,14 @@
 
 import math
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
 
 from sdpipe.commands.options import MAX_BATCH, whole_numbers
-from sdpipe.errors import SdpipeError, on_one_line, training_packages
+from sdpipe.errors import DataError, SdpipeError, on_one_line, tell, training_packages
 
 
 def _counts(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[int]:
@@ -102,13 +103,35 @@ def _runs(folders: tuple[Path, ...]) -> list[Path]:
         found = sorted(path.parent for path in Path("models").glob("*/weights.safetensors"))
         if not found:
             raise SdpipeError("models/: no finished run; `make repro` trains them")
-        return found
+        return _of_present_data(found)
     for folder in folders:
         if not (folder / "weights.safetensors").is_file():
             raise SdpipeError(
                 f"{folder}: no weights.safetensors there; expected a run's folder such as models/stochastic"
             )
     return _each_once(folders)
+
+
+def _of_present_data(runs: list[Path]) -> list[Path]:
+    """Those of the data that data/ holds, if there are any: older ones may stand in models/, too."""
+    from sdpipe.data.store import open_dataset
+    from sdpipe.training.weights import load_info
+
+    @cache
+    def digest_of(dataset: str) -> str | None:
+        try:
+            return open_dataset(Path("data") / dataset).digest
+        except DataError:
+            return None
+
+    infos = {run: load_info(run / "weights.safetensors") for run in runs}
+    present = [run for run, info in infos.items() if info.dataset_digest == digest_of(info.dataset)]
+    if not present:
+        return runs
+    for run in runs:
+        if run not in present:
+            tell(f"note: {run}: left out, data/{infos[run].dataset} is not what it was trained on")
+    return present
 
 
 def _measured(runs: list[Path], keep: list[int], batch_size: int, out: Path) -> list[Any]:
