@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from torch import Tensor, nn
 
 from benchmarks.settings import NUM_CHANNELS, NUM_CLASSES
@@ -10,6 +11,7 @@ from sdpipe.network import ResidualBlock, ResNet, initialise
 from sdpipe.segment import Active
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import TrainConfig
+from sdpipe.training.draws import Draws
 from sdpipe.training.step import PartDraws, TrainingStep
 from sdpipe.training.world import World
 
@@ -41,7 +43,7 @@ class BareStep:
         self._step = TrainingStep(config, network, compute, ALONE)
         images_NCHW, labels_N = batch
         self._parts = [(images_NCHW[part], labels_N[part]) for part in self._step.parts]
-        self._learning_rate = config.learning_rate
+        self._config = config
         self._number = 0
 
     def take(self, active: Sequence[Active]) -> None:
@@ -49,9 +51,21 @@ class BareStep:
 
         Raises TrainingError if the loss is not finite: such a step is left out, so its time says nothing.
         """
-        draws = PartDraws(active=active)
-        loss = self._step.run(self._number, self._parts, lambda *_part: draws, self._learning_rate)
+        keys_LN = self._dropout_keys(len(active))
+
+        def draw(part: int) -> PartDraws:
+            of_part = None if keys_LN is None else keys_LN[:, self._step.all_parts[part]]
+            return PartDraws(active=active, dropout_keys_LN=of_part)
+
+        loss = self._step.run(self._number, self._parts, draw, self._config.learning_rate)
         if loss is None:
             raise TrainingError(f"benchmark step {self._number + 1}: the loss or a gradient is not finite")
         self._step.clear_gradients()
         self._number += 1
+
+    def _dropout_keys(self, num_blocks: int) -> np.ndarray | None:
+        """Drawn as in a training, of all parts; None where there is no dropout."""
+        if not self._config.dropout:
+            return None
+        draws = Draws(self._config.seed)
+        return draws.dropout_keys(0, self._number, num_blocks, self._config.batch_size)

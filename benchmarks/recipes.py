@@ -43,16 +43,22 @@ _P_L = (0.5, 1.0)  # of a grid's runs
 _IMAGENET_CLASSES = 1000
 
 
-def measure(names: tuple[str, ...], steps: int, warmup: int) -> dict[str, Any]:
-    """The rows of these recipes, with where, when and with what they were measured. Raises SdpipeError."""
+def measure(names: tuple[str, ...], steps: int, warmup: int) -> Iterator[dict[str, Any]]:
+    """After each of these recipes the rows so far, with where, when and with what they were measured.
+
+    Raises SdpipeError.
+    """
     compute = choose_compute("auto", "auto")
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": hardware(compute.device_name),
-        "compute": compute.reason,
-        "torch": torch.__version__,
-        "rows": [row for name in names for row in _rows(load_recipes()[name], compute, steps, warmup)],
-    }
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        rows += _rows(load_recipes()[name], compute, steps, warmup)
+        yield {
+            "date": datetime.now(UTC).date().isoformat(),
+            "hardware": hardware(compute.device_name),
+            "compute": compute.reason,
+            "torch": torch.__version__,
+            "rows": rows,
+        }
 
 
 def _rows(recipe: Recipe, compute: Compute, steps: int, warmup: int) -> Iterator[dict[str, Any]]:
@@ -134,10 +140,11 @@ def markdown(results: Mapping[str, Any]) -> str:
 @click.option("--steps", type=click.IntRange(min=1), default=20, help="Counted steps of each training.")
 @click.option("--warmup", type=click.IntRange(min=0), default=5, help="Steps before, not counted.")
 def main(out: Path, names: tuple[str, ...], steps: int, warmup: int) -> None:
-    """Measure the steps of the papers' recipes, print their table, and write OUT."""
+    """Measure the steps of the papers' recipes, write OUT after each, and print their table."""
     with errors_on_one_line():
         out.parent.mkdir(parents=True, exist_ok=True)  # now, not after all the measuring
-        write_json(out, measure(names, steps, warmup))
+        for results in measure(names, steps, warmup):
+            write_json(out, results)
     print_tables(out, markdown, "benchmarks.recipes")
 
 

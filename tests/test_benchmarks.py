@@ -21,6 +21,7 @@ from benchmarks.timing import ratio
 from benchmarks.training import main as measure
 from sdpipe.files import read_json
 from sdpipe.network import NetworkConfig
+from sdpipe.recipes import Recipe
 from sdpipe.runtime.turns import order
 
 SMALL = {
@@ -187,19 +188,43 @@ def test_the_readme_has_the_tables_of_the_committed_measurement() -> None:
         assert results["epochs"]["rows"][f"loop_{kind}"]["ratio_with_checkpoints"]["of_sums"] <= EPOCH_TARGET
 
 
-def test_the_cost_of_recipes_is_measured(tmp_path: Path) -> None:
-    """Four networks at full size, one step each; what they have no constant twin for has no ratio."""
+# Those without a constant twin: with dropout there is none, and plain nets have no stochastic one.
+@pytest.mark.parametrize(
+    ("name", "runs", "alone"),
+    [
+        ("degradation", ["residual-d20", "residual-d56", "plain-d20", "plain-d56"], 4),
+        ("dropout", ["stochastic", "constant", "dropout"], 2),
+    ],
+)
+def test_the_cost_of_recipes_is_measured(tmp_path: Path, name: str, runs: list[str], alone: int) -> None:
+    """Networks at full size, one step each; what they have no constant twin for has no ratio."""
     out = tmp_path / "recipes.json"
-    arguments = ["--out", str(out), "--recipe", "degradation", "--steps", "1", "--warmup", "0"]
-    done = CliRunner().invoke(measure_recipes, arguments)
+    arguments = ["--out", str(out), "--recipe", name, "--steps", "1", "--warmup", "0"]
+    done = CliRunner().invoke(measure_recipes, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     rows = read_json(out)["rows"]
-    assert [row["run"] for row in rows] == ["residual-d20", "residual-d56", "plain-d20", "plain-d56"]
+    assert [row["run"] for row in rows] == runs
+    assert [row["ratio"] for row in rows].count(None) == alone
     for row in rows:
-        assert row["ratio"] is None
         assert row["num_steps"] == 45_000 // 128 * 500
         assert row["training_s"] == pytest.approx(row["num_steps"] * row["step_s"]["median"])
     assert recipes_markdown(read_json(out)) in done.output
+
+
+def test_what_was_measured_outlives_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file has the first recipe's rows, and says with what they were measured."""
+
+    def rows(recipe: Recipe, *_arguments: object) -> list[dict[str, str]]:
+        if recipe.name == "svhn":
+            raise KeyboardInterrupt
+        return [{"recipe": recipe.name}]
+
+    monkeypatch.setattr("benchmarks.recipes._rows", rows)
+    out = tmp_path / "recipes.json"
+    names = [word for name in ("cifar10", "svhn") for word in ("--recipe", name)]
+    assert CliRunner().invoke(measure_recipes, ["--out", str(out), *names]).exit_code != 0
+    assert read_json(out)["rows"] == [{"recipe": "cifar10"}]
+    assert {"date", "hardware", "compute", "torch"} < set(read_json(out))
 
 
 def test_the_costs_in_the_docs_are_those_measured() -> None:
