@@ -1,29 +1,12 @@
-"""Figures that compare settings or trainings: depths, p_L, plain nets, ensembles."""
+"""Figures that compare trainings of many depths and p_L: the paper's figures 5 and 8."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from sdpipe.report.colours import CONSTANT_COLOUR, compared_colours
-from sdpipe.report.plan import Drawing, caption, line_of
-from sdpipe.report.plots import (
-    EnsembleLine,
-    draw_bars,
-    draw_degradation,
-    draw_ensemble,
-    draw_heatmap,
-    draw_p_L,
-)
+from sdpipe.report.labels import slug
+from sdpipe.report.plan import Drawing, caption
+from sdpipe.report.plots import draw_bars, draw_heatmap, draw_p_L
 from sdpipe.report.runs import Run
-from sdpipe.report.settings import (
-    PAPERS_KIND,
-    Arm,
-    Kind,
-    Setting,
-    Spread,
-    key_of,
-    size_mark,
-    slug,
-    spread,
-)
+from sdpipe.report.settings import Arm, Kind, Setting, Spread, key_of, size_mark
 
 _PAIR_OF_FIGURE_5 = {"cifar10", "cifar10-1202"}  # whose schedules differ
 
@@ -45,13 +28,14 @@ def depth_figures(settings: Sequence[Setting]) -> list[Drawing]:
         # Beside one constant depth only: its dropout is the least that a setting has.
         kinds = {(one.constant.dropout, arm.kind) for one in group if one.constant for arm in one.compared}
         for dropout, kind in sorted(kinds):
-            found = [setting for setting in _of_dropout(group, dropout) if _arm(setting, kind)]
+            found = [setting for setting in of_dropout(group, dropout) if _arm(setting, kind)]
             if len({setting.get("depth") for setting in found}) > 1 and not _drawn(drawings, found, kind):
                 drawings.append(_bars(found, kind))
     return drawings
 
 
-def _of_dropout(settings: Iterable[Setting], dropout: float) -> list[Setting]:
+def of_dropout(settings: Iterable[Setting], dropout: float) -> list[Setting]:
+    """Those whose constant depth has this much."""
     return [one for one in settings if one.constant and one.constant.dropout == dropout]
 
 
@@ -186,110 +170,4 @@ def _heatmap(group: Sequence[Setting], cells: dict[tuple[float, int], Arm], how:
         ),
         mark=size_mark(_runs(cells.values())),
         draw=lambda sheet: draw_heatmap(sheet, p_Ls, depths, errors),
-    )
-
-
-def degradation_groups(settings: Iterable[Setting]) -> list[tuple[list[Setting], list[Setting]]]:
-    """Plain and residual settings at constant depth that share all but the skip, of the depths of both."""
-    found: list[tuple[list[Setting], list[Setting]]] = []
-    for group in group_by_all_but(settings, "skip", "depth"):
-        for dropout in sorted({one.constant.dropout for one in group if one.constant}):
-            found += _degradation_groups(_of_dropout(group, dropout))
-    return found
-
-
-def _degradation_groups(group: Iterable[Setting]) -> Iterable[tuple[list[Setting], list[Setting]]]:
-    by_skip: dict[str, list[Setting]] = {}
-    for setting in sorted(group, key=lambda setting: int(setting.get("depth"))):
-        by_skip.setdefault(setting.get("skip"), []).append(setting)
-    plain = by_skip.pop("plain", [])
-    for residual in by_skip.values():
-        depths = {one.get("depth") for one in plain} & {one.get("depth") for one in residual}
-        if len(depths) > 1:
-            yield _of_depths(plain, depths), _of_depths(residual, depths)
-
-
-def _of_depths(settings: Iterable[Setting], depths: Collection[int]) -> list[Setting]:
-    return [setting for setting in settings if setting.get("depth") in depths]
-
-
-def degradation_figures(settings: Iterable[Setting]) -> list[Drawing]:
-    """ResNet's figures 1, 4 and 6: deeper plain nets get worse, deeper residual ones do not."""
-    return [_degradation(plain, residual) for plain, residual in degradation_groups(settings)]
-
-
-def _degradation(plain: Sequence[Setting], residual: Sequence[Setting]) -> Drawing:
-    skip = residual[0].get("skip")
-    alike = "1 and 4" if residual[0].get("family") == "imagenet" else "1 and 6"
-    depths = sorted({setting.get("depth") for setting in (*plain, *residual)})
-    colours = dict(zip(depths, [CONSTANT_COLOUR, *compared_colours(len(depths) - 1)], strict=True))
-    columns = {
-        name: [
-            line_of(
-                setting.constant,
-                f"{setting.get('depth')} layers",
-                colours[setting.get("depth")],
-            )
-            for setting in found
-            if setting.constant
-        ]
-        for name, found in (("plain", plain), (f"residual, skips of option {skip}", residual))
-    }
-    return Drawing(
-        number="Degradation",
-        name=f"degradation-{slug(f'{common_label(residual)} skip {skip}')}",
-        title=f"Plain against residual nets, constant depth: {common_label(residual)}",
-        caption=f"As figures {alike} of the ResNet paper, with the training loss in place of the training "
-        "error. Thin: each run; bold: their mean; dotted: the learning rate of all changes.",
-        mark=size_mark(_runs(one.constant for one in (*plain, *residual) if one.constant)),
-        draw=lambda sheet: draw_degradation(sheet, columns),
-    )
-
-
-def ensemble_figures(settings: Iterable[Setting]) -> list[Drawing]:
-    """The implicit ensemble: for each setting with ensembles of stochastic runs."""
-    drawings = []
-    for setting in settings:
-        arms = [arm for arm in setting.stochastic if _members_of_all(arm)]
-        if arms:
-            drawings.append(_ensemble(setting, arms))
-    return drawings
-
-
-def _ensemble(setting: Setting, arms: Sequence[Arm]) -> Drawing:
-    runs = [run for run in _runs(arms) if run.ensemble]
-    lines = [_ensemble_line(*line) for line in zip(arms, compared_colours(len(arms)), strict=True)]
-    return Drawing(
-        number="Ensemble",
-        name=f"ensemble-{setting.slug}",
-        title=f"Sampled sub-networks against the test network: {setting.label}",
-        caption="The implicit ensemble of the paper's section 3. Solid: the softmax average of sampled "
-        "sub-networks; dashed: the test network of equation 5. Error bars: one standard deviation over runs. "
-        f"Runs: {len(runs)}. Each point is of all runs of its line.",
-        mark=size_mark(runs),
-        draw=lambda sheet: draw_ensemble(sheet, lines),
-    )
-
-
-def _members_of_all(arm: Arm) -> list[float]:
-    """The numbers of sub-networks that all its runs with an ensemble have."""
-    counts = [{row["members"] for row in run.ensemble} for run in arm.runs if run.ensemble]
-    return sorted(set.intersection(*counts)) if counts else []
-
-
-def _ensemble_line(arm: Arm, colour: str) -> EnsembleLine:
-    found = [run.ensemble for run in arm.runs if run.ensemble]
-    rows = [row for ensemble in found for row in ensemble]
-    members = _members_of_all(arm)
-
-    def by_members(column: str) -> dict[float, Spread]:
-        return {count: spread(row[column] for row in rows if row["members"] == count) for count in members}
-
-    return EnsembleLine(
-        name=f"p_L {arm.p_L:g}" if arm.kind == PAPERS_KIND._replace(p_L=arm.p_L) else arm.name,
-        colour=colour,
-        errors=by_members("ensemble_error"),
-        test_network_error=spread(ensemble[0]["test_network_error"] for ensemble in found).mean,
-        nlls=by_members("ensemble_nll"),
-        test_network_nll=spread(ensemble[0]["test_network_nll"] for ensemble in found).mean,
     )

@@ -2,13 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from sdpipe.report.comparisons import (
-    degradation_figures,
-    depth_figures,
-    ensemble_figures,
-    heatmap_figures,
-    p_L_figures,
-)
+from sdpipe.report.comparisons import depth_figures, heatmap_figures, p_L_figures
+from sdpipe.report.degradation import degradation_figures
+from sdpipe.report.ensembles import ensemble_figures
 from sdpipe.report.plan import Drawing, NotDrawn, arm_lines, caption
 from sdpipe.report.plots import draw_curves, draw_gradient
 from sdpipe.report.settings import Arm, Setting, size_mark

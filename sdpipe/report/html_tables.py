@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from sdpipe.report.labels import data_name
 from sdpipe.report.runs import Run
-from sdpipe.report.settings import data_name, departure, kind_of
+from sdpipe.report.settings import departure, kind_of
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,18 @@
 """Which runs belong together: settings, seeds, trainings compared; marks of what is not the papers'."""
 
-import hashlib
-import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sdpipe.report.full_size import is_full_size, is_narrow, other_settings
+from sdpipe.report.labels import Key, data_name, exact, labels_of, slug
 from sdpipe.report.runs import Run, flatten
 
 # What is compared within a setting, and keys that say how a training is computed, not what.
 _COMPARED = frozenset({"seed", "p_L", "rule", "draw", "dropout", "p_L_warmup_epochs"})
 _HOW = frozenset({"device", "precision", "compile", "recompute"})
 _REDUCED, _OTHER = "reduced size", "other settings than the paper's"
-
-
-def exact(value: float) -> str:
-    """In as few digits as tell it from all others."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
 
 
 class Kind(NamedTuple):
@@ -141,13 +134,7 @@ class Setting:
         return slug(self.label)
 
 
-def slug(text: str) -> str:
-    """Lower-case letters, digits, dots and single hyphens; long ones end in a hash."""
-    name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
-    return name if len(name) <= 120 else f"{name[:110]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def key_of(run: Run, without: Iterable[str] = ()) -> frozenset[tuple[str, Any]]:
+def key_of(run: Run, without: Iterable[str] = ()) -> Key:
     """Runs of one key belong to one setting. without: further parameters that may differ."""
     apart = _COMPARED | _HOW | set(without)
     params = flatten(run.params).items()
@@ -161,10 +148,10 @@ def _hashable(value: Any) -> Any:
 
 def group(runs: Sequence[Run]) -> list[Setting]:
     """The settings, sorted by data and depth, each with a label of its own."""
-    by_key: dict[frozenset[tuple[str, Any]], list[Run]] = {}
+    by_key: dict[Key, list[Run]] = {}
     for run in runs:
         by_key.setdefault(key_of(run), []).append(run)
-    labels = _labels(by_key)
+    labels = labels_of(by_key)
     settings = [_setting(labels[key], found) for key, found in by_key.items()]
     return sorted(settings, key=lambda setting: (setting.pictures, setting.get("depth"), setting.label))
 
@@ -206,39 +193,6 @@ def _unlike_the_papers(arm: Arm) -> tuple[float, bool, bool, int, float, float]:
         abs(kind.p_L - papers.p_L),
         kind.p_L,
     )
-
-
-def _labels(by_key: dict[frozenset[tuple[str, Any]], list[Run]]) -> dict[frozenset[tuple[str, Any]], str]:
-    """Data, layers, and whatever else tells settings of the same data and layers apart."""
-    base = {key: _base_label(runs) for key, runs in by_key.items()}
-    labels = {}
-    for key, label in base.items():
-        alike = [other for other in by_key if base[other] == label]
-        common = frozenset.intersection(*alike)
-        apart = ", ".join(f"{name} {_short(name, value)}" for name, value in sorted(key - common, key=str))
-        labels[key] = f"{label}, {apart}" if apart else label
-    return labels
-
-
-def _short(name: str, value: Any) -> str:
-    if name == "dataset_digest":
-        return str(value)[:12]
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _base_label(runs: Sequence[Run]) -> str:
-    params = runs[0].params
-    least = min(run.params["dropout"] for run in runs)  # that of the constant depth compared with
-    net = "plain net, " if params["skip"] == "plain" else ""
-    augmented = "" if params["shift_px"] or params["flip"] else ", no augmentation"
-    dropout = f", dropout {exact(least)}" if least else ""
-    return f"{data_name(runs[0])}{augmented}, {net}{params['depth']} layers{dropout}"
-
-
-def data_name(run: Run) -> str:
-    """The data set, and what its pictures are where a folder holds those of a known one."""
-    dataset = str(run.params["dataset"])
-    return dataset if run.pictures == dataset else f"{dataset} ({run.pictures} classes)"
 
 
 def departure(run: Run) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from sdpipe.errors import DataError
 from sdpipe.files import read_json, replacing_folder, write_json
 from sdpipe.report.cells import write_table
-from sdpipe.report.comparisons import degradation_groups
+from sdpipe.report.degradation import degradation_groups
 from sdpipe.report.figures import plan_figures
 from sdpipe.report.page import Page, page_html
 from sdpipe.report.plan import Drawing

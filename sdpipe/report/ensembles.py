@@ -1,0 +1,57 @@
+"""The implicit ensemble: averages of sampled sub-networks against the test network."""
+
+from collections.abc import Iterable, Sequence
+
+from sdpipe.report.colours import compared_colours
+from sdpipe.report.plan import Drawing
+from sdpipe.report.plots import EnsembleLine, draw_ensemble
+from sdpipe.report.settings import PAPERS_KIND, Arm, Setting, Spread, size_mark, spread
+
+
+def ensemble_figures(settings: Iterable[Setting]) -> list[Drawing]:
+    """The implicit ensemble: for each setting with ensembles of stochastic runs."""
+    drawings = []
+    for setting in settings:
+        arms = [arm for arm in setting.stochastic if _members_of_all(arm)]
+        if arms:
+            drawings.append(_ensemble(setting, arms))
+    return drawings
+
+
+def _ensemble(setting: Setting, arms: Sequence[Arm]) -> Drawing:
+    runs = [run for arm in arms for run in arm.runs if run.ensemble]
+    lines = [_ensemble_line(*line) for line in zip(arms, compared_colours(len(arms)), strict=True)]
+    return Drawing(
+        number="Ensemble",
+        name=f"ensemble-{setting.slug}",
+        title=f"Sampled sub-networks against the test network: {setting.label}",
+        caption="The implicit ensemble of the paper's section 3. Solid: the softmax average of sampled "
+        "sub-networks; dashed: the test network of equation 5. Error bars: one standard deviation over runs. "
+        f"Runs: {len(runs)}. Each point is of all runs of its line.",
+        mark=size_mark(runs),
+        draw=lambda sheet: draw_ensemble(sheet, lines),
+    )
+
+
+def _members_of_all(arm: Arm) -> list[float]:
+    """The numbers of sub-networks that all its runs with an ensemble have."""
+    counts = [{row["members"] for row in run.ensemble} for run in arm.runs if run.ensemble]
+    return sorted(set.intersection(*counts)) if counts else []
+
+
+def _ensemble_line(arm: Arm, colour: str) -> EnsembleLine:
+    found = [run.ensemble for run in arm.runs if run.ensemble]
+    rows = [row for ensemble in found for row in ensemble]
+    members = _members_of_all(arm)
+
+    def by_members(column: str) -> dict[float, Spread]:
+        return {count: spread(row[column] for row in rows if row["members"] == count) for count in members}
+
+    return EnsembleLine(
+        name=f"p_L {arm.p_L:g}" if arm.kind == PAPERS_KIND._replace(p_L=arm.p_L) else arm.name,
+        colour=colour,
+        errors=by_members("ensemble_error"),
+        test_network_error=spread(ensemble[0]["test_network_error"] for ensemble in found).mean,
+        nlls=by_members("ensemble_nll"),
+        test_network_nll=spread(ensemble[0]["test_network_nll"] for ensemble in found).mean,
+    )
