@@ -1,5 +1,6 @@
 """Which settings stand beside each other in a figure, and what its caption calls it."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,40 @@ def test_what_differs_behind_six_digits_has_figures_of_its_own(tmp_path: Path) -
                 )
     assert write_report([tmp_path / "models"], tmp_path / "out") == []
     assert len(list((tmp_path / "out").glob("p_L-depth-*.png"))) == 2
+
+
+def test_what_differs_is_named_beside_dropout(tmp_path: Path) -> None:
+    """A half-finished sweep over dropout: of each learning rate one depth has a run without it, too.
+
+    Its label named no learning rate then, and the heatmaps of both had one name.
+    """
+    for rate, with_dropout_only in ((0.1, 8), (0.01, 14)):
+        for depth in (8, 14):
+            shared = {"learning_rate": rate, "depth": depth}
+            for p_L in (0.5, 0.8):
+                write_run(tmp_path / "models" / f"{rate}-{depth}-{p_L}", p_L=p_L, dropout=0.2, **shared)
+            if depth != with_dropout_only:
+                write_run(tmp_path / "models" / f"{rate}-{depth}", p_L=0.5, **shared)
+    labels = [setting.label for setting in group(read_runs([tmp_path / "models"])[0])]
+    assert labels == [
+        "animals, 8 layers, dropout 0.2, learning_rate 0.1",
+        "animals, 8 layers, learning_rate 0.01",
+        "animals, 14 layers, dropout 0.2, learning_rate 0.01",
+        "animals, 14 layers, learning_rate 0.1",
+    ]
+    write_report([tmp_path / "models"], tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("p_L-depth-*learning-rate-0.*.png"))) == 2
+
+
+def test_no_figure_is_lost_where_names_of_files_are_alike(tmp_path: Path) -> None:
+    """Data sets of names that differ in a blank have curves, bars and gradients of their own."""
+    for name in ("my data", "my-data"):
+        for depth, p_L in product((8, 14), (0.5, 1.0)):
+            write_run(tmp_path / "models" / f"{name}{depth}{p_L}", dataset=name, depth=depth, p_L=p_L)
+    write_report([tmp_path / "models"], tmp_path / "out")
+    found = {path.name for path in (tmp_path / "out").glob("*-8*.png")}
+    bars, curves = "depths-my-data-8-and-14-layers-stochastic-p-l-0.5", "curves-my-data-8-layers"
+    assert {f"{name}{number}.png" for name in (bars, curves) for number in ("", "-2")} < found
 
 
 def test_the_caption_names_the_resnet_papers_figures_of_the_family(tmp_path: Path) -> None:

@@ -23,15 +23,15 @@ def depth_figures(settings: Sequence[Setting]) -> list[Drawing]:
     """Figure 5: bars for two or more depths."""
     groups = group_by_all_but(settings, "depth")
     groups.append([one for one in settings if {run.recipe for run in one.runs} & _PAIR_OF_FIGURE_5])
-    drawings: list[Drawing] = []
+    compared: list[tuple[list[Setting], Kind]] = []  # each once, though a group may hold it, too
     for group in groups:
         # Beside one constant depth only: its dropout is the least that a setting has.
         kinds = {(one.constant.dropout, arm.kind) for one in group if one.constant for arm in one.compared}
         for dropout, kind in sorted(kinds):
             found = [setting for setting in of_dropout(group, dropout) if _arm(setting, kind)]
-            if len({setting.get("depth") for setting in found}) > 1 and not _drawn(drawings, found, kind):
-                drawings.append(_bars(found, kind))
-    return drawings
+            if len({setting.get("depth") for setting in found}) > 1 and (found, kind) not in compared:
+                compared.append((found, kind))
+    return [_bars(found, kind) for found, kind in compared]
 
 
 def of_dropout(settings: Iterable[Setting], dropout: float) -> list[Setting]:
@@ -41,14 +41,6 @@ def of_dropout(settings: Iterable[Setting], dropout: float) -> list[Setting]:
 
 def _arm(setting: Setting, kind: Kind) -> Arm | None:
     return next((arm for arm in setting.arms if arm.kind == kind), None)
-
-
-def _drawn(drawings: Iterable[Drawing], settings: Sequence[Setting], kind: Kind) -> bool:
-    return any(drawing.name == _bars_name(settings, kind) for drawing in drawings)
-
-
-def _bars_name(settings: Sequence[Setting], kind: Kind) -> str:
-    return f"depths-{slug(f'{common_label(settings)} {kind.name}')}"
 
 
 def common_label(settings: Sequence[Setting]) -> str:
@@ -69,7 +61,7 @@ def _bars(settings: Sequence[Setting], kind: Kind) -> Drawing:
     }
     return Drawing(
         number="Figure 5",
-        name=_bars_name(settings, kind),
+        name=f"depths-{slug(f'{common_label(ordered)} {kind.name}')}",
         title=f"Test error by depth: {common_label(ordered)}",
         caption=caption(
             "As the paper's figure 5, which shows 110 and 1202 layers.",

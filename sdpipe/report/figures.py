@@ -1,6 +1,8 @@
 """Which figures the runs suffice for, with captions, and what is missing for the others."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, count
 
 from sdpipe.report.comparisons import depth_figures, heatmap_figures, p_L_figures
 from sdpipe.report.degradation import degradation_figures
@@ -74,7 +76,17 @@ def plan_figures(settings: Sequence[Setting]) -> tuple[list[Drawing], list[NotDr
     drawings += heatmap_figures(settings)
     drawings += degradation_figures(settings)
     drawings += ensemble_figures(settings)
-    return drawings, _not_drawn(drawings)
+    return list(_named_apart(drawings)), _not_drawn(drawings)
+
+
+def _named_apart(drawings: Iterable[Drawing]) -> Iterator[Drawing]:
+    """With a number behind a name that another figure has: what differs may be no letter of it."""
+    taken: set[str] = set()
+    for drawing in drawings:
+        names = chain([drawing.name], (f"{drawing.name}-{number}" for number in count(2)))
+        name = next(name for name in names if name not in taken)
+        taken.add(name)
+        yield replace(drawing, name=name)
 
 
 def _not_drawn(drawings: Iterable[Drawing]) -> list[NotDrawn]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sdpipe.report.runs import Run
@@ -25,13 +25,12 @@ def slug(text: str) -> str:
 
 def labels_of(by_key: Mapping[Key, Sequence[Run]]) -> dict[Key, str]:
     """Data, layers, and whatever else tells settings of the same data and layers apart."""
-    base = {key: _base_label(runs) for key, runs in by_key.items()}
+    bases = {key: _base_label(runs[0]) for key, runs in by_key.items()}
     labels = {}
-    for key, label in base.items():
-        alike = [other for other in by_key if base[other] == label]
-        common = frozenset.intersection(*alike)
-        apart = ", ".join(f"{name} {_short(name, value)}" for name, value in sorted(key - common, key=str))
-        labels[key] = f"{label}, {apart}" if apart else label
+    for key, base in bases.items():
+        common = frozenset.intersection(*(other for other in by_key if bases[other] == base))
+        apart = [f"{name} {_short(name, value)}" for name, value in sorted(key - common, key=str)]
+        labels[key] = ", ".join([base, *_dropout(by_key[key]), *apart])
     return labels
 
 
@@ -41,13 +40,16 @@ def _short(name: str, value: Any) -> str:
     return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _base_label(runs: Sequence[Run]) -> str:
-    params = runs[0].params
-    least = min(run.params["dropout"] for run in runs)  # that of the constant depth compared with
-    net = "plain net, " if params["skip"] == "plain" else ""
-    augmented = "" if params["shift_px"] or params["flip"] else ", no augmentation"
-    dropout = f", dropout {exact(least)}" if least else ""
-    return f"{data_name(runs[0])}{augmented}, {net}{params['depth']} layers{dropout}"
+def _base_label(run: Run) -> str:
+    net = "plain net, " if run.params["skip"] == "plain" else ""
+    augmented = "" if run.params["shift_px"] or run.params["flip"] else ", no augmentation"
+    return f"{data_name(run)}{augmented}, {net}{run.params['depth']} layers"
+
+
+def _dropout(runs: Iterable[Run]) -> list[str]:
+    """That of the constant depth which is compared with. It is no base: there it would hide what differs."""
+    least = min(run.params["dropout"] for run in runs)
+    return [f"dropout {exact(least)}"] if least else []
 
 
 def data_name(run: Run) -> str:
