@@ -9,7 +9,7 @@ from report_runs import write_run
 
 from sdpipe.report.figures import plan_figures
 from sdpipe.report.reading import read_runs
-from sdpipe.report.settings import group
+from sdpipe.report.settings import Kind, group
 from sdpipe.report.write import write_report
 
 
@@ -72,6 +72,14 @@ def test_no_figure_is_lost_where_names_of_files_are_alike(tmp_path: Path) -> Non
     found = {path.name for path in (tmp_path / "out").glob("*-8*.png")}
     bars, curves = "depths-my-data-8-and-14-layers-stochastic-p-l-0.5", "curves-my-data-8-layers"
     assert {f"{name}{number}.png" for name in (bars, curves) for number in ("", "-2")} < found
+
+
+@pytest.mark.parametrize(
+    ("rule", "named"), [("linear_decay", ""), ("uniform", ", uniform"), ("late_drop", ", late drop")]
+)
+def test_every_rule_but_the_papers_is_named(rule: str, named: str) -> None:
+    """Also one that somebody adds."""
+    assert Kind(p_L=0.5, rule=rule).name == f"stochastic, p_L 0.5{named}"
 
 
 def test_the_caption_names_the_resnet_papers_figures_of_the_family(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from sdpipe.report.runs import Run, flatten
 # What is compared within a setting, and keys that say how a training is computed, not what.
 _COMPARED = frozenset({"seed", "p_L", "rule", "draw", "dropout", "p_L_warmup_epochs"})
 _HOW = frozenset({"device", "precision", "compile", "recompute"})
+_PAPERS_RULE = "linear_decay"
 _REDUCED, _OTHER = "reduced size", "other settings than the paper's"
 
 
@@ -19,7 +20,7 @@ class Kind(NamedTuple):
     """What tells the trainings of a setting apart, seeds aside: how blocks and channels are dropped."""
 
     p_L: float
-    rule: str = "linear_decay"  # "" at constant depth, where it changes nothing
+    rule: str = _PAPERS_RULE  # "" at constant depth, where it changes nothing
     draw: str = "batch"  # the same
     dropout: float = 0.0
     p_L_warmup_epochs: int = 0  # 0 at constant depth
@@ -29,8 +30,8 @@ class Kind(NamedTuple):
         """`constant depth`, or `stochastic, p_L 0.5` with what is unlike the paper's main setting."""
         if self.p_L == 1:
             return f"constant depth{self.extras}"
-        uniform = ", uniform" if self.rule == "uniform" else ""
-        return f"stochastic, p_L {exact(self.p_L)}{uniform}{self.extras}"
+        rule = "" if self.rule == _PAPERS_RULE else f", {self.rule.replace('_', ' ')}"
+        return f"stochastic, p_L {exact(self.p_L)}{rule}{self.extras}"
 
     @property
     def extras(self) -> str:
