@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,11 +83,34 @@ def test_each_figure_is_drawn_once_the_runs_suffice(tmp_path: Path) -> None:
     assert sorted(depths) == ["20", "20", "26", "26"]
 
 
-@pytest.mark.parametrize(("depth", "says"), [(110, "figure 3."), (56, "figure 3, which has 110 layers.")])
-def test_curves_at_another_depth_than_the_papers_say_so(tmp_path: Path, depth: int, says: str) -> None:
-    write_run(tmp_path / "a", **{**FULL, "depth": depth})
-    (curves,) = plan_figures(group(read_runs([tmp_path])[0]))[0]
+@pytest.mark.parametrize(
+    ("params", "number", "says"),
+    [
+        ({}, "Figure 3", "figure 3. "),
+        ({"depth": 56}, "Figure 3", "figure 3, which has 110 layers. "),
+        ({"shift_px": 0}, "Figure 3", "figure 3. "),
+        ({"shift_px": 0, "flip": False}, "As figure 3", "figure 3, which has augmentation. "),
+        (
+            {"shift_px": 0, "flip": False, "depth": 56},
+            "As figure 3",
+            "figure 3, which has 110 layers and augmentation. ",
+        ),
+        (
+            {"shift_px": 0, "flip": False, "depth": 1202},
+            "As figure 4",
+            "figure 4, which has augmentation, the curves of 1202 layers. ",
+        ),
+    ],
+)
+def test_curves_of_other_trainings_than_the_papers_say_so(
+    tmp_path: Path, params: dict[str, Any], number: str, says: str
+) -> None:
+    """Of another depth, or without augmentation; then the paper's own figure is still called not drawn."""
+    write_run(tmp_path / "a", **{**FULL, "flip": True, **params})
+    (curves,), not_drawn = plan_figures(group(read_runs([tmp_path])[0]))
     assert curves.caption.startswith(f"As the paper's {says}")
+    assert curves.number == number
+    assert ("Figure 3" in {figure.number for figure in not_drawn}) == (number != "Figure 3")
 
 
 def draw(models: Path, number: str) -> list[Axes]:

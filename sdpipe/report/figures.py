@@ -19,13 +19,13 @@ _WANTED = (
     (
         "Figure 3",
         "curves on CIFAR-10 or CIFAR-100",
-        "a run on CIFAR-10 or CIFAR-100",
+        "a run on CIFAR-10 or CIFAR-100 with augmentation",
         ("cifar10", "cifar100"),
     ),
     (
         "Figure 4",
         "curves on SVHN, and of 1202 layers",
-        "a run on SVHN or of 1202 layers",
+        "a run on SVHN, or on CIFAR-10 of 1202 layers with augmentation",
         ("svhn", "cifar10-1202"),
     ),
     (
@@ -154,20 +154,26 @@ def _curve_figure(setting: Setting) -> tuple[str, str]:
     """The paper's figure that these curves are, and how the caption says it."""
     if setting.get("skip") == "plain":
         return "As figure 3", "As the paper's figure 3, of a plain net, which it does not have"
+    alike = "Figure" if setting.runs[0].is_augmented else "As figure"
     if setting.get("depth") == _IN_FIGURE_4 and setting.pictures == "cifar10":
-        return "Figure 4", f"As the paper's figure 4, the curves of {_IN_FIGURE_4} layers"
+        unlike = _unless(setting, _IN_FIGURE_4, augmented=True)
+        return f"{alike} 4", f"As the paper's figure 4{unlike}, the curves of {_IN_FIGURE_4} layers"
     if setting.pictures == "svhn":
         return "Figure 4", f"As the paper's figure 4, the curves on SVHN{_unless(setting, 152)}"
     if setting.pictures in ("cifar10", "cifar100"):
-        return "Figure 3", f"As the paper's figure 3{_unless(setting, 110)}"
+        return f"{alike} 3", f"As the paper's figure 3{_unless(setting, 110, augmented=True)}"
     if setting.get("family") == "imagenet":
         data = "" if setting.pictures == "imagenet" else ", on other data"
         return "Figure 6", f"As the paper's figure 6{_unless(setting, 152)}{data}"
     return "As figure 3", "As the paper's figure 3, on other data"
 
 
-def _unless(setting: Setting, depth: int) -> str:
-    return "" if setting.get("depth") == depth else f", which has {depth} layers"
+def _unless(setting: Setting, depth: int, *, augmented: bool = False) -> str:
+    """What the paper's figure has that this setting has not: so many layers, augmentation."""
+    lacks = [f"{depth} layers"] if setting.get("depth") != depth else []
+    if augmented and not setting.runs[0].is_augmented:
+        lacks.append("augmentation")
+    return f", which has {' and '.join(lacks)}" if lacks else ""
 
 
 def _gradient(setting: Setting) -> Drawing:

@@ -42,7 +42,7 @@ def _short(name: str, value: Any) -> str:
 
 def _base_label(run: Run) -> str:
     net = "plain net, " if run.params["skip"] == "plain" else ""
-    augmented = "" if run.params["shift_px"] or run.params["flip"] else ", no augmentation"
+    augmented = "" if run.is_augmented else ", no augmentation"
     return f"{data_name(run)}{augmented}, {net}{run.params['depth']} layers"
 
 

@@ -64,6 +64,11 @@ class Run:
         """The recipe whose size the run has, None for a reduced or another one."""
         return full_size_recipe(self.params, self.num_train, self.image_size)
 
+    @property
+    def is_augmented(self) -> bool:
+        """Whether its images were shifted or mirrored."""
+        return bool(self.params["shift_px"] or self.params["flip"])
+
 
 _APART = ("run", "params", "history", "ensemble")
 _MAY_BE_UNKNOWN = ("image_size", "git_commit", "git_dirty")

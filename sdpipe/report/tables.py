@@ -170,8 +170,7 @@ def _paper(setting: Setting, arm: Arm | None) -> tuple[str | None, PaperResult |
     result = own.results.get(setting.get("epochs")) if own else None
     if own and result and (arm is None or arm.kind == PAPERS_KIND):
         return own.name, result, None
-    augmented = bool(setting.get("shift_px") or setting.get("flip"))
-    known = own.name if own and result else _CONTEXT.get((setting.pictures, augmented))
+    known = own.name if own and result else _CONTEXT.get((setting.pictures, setting.runs[0].is_augmented))
     if known is None or setting.get("skip") == "plain":
         return None, None, None
     recipe = load_recipes()[known]
