@@ -169,18 +169,51 @@ def test_one_run_has_no_error_bar(tmp_path: Path) -> None:
     assert [sum(~np.isnan(cap.get_ydata(orig=False))) for cap in caps] == [1, 1]
 
 
+def write_draws(folder: Path, fingerprint: str, members: tuple[int, ...], error: float, seed: int) -> None:
+    header = "fingerprint,members,seed,ensemble_error,test_network_error,ensemble_nll,test_network_nll"
+    rows = [f"{fingerprint},{count},{seed},{error},{error},{error},{error}" for count in members]
+    (folder / "ensemble.csv").write_text("\n".join([header, *rows]) + "\n")
+
+
 def test_points_of_an_ensemble_are_of_the_same_runs(tmp_path: Path) -> None:
     """Of runs with other numbers of sub-networks the mean moved for the runs that were left."""
-    header = "fingerprint,members,seed,ensemble_error,test_network_error,ensemble_nll,test_network_nll"
     for seed, (error, members) in enumerate([(0.3, (1, 4, 16)), (0.1, (1, 4))]):
         folder = tmp_path / f"s{seed}"
-        fingerprint = write_run(folder, p_L=0.5, seed=seed)
-        rows = [f"{fingerprint},{count},0,{error},{error},{error},{error}" for count in members]
-        (folder / "ensemble.csv").write_text("\n".join([header, *rows]) + "\n")
+        write_draws(folder, write_run(folder, p_L=0.5, seed=seed), members, error, 0)
     solid, dashed = (line for line in draw(tmp_path, "Ensemble")[0].lines if line.get_linestyle() in "--")
     assert list(solid.get_xdata()) == [1, 4]
     assert list(solid.get_ydata()) == pytest.approx([20, 20])
     assert list(dashed.get_ydata()) == pytest.approx([20, 20])
+
+
+def ensembles(models: Path) -> tuple[list[str], list[str]]:
+    """The captions of those drawn, and what is said of those that are not."""
+    drawings, not_drawn = plan_figures(group(read_runs([models])[0]))
+    found = [one.caption for one in drawings if one.number == "Ensemble"]
+    return found, [f"{one.title}: {one.missing}" for one in not_drawn if one.number == "Ensemble"]
+
+
+def test_ensembles_of_no_common_number_are_not_drawn_for_that_reason(tmp_path: Path) -> None:
+    """The page said that no run has an ensemble; and, of two trainings, nothing of the one left out."""
+    for seed, members in enumerate([(1, 4), (2,)]):
+        folder = tmp_path / f"s{seed}"
+        write_draws(folder, write_run(folder, p_L=0.5, seed=seed), members, 0.2, 0)
+    reason = (
+        "sampled sub-networks against the test network, animals, 20 layers, stochastic, p_L 0.5: "
+        "a number of sub-networks that the ensembles of all its runs have"
+    )
+    assert ensembles(tmp_path) == ([], [reason])
+    write_draws(tmp_path / "t", write_run(tmp_path / "t", p_L=0.8), (1,), 0.2, 0)
+    drawn_captions, reasons = ensembles(tmp_path)
+    assert (len(drawn_captions), reasons) == (1, [reason])
+
+
+def test_ensembles_of_other_draws_say_so(tmp_path: Path) -> None:
+    for seed, said in ((0, False), (9, True)):
+        folder = tmp_path / f"s{seed}"
+        write_draws(folder, write_run(folder, p_L=0.5, seed=seed), (1, 4), 0.2, seed)
+        (text,), _ = ensembles(tmp_path)
+        assert text.endswith("The sub-networks were drawn with different seeds: 0, 9.") == said
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 16])

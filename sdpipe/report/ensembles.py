@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from sdpipe.report.colours import compared_colours
-from sdpipe.report.plan import Drawing
+from sdpipe.report.plan import Drawing, NotDrawn, caption
 from sdpipe.report.plots import EnsembleLine, draw_ensemble
+from sdpipe.report.runs import Run
 from sdpipe.report.settings import PAPERS_KIND, Arm, Setting, Spread, size_mark, spread
 
 
@@ -25,11 +26,44 @@ def _ensemble(setting: Setting, arms: Sequence[Arm]) -> Drawing:
         number="Ensemble",
         name=f"ensemble-{setting.slug}",
         title=f"Sampled sub-networks against the test network: {setting.label}",
-        caption="The implicit ensemble of the paper's section 3. Solid: the softmax average of sampled "
-        "sub-networks; dashed: the test network of equation 5. Error bars: one standard deviation over runs. "
-        f"Runs: {len(runs)}. Each point is of all runs of its line.",
+        caption=caption(
+            "The implicit ensemble of the paper's section 3. Solid: the softmax average of sampled "
+            "sub-networks; dashed: the test network of equation 5. Error bars: one standard deviation over "
+            f"runs. Runs: {len(runs)}. Each point is of all runs of its line.",
+            _seeds(runs),
+        ),
         mark=size_mark(runs),
         draw=lambda sheet: draw_ensemble(sheet, lines),
+    )
+
+
+def _seeds(runs: Iterable[Run]) -> str:
+    seeds = sorted({f"{row['seed']:g}" for run in runs for row in run.ensemble if "seed" in row})
+    return f"The sub-networks were drawn with different seeds: {', '.join(seeds)}." if len(seeds) > 1 else ""
+
+
+def ensembles_not_drawn(settings: Iterable[Setting]) -> list[NotDrawn]:
+    """Why there is no figure of ensembles, or a training is in none."""
+    trainings = [(setting, arm) for setting in settings for arm in setting.stochastic]
+    with_ensemble = [(setting, arm) for setting, arm in trainings if any(run.ensemble for run in arm.runs)]
+    if not with_ensemble:
+        return [_not_drawn("", "a stochastic run with an ensemble.csv of its own weights")]
+    return [
+        _not_drawn(
+            f", {setting.label}, {arm.name}",
+            "a number of sub-networks that the ensembles of all its runs have",
+        )
+        for setting, arm in with_ensemble
+        if not _members_of_all(arm)
+    ]
+
+
+def _not_drawn(of: str, missing: str) -> NotDrawn:
+    return NotDrawn(
+        number="Ensemble",
+        title=f"sampled sub-networks against the test network{of}",
+        missing=missing,
+        commands=("sdpipe ensemble models/RUN",),
     )
 
 

@@ -6,7 +6,7 @@ from itertools import chain, count
 
 from sdpipe.report.comparisons import depth_figures, heatmap_figures, p_L_figures
 from sdpipe.report.degradation import degradation_figures
-from sdpipe.report.ensembles import ensemble_figures
+from sdpipe.report.ensembles import ensemble_figures, ensembles_not_drawn
 from sdpipe.report.plan import Drawing, NotDrawn, arm_lines, caption
 from sdpipe.report.plots import draw_curves, draw_gradient
 from sdpipe.report.settings import Arm, Setting, size_mark
@@ -76,7 +76,7 @@ def plan_figures(settings: Sequence[Setting]) -> tuple[list[Drawing], list[NotDr
     drawings += heatmap_figures(settings)
     drawings += degradation_figures(settings)
     drawings += ensemble_figures(settings)
-    return list(_named_apart(drawings)), _not_drawn(drawings)
+    return list(_named_apart(drawings)), [*_not_drawn(drawings), *ensembles_not_drawn(settings)]
 
 
 def _named_apart(drawings: Iterable[Drawing]) -> Iterator[Drawing]:
@@ -91,7 +91,7 @@ def _named_apart(drawings: Iterable[Drawing]) -> Iterator[Drawing]:
 
 def _not_drawn(drawings: Iterable[Drawing]) -> list[NotDrawn]:
     drawn = {drawing.number for drawing in drawings}
-    missing = [
+    return [
         NotDrawn(
             number=number,
             title=title,
@@ -101,16 +101,6 @@ def _not_drawn(drawings: Iterable[Drawing]) -> list[NotDrawn]:
         for number, title, needs, recipes in _WANTED
         if number not in drawn
     ]
-    if "Ensemble" not in drawn:
-        missing.append(
-            NotDrawn(
-                number="Ensemble",
-                title="sampled sub-networks against the test network",
-                missing="a stochastic run with an ensemble.csv of its own weights",
-                commands=("sdpipe ensemble models/RUN",),
-            )
-        )
-    return missing
 
 
 def _shown(setting: Setting) -> list[Arm]:
