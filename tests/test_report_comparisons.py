@@ -1,5 +1,6 @@
 """Which settings stand beside each other in a figure, and what its caption calls it."""
 
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,20 @@ def test_the_caption_names_the_resnet_papers_figures_of_the_family(tmp_path: Pat
 def test_figure_4_is_of_1202_layers_on_cifar10(tmp_path: Path, params: dict[str, Any], number: str) -> None:
     write_run(tmp_path / "a", **params)
     assert figures_of(tmp_path) == {number}
+
+
+def test_a_seed_that_was_run_more_than_once_is_said_wherever_seeds_are(tmp_path: Path) -> None:
+    """In both tables of the page, and beside bars, p_L and heatmap; not where each seed is one run."""
+    for depth, p_L in product((8, 14), (0.5, 0.8, 1.0)):
+        write_run(tmp_path / "models" / f"{depth}-{p_L}", depth=depth, p_L=p_L)
+    write_report([tmp_path / "models"], tmp_path / "out")
+    said = "a seed was run more than once"
+    assert said not in (tmp_path / "out" / "index.html").read_text()
+    write_run(tmp_path / "models" / "again", depth=8, p_L=1.0, precision="bf16")
+    write_report([tmp_path / "models"], tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    _, _, first, second, *_ = page.split("<section>")
+    assert (first.count(said), second.count(said)) == (2, 2)  # of two trainings with 8 layers
+    captions = re.findall("<figcaption>.*?</figcaption>", page)
+    found = [text.split(":")[0].rpartition(">")[2] for text in captions if said in text]
+    assert found == ["Figure 5", "Figure 5", "Figure 8 left", "Figure 8 right"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from sdpipe.report.labels import slug
-from sdpipe.report.plan import Drawing, caption
+from sdpipe.report.plan import Drawing, caption, repeated_seeds
 from sdpipe.report.plots import draw_bars, draw_heatmap, draw_p_L
 from sdpipe.report.runs import Run
 from sdpipe.report.settings import Arm, Kind, Setting, Spread, key_of, size_mark
@@ -67,6 +67,7 @@ def _bars(settings: Sequence[Setting], kind: Kind) -> Drawing:
             "As the paper's figure 5, which shows 110 and 1202 layers.",
             "Error bars: one standard deviation over seeds.",
             f"Runs, from left to right: {', '.join(str(len(arm.runs)) for arm in arms)}.",
+            repeated_seeds(arms),
         ),
         mark=size_mark(_runs(arms)),
         draw=lambda sheet: draw_bars(sheet, [setting.get("depth") for setting in ordered], bars),
@@ -108,6 +109,7 @@ def _p_L(setting: Setting, lines: dict[str, dict[float, Spread]]) -> Drawing:
             f"Runs at constant depth: {constant.n}."
             if constant
             else "There is no constant-depth run of this setting.",
+            repeated_seeds(filter(None, (setting.constant, *setting.stochastic))),
         ),
         mark=size_mark(setting.runs),
         draw=lambda sheet: draw_p_L(sheet, lines, constant),
@@ -159,6 +161,7 @@ def _heatmap(group: Sequence[Setting], cells: dict[tuple[float, int], Arm], how:
                     for p_L in p_Ls
                 }
             ),
+            repeated_seeds(cells.values()),
         ),
         mark=size_mark(_runs(cells.values())),
         draw=lambda sheet: draw_heatmap(sheet, p_Ls, depths, errors),

@@ -194,8 +194,10 @@ def _paper(row: Mapping[str, Any], unit: str, text: Callable[[float], str]) -> s
 
 
 def _machines(row: Mapping[str, Any]) -> Markup:
+    """With what else keeps their times from comparing."""
     warning = f'<br><strong class="mark">{escape(row["warning"])}</strong>' if "warning" in row else ""
-    return Markup("<br>".join(map(escape, row["hardware"].split(" | "))) + warning)
+    note = f"<br>{escape(row['note'])}" if "note" in row else ""
+    return Markup("<br>".join(map(escape, row["hardware"].split(" | "))) + warning + note)
 
 
 def _size(full: str, mark: str) -> Markup:

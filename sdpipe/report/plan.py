@@ -1,6 +1,6 @@
 """What a planned figure is, and what is said of one that cannot be drawn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
@@ -35,6 +35,12 @@ class NotDrawn:
 def caption(*sentences: str) -> str:
     """The sentences that are not empty."""
     return " ".join(filter(None, sentences))
+
+
+def repeated_seeds(arms: Iterable[Arm]) -> str:
+    """A sentence for a caption that speaks of seeds."""
+    repeated = any(arm.repeats_a_seed for arm in arms)
+    return "Of a training here a seed was run more than once." if repeated else ""
 
 
 def arm_lines(setting: Setting, arms: Sequence[Arm]) -> list[Line]:

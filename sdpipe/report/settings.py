@@ -91,6 +91,11 @@ class Arm:
         """For legends and rows."""
         return self.kind.name
 
+    @property
+    def repeats_a_seed(self) -> bool:
+        """So that its spread is not over seeds alone."""
+        return len({run.params["seed"] for run in self.runs}) < len(self.runs)
+
     def spread_of(self, value: Callable[[Run], float]) -> Spread:
         """Over the runs."""
         return spread(map(value, self.runs))

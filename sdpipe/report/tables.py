@@ -154,7 +154,7 @@ def _notes(setting: Setting, arm: Arm | None) -> TableRow:
     runs = _runs(setting, arm)
     mark = size_mark(runs)
     arms = [found for found in (setting.constant, arm) if found]
-    repeated = any(len({run.params["seed"] for run in found.runs}) < len(found.runs) for found in arms)
+    repeated = any(found.repeats_a_seed for found in arms)
     note = {"note": "a seed was run more than once"} if repeated else {}
     return {"full_size": not mark, "mark": mark, **note}
 
