@@ -208,6 +208,38 @@ def test_degradation_shows_the_depths_that_both_kinds_have(tmp_path: Path) -> No
         assert upright(axes) == [2]
 
 
+def test_each_option_of_skips_has_a_degradation_figure_that_names_it(tmp_path: Path) -> None:
+    """And a curve in the figure of its depth, beside the plain net's."""
+    for depth, skip in product((20, 26), ("plain", "A", "B", "C")):
+        write_run(tmp_path / f"{skip}{depth}", p_L=1.0, depth=depth, skip=skip)
+    drawings = plan_figures(group(read_runs([tmp_path])[0]))[0]
+    degraded = [one for one in drawings if one.number == "Degradation"]
+    assert [one.title.partition(",")[0] for one in degraded] == [
+        f"Plain nets against residual ones with skips of option {skip}" for skip in "ABC"
+    ]
+    assert len({one.name for one in degraded}) == 3
+    found = [one for one in drawings if one.number == "Skips"]
+    assert [one.title.rpartition(": ")[2] for one in found] == ["animals, 20 layers", "animals, 26 layers"]
+    errors, losses = found[0].draw(Sheet(path=tmp_path / ".figure.png", title="", mark="")).axes
+    names = ("plain", "option A", "option B", "option C")
+    assert lines(losses) == {name: close(LOSSES) for name in names}
+    assert {name for name in lines(errors) if "lowest" not in name} == set(names)
+    assert len({line.get_color() for line in losses.lines if line.get_label() in names}) == 4
+
+
+def test_depths_show_test_errors_at_constant_depth(tmp_path: Path) -> None:
+    """Of three depths or more that share all else; of one of them two seeds, 12 and 14 %."""
+    for depth, error in ((20, 0.1), (32, 0.12), (110, 0.09)):
+        write_run(tmp_path / f"{depth}", p_L=1.0, depth=depth, test_error=error)
+        write_run(tmp_path / f"other{depth}", p_L=1.0, depth=depth, epochs=4 + depth, validated_at=(1, 2))
+    write_run(tmp_path / "32-1", p_L=1.0, depth=32, test_error=0.14, seed=1)
+    figure = drawn(tmp_path, "Depths")
+    (axes,) = figure.axes
+    assert "20, 32 and 110 layers" in figure.get_suptitle().replace("\n", " ")
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([10, 13, 9])  # type: ignore[attr-defined]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["20 layers", "32 layers", "110 layers"]
+
+
 def test_the_ensembles_figure_shows_errors_and_likelihoods(tmp_path: Path) -> None:
     """One member: errors 0.20 and 0.21 of two draws; four: 0.12 twice; the test network: 0.1."""
     write_ensemble(tmp_path / "s", write_run(tmp_path / "s", p_L=0.5))

@@ -71,28 +71,30 @@ def fake_data(dataset: str, num: int, folder: Path) -> DataSet:
     )
 
 
-# The networks of cifar10 or imagenet with another head, depth, dropout or survival probability. That of 1202
-# layers takes three steps in test_recompute.py, too.
+# The networks of cifar10 or imagenet with another head, depth, dropout or survival probability; of skips
+# those of skips-small, wider. That of 1202 layers takes three steps in test_recompute.py, too.
 LIKE_OTHERS = (
     "cifar10-1202",
     *("cifar100", "cifar10-plain-data", "cifar100-plain-data"),
-    *("dropout", "figure8-left", "figure8-right", "imagenet-he"),
+    *("depths", "dropout", "figure8-left", "figure8-right", "imagenet-he", "skips"),
 )
 
 
 def one_run_of_each_kind(name: str) -> list[str]:
-    """The first run of each network, rule, and of constant and stochastic depth."""
+    """The first run of each network, rule, way to draw, and of constant and stochastic depth."""
     kinds: dict[tuple[object, ...], str] = {}
     for run in load_recipes()[name].runs:
         config = config_of(name, run)
         network = (config.family, config.depth, config.skip, config.dropout)
-        kinds.setdefault((*network, config.rule, config.p_L == 1), run)
+        kinds.setdefault((*network, config.rule, config.draw, config.p_L == 1), run)
     return list(kinds.values())
 
 
 def test_every_kind_of_network_is_tried() -> None:
     assert set(one_run_of_each_kind("imagenet-he")) == set(load_recipes()["imagenet-he"].runs)
     assert set(one_run_of_each_kind("degradation")) == set(load_recipes()["degradation"].runs)
+    for name in ("depths", "draws", "skips"):
+        assert set(one_run_of_each_kind(name)) == set(load_recipes()[name].runs)
     assert one_run_of_each_kind("figure8-left") == ["p50-linear", "p50-uniform", "p100-linear"]
     assert len(one_run_of_each_kind("figure8-right")) == 6 * 2
 

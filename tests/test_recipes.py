@@ -118,6 +118,28 @@ def test_degradation_is_resnets() -> None:
     assert kinds == {(20, "A", 1.0), (56, "A", 1.0), (20, "plain", 1.0), (56, "plain", 1.0)}
 
 
+def test_depths_are_those_of_resnets_table_6() -> None:
+    """But 1202 layers, whose schedule is another. All else is as in cifar10 at constant depth."""
+    configs = [config_of("depths", run) for run in load_recipes()["depths"].runs]
+    assert sorted(config.depth for config in configs) == [20, 32, 44, 56, 110]
+    constant = config_of("cifar10", "constant")
+    assert all(config == constant.model_copy(update={"depth": config.depth}) for config in configs)
+
+
+def test_skips_are_those_of_resnets_table_3() -> None:
+    """Options A, B and C of 34 layers beside the plain net, as in imagenet-he."""
+    configs = [config_of("skips", run) for run in load_recipes()["skips"].runs]
+    assert [config.skip for config in configs] == ["A", "B", "C", "plain"]
+    residual = config_of("imagenet-he", "residual-34")
+    assert all(config == residual.model_copy(update={"skip": config.skip}) for config in configs)
+
+
+def test_draws_differ_in_the_draw_alone() -> None:
+    batch, sample, constant = (config_of("draws", run) for run in ("batch", "sample", "constant"))
+    assert (batch, constant) == (config_of("cifar10", "stochastic"), config_of("cifar10", "constant"))
+    assert sample == batch.model_copy(update={"draw": "sample"})
+
+
 def test_svhn_holds_out_400_and_200_of_each_class() -> None:
     """Of 10 classes: 4,000 and 2,000, 6,000 in all."""
     assert config_of("svhn", "constant").validation == {"train": 400, "extra": 200}
@@ -157,10 +179,11 @@ def test_full_size_is_told_from_small() -> None:
 SIZES_OF_THE_PAPERS = {
     **dict.fromkeys(("cifar10", "cifar100", "cifar10-plain-data", "cifar100-plain-data"), (45_000, 32)),
     **dict.fromkeys(
-        ("cifar10-1202", "figure8-left", "figure8-right", "degradation", "dropout"), (45_000, 32)
+        ("cifar10-1202", "figure8-left", "figure8-right", "degradation", "depths", "draws", "dropout"),
+        (45_000, 32),
     ),
     "svhn": (598_388, 32),
-    **dict.fromkeys(("imagenet", "imagenet-he"), (1_271_167, 224)),
+    **dict.fromkeys(("imagenet", "imagenet-he", "skips"), (1_271_167, 224)),
 }
 
 

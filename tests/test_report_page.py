@@ -67,6 +67,10 @@ def test_each_figure_is_drawn_once_the_runs_suffice(tmp_path: Path) -> None:
     assert drawn(tmp_path) == expected
     write_run(tmp_path / "p26", p_L=1.0, skip="plain", depth=26)
     assert drawn(tmp_path) == (expected := expected | {"Degradation"})
+    write_run(tmp_path / "b", p_L=1.0, skip="B")
+    assert drawn(tmp_path) == (expected := expected | {"Skips"})
+    write_run(tmp_path / "c32", p_L=1.0, depth=32)
+    assert drawn(tmp_path) == (expected := expected | {"Depths"})
     write_ensemble(tmp_path / "s", fingerprint)
     assert drawn(tmp_path) == (expected := expected | {"Ensemble"})
     write_run(tmp_path / "cifar", dataset="cifar10")
@@ -79,8 +83,9 @@ def test_each_figure_is_drawn_once_the_runs_suffice(tmp_path: Path) -> None:
     assert page.count("the paper's figures show the test error".replace("'", "&#x27;")) == page.count(
         "curves-"
     )
-    depths = [row["depth"] for row in rows_of(tmp_path / "out" / "degradation.csv")]
-    assert sorted(depths) == ["20", "20", "26", "26"]
+    rows = rows_of(tmp_path / "out" / "degradation.csv")
+    nets = [("plain", "20"), ("plain", "26"), ("A", "20"), ("A", "26"), ("B", "20")]
+    assert [(row["skip"], row["depth"]) for row in rows] == nets
 
 
 @pytest.mark.parametrize(

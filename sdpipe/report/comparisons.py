@@ -46,9 +46,11 @@ def _arm(setting: Setting, kind: Kind) -> Arm | None:
 def common_label(settings: Sequence[Setting]) -> str:
     """What the labels share, with all depths."""
     parts = [setting.label.split(", ") for setting in settings]
-    kept = [part for part in parts[0] if all(part in other for other in parts)]
-    depths = " and ".join(str(depth) for depth in sorted({setting.get("depth") for setting in settings}))
-    return ", ".join([*kept, f"{depths} layers"])
+    shared = [part for part in parts[0] if all(part in other for other in parts)]
+    kept = [part for part in shared if not part.endswith(" layers")]
+    *depths, deepest = map(str, sorted({setting.get("depth") for setting in settings}))
+    others = f"{', '.join(depths)} and " if depths else ""
+    return ", ".join([*kept, f"{others}{deepest} layers"])
 
 
 def _bars(settings: Sequence[Setting], kind: Kind) -> Drawing:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import chain, count
 
 from sdpipe.report.comparisons import depth_figures, heatmap_figures, p_L_figures
-from sdpipe.report.degradation import degradation_figures
+from sdpipe.report.constant_depth import constant_depth_figures
 from sdpipe.report.ensembles import ensemble_figures, ensembles_not_drawn
 from sdpipe.report.plan import Drawing, NotDrawn, arm_lines, caption
 from sdpipe.report.plots import draw_curves, draw_gradient
@@ -64,6 +64,18 @@ _WANTED = (
         "constant-depth runs with `skip: plain` and with skips, each at two depths",
         ("degradation-small", "degradation"),
     ),
+    (
+        "Skips",
+        "options A, B and C",
+        "constant-depth runs with two of `skip: A`, `B` and `C` that share all else",
+        ("skips-small", "skips"),
+    ),
+    (
+        "Depths",
+        "test error at constant depth by depth",
+        "constant-depth runs at three depths that share all else",
+        ("depths-small", "depths"),
+    ),
 )
 
 
@@ -74,7 +86,7 @@ def plan_figures(settings: Sequence[Setting]) -> tuple[list[Drawing], list[NotDr
     drawings += [_gradient(setting) for setting in settings if setting.constant and setting.stochastic]
     drawings += p_L_figures(settings)
     drawings += heatmap_figures(settings)
-    drawings += degradation_figures(settings)
+    drawings += constant_depth_figures(settings)
     drawings += ensemble_figures(settings)
     return list(_named_apart(drawings)), [*_not_drawn(drawings), *ensembles_not_drawn(settings)]
 

@@ -117,7 +117,7 @@ def table2_html(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def degradation_html(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Plain and residual nets at constant depth."""
+    """Nets with other skips, or none, at constant depth."""
     numbers = ("n", "last training loss", "lowest validation error, %", "test error, %")
     return _table(
         [("setting", _WIDE), ("skip", _TEXT), *((title, _NUMBER) for title in numbers), ("size", _WIDE)],

@@ -63,7 +63,7 @@ def page_html(page: Page) -> str:
         _section("Table 2: training time", _TABLE2_NOTE, table2_html(page.table2)),
     ]
     if page.degradation:
-        sections.append(_section("Degradation of plain nets", degradation_html(page.degradation)))
+        sections.append(_section("Plain nets and skips, constant depth", degradation_html(page.degradation)))
     figures = "".join(_figure(drawing, png) for drawing, png in page.figures)
     sections.append(_section("Figures", f'<div class="figures">{figures}</div>'))
     if page.not_drawn:

@@ -1,6 +1,6 @@
 """The paper's tables 1 and 2, and degradation: measured, with n and spread, beside the paper's numbers."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sdpipe.recipes import PaperResult, load_recipes
@@ -32,10 +32,9 @@ def table2(settings: Iterable[Setting]) -> list[TableRow]:
     return [_row2(setting, arm) for setting, arm in _pairs(settings)]
 
 
-def degradation_table(groups: Iterable[Sequence[Setting]]) -> list[TableRow]:
-    """Plain and residual nets at constant depth, each at several depths; a row for each setting once."""
-    settings = {setting.label: setting for group in groups for setting in group}
-    return [_row_degradation(setting) for setting in settings.values() if setting.constant]
+def degradation_table(settings: Iterable[Setting]) -> list[TableRow]:
+    """Nets with other skips, or none, at constant depth: a row for each setting."""
+    return [_row_degradation(setting) for setting in settings if setting.constant]
 
 
 def _pairs(settings: Iterable[Setting]) -> Iterable[tuple[Setting, Arm | None]]:

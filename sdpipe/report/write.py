@@ -6,7 +6,7 @@ from pathlib import Path
 from sdpipe.errors import DataError
 from sdpipe.files import read_json, replacing_folder, write_json
 from sdpipe.report.cells import write_table
-from sdpipe.report.degradation import degradation_groups
+from sdpipe.report.constant_depth import with_other_skips
 from sdpipe.report.figures import plan_figures
 from sdpipe.report.page import Page, page_html
 from sdpipe.report.plan import Drawing
@@ -61,7 +61,7 @@ def _write(folder: Path, runs: Sequence[Run], settings: Sequence[Setting], probl
     first, second = table1(settings), table2(settings)
     write_table(folder / "table1.csv", first)
     write_table(folder / "table2.csv", second)
-    degraded = degradation_table([*plain, *residual] for plain, residual in degradation_groups(settings))
+    degraded = degradation_table(with_other_skips(settings))
     if degraded:
         write_table(folder / "degradation.csv", degraded)
     drawings, not_drawn = plan_figures(settings)
