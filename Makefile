@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DO_NOT_TRACK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help repro checkout test test-slow test-base soak benchmark benchmark-deployment lint lock ui clean
+.PHONY: help repro test test-slow test-base soak benchmark benchmark-deployment lint lock ui clean
 
 help:
 	@echo "make repro      fetch, train, fold, export, prove, deploy"
@@ -43,13 +43,12 @@ compile = $(@D)/bin/python -m compileall -q -j 0 -x '/tests/' $(@D)/lib >/dev/nu
 	$(compile)
 	touch $@
 
-repro: checkout .venv/installed
+# A git repository, or DVC refuses the folder, behind the installation of all packages.
+repro: .git .venv/installed
 	dvc repro
 
-# Before the packages are installed: DVC works in a git repository only.
-checkout:
-	@test -e .git && command -v git >/dev/null || \
-		{ echo "make repro needs git, and this folder to be a clone; \`git init\` makes it one" >&2; exit 1; }
+.git:
+	@echo "make repro needs this folder to be a clone; git init makes a repository of it" >&2; exit 1
 
 test: .venv/installed
 	pytest -m "not slow" -n 2 --dist loadfile
