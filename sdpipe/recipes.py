@@ -11,8 +11,10 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from itertools import count, product
 from pathlib import Path
@@ -32,6 +34,7 @@ _USERS = {"device", "precision", "compile", "recompute"}
 # What is compared within a recipe: not which recipe, either.
 NOT_OF_THE_RECIPE = _USERS | {"seed", "p_L", "rule", "draw", "p_L_warmup_epochs"}
 _WORDS = {"linear_decay": "linear", "A": "residual"}  # in the names of runs
+_LEAST_PLAIN = 0.01  # smaller numbers are written with an exponent
 _HEAD = re.compile(r"(?:[ \t]*(?:#.*)?\n)*---[ \t]*\n")  # comments above a document's start
 
 
@@ -187,6 +190,7 @@ def apply_recipe(name: str, params: Path, num_seeds: int = 1) -> str:
     for key, value in recipe.train.items():
         if not _stands(values["train"], key, value) and not (key in _USERS and key in values["train"]):
             values["train"][key] = _flow(yaml, value)
+            _align_comment(values["train"], key)
     if not _stands(values, "runs", runs):
         values["runs"] = yaml.map(**{run: _flow(yaml, overrides) for run, overrides in runs.items()})
     for dataset, wanted in recipe.fetch.items():
@@ -232,10 +236,28 @@ def _round_trip() -> YAML:
     yaml = YAML()
     yaml.width = 4096
     yaml.preserve_quotes = True
+    yaml.representer.add_representer(float, _represent_float)
     yaml.representer.add_representer(
         type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
     )
     return yaml
+
+
+def _represent_float(representer: Any, value: float) -> Any:
+    """As params.yaml has them: 0.02, but 2.0e-3."""
+    text = repr(value)
+    if 0 < value < _LEAST_PLAIN:
+        digits, _, exponent = f"{Decimal(text):e}".partition("e")
+        text = f"{digits if '.' in digits else f'{digits}.0'}e{exponent}"
+    return representer.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+def _align_comment(section: Any, key: str) -> None:
+    """Put the comment behind a key below most others, from where a longer value had pushed it."""
+    comments = {name: tokens[2] for name, tokens in section.ca.items.items() if tokens[2] is not None}
+    if key in comments:
+        ((column, _),) = Counter(comment.column for comment in comments.values()).most_common(1)
+        comments[key].column = column
 
 
 def _stands(section: Mapping[str, Any], key: str, value: Any) -> bool:

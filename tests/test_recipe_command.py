@@ -33,6 +33,18 @@ def test_use_keeps_the_file_before(params: Path) -> None:
     assert backup.read_text() == before
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("imagenet",), ("svhn",), ("cifar10-1202",), ("pictures-20-56", "imagenet-he-small", "svhn-small")],
+)
+def test_digits_is_the_way_back(params: Path, names: tuple[str, ...]) -> None:
+    """To the bytes of params.yaml as committed: formats of numbers, and columns of comments."""
+    committed = params.read_text()
+    for name in (*names, "digits"):
+        use_recipe(name, params)
+    assert params.read_text() == committed
+
+
 def test_use_keeps_who_may_read_it(params: Path) -> None:
     """Addresses in it may hold passwords, and so may the file that is kept."""
     params.chmod(0o660)
@@ -148,7 +160,7 @@ def test_use_writes_through_a_link(params: Path) -> None:
 def test_what_params_yaml_says_of_a_number_is_true_of_every_recipe(params: Path) -> None:
     """The reason of the digits' weight decay once stood beside the papers' 1e-4."""
     (line,) = [line for line in apply_recipe("cifar10", params).splitlines() if "weight_decay" in line]
-    assert line.split("#") == ["  weight_decay: 0.0001      ", " on every parameter"]
+    assert line.split("#") == ["  weight_decay: 1.0e-4      ", " on every parameter"]
 
 
 def test_commands(params: Path) -> None:
