@@ -86,7 +86,9 @@ def test_figures_that_cannot_be_written(places: Path, model_path: Path, place: s
 
 @pytest.mark.parametrize("options", [("--out", "file/x"), ("--max-error", 1, "--copy-to", "file/x/y")])
 def test_prune_says_first_that_it_cannot_write(places: Path, options: tuple[object, ...]) -> None:
-    check_one_line(call("prune", *options), "error: [Errno 20] Not a directory: 'file/x'")
+    (places / "run").mkdir()
+    (places / "run" / "weights.safetensors").write_text("looked at behind it")
+    check_one_line(call("prune", "run", *options), "error: [Errno 20] Not a directory: 'file/x'")
 
 
 def test_the_systems_word_on_a_file_is_one_line_and_on_sdpipes_own_a_traceback() -> None:
