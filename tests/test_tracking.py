@@ -127,41 +127,27 @@ def test_a_finished_run_is_complete_and_is_rebuilt_when_lost(
     assert describe(mlflow_store) == before
 
 
-@pytest.mark.parametrize(
-    ("name", "old", "new", "says"),
-    [
-        (
-            "train.json",
-            '"best_epoch": ',
-            '"best_epoch": "x", "b": ',
-            r"train\.json: best_epoch: expected",
-        ),
-        (
-            "train.json",
-            '"test_error": ',
-            '"test_error": NaN, "b": ',
-            r"train\.json: test_error: expected",
-        ),
-        ("timing.json", '"git_commit"', '"x"', r"timing\.json: expected an entry git_commit"),
-        ("timing.csv", "images_per_s", "x", "with images_per_s"),
-        ("history.csv", "\n2,", "\n2.5,", "of the same epochs"),
-        ("latency.json", '"median_ms": ', '"median_ms": "x", "b": ', r"latency\.json: .* expected a finite"),
-        ("metrics.json", '"variants": {', '"variants": [], "b": {', None),
-    ],
-)
-def test_damaged_files_of_a_run_are_named(
-    finished: Path, mlflow_store: Path, name: str, old: str, new: str, says: str | None
-) -> None:
-    text = (finished / name).read_text()
-    assert old in text
-    (finished / name).write_text(text.replace(old, new))
-    try:
+DAMAGES = [  # file, what is replaced by what, and what is said
+    ("train.json", '"best_epoch": ', '"best_epoch": "x", "b": ', r"train\.json: best_epoch: expected"),
+    ("train.json", '"test_error": ', '"test_error": NaN, "b": ', r"train\.json: test_error: expected"),
+    ("timing.json", '"git_commit"', '"x"', r"timing\.json: expected an entry git_commit"),
+    ("timing.csv", "images_per_s", "x", "with images_per_s"),
+    ("history.csv", "\n2,", "\n2.5,", "of the same epochs"),
+    ("latency.json", '"median_ms": ', '"median_ms": "x", "b": ', r"latency\.json: .* expected a finite"),
+    ("metrics.json", '"variants": {', '"variants": [], "b": {', None),
+]
+
+
+def test_damaged_files_of_a_run_are_named(finished: Path, mlflow_store: Path) -> None:
+    for name, old, new, says in DAMAGES:
+        text = (finished / name).read_text()
+        assert old in text
+        (finished / name).write_text(text.replace(old, new))
         if says is None:
             track(finished)
         else:
             with pytest.raises(DataError, match=says):
                 track(finished)
-    finally:
         (finished / name).write_text(text)
 
 
