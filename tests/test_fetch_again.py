@@ -9,7 +9,7 @@ from test_pipeline import call, copy_project
 
 from sdpipe.files import read_json
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def write_class(folder: Path, num_pictures: int) -> None:

@@ -132,6 +132,7 @@ def test_ctrl_c_ends_the_line_of_progress(folder: Path, rgb_model_path: Path) ->
     many = [str(folder / "0.png")] * 100_000
     command = (
         "import os, signal, threading; from sdpipe.cli import main; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # whoever runs the tests may ignore it
         "threading.Timer(4, os.kill, (os.getpid(), signal.SIGINT)).start(); "
         f"main(['predict', *['{many[0]}'] * {len(many)}, '--model', '{rgb_model_path}'])"
     )
