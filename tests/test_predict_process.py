@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from encoded_pictures import write_folder
 from PIL import Image
-from test_predict_urls import QuietServer
+from test_predict_urls import listening
 from test_predict_use import CLI, ENVIRONMENT, call, run_in_terminal
 
 from sdpipe.runtime import predictor
@@ -80,16 +80,9 @@ class Late(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def late_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
     Late.picture = (folder / "0.png").read_bytes()
-    listening = QuietServer(("127.0.0.1", 0), Late)
-    thread = threading.Thread(target=listening.serve_forever, args=(0.05,))
-    thread.start()
-    yield f"http://127.0.0.1:{listening.server_port}"
-    listening.shutdown()
-    thread.join()
-    listening.server_close()
+    with listening(Late, monkeypatch) as address:
+        yield address
 
 
 def test_urls_are_fetched_side_by_side(late_server: str, rgb_model_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,18 +66,27 @@ class QuietServer(http.server.ThreadingHTTPServer):
         """Whoever gave up on a slow answer has hung up."""
 
 
-@pytest.fixture
-def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@contextmanager
+def listening(
+    handler: type[http.server.BaseHTTPRequestHandler], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Its address; no proxy stands before it."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    Server.picture = (folder / "0.png").read_bytes()
-    listening = QuietServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=listening.serve_forever, args=(0.05,))
+    server = QuietServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    yield f"http://127.0.0.1:{listening.server_port}"
-    listening.shutdown()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
     thread.join()
-    listening.server_close()
+    server.server_close()
+
+
+@pytest.fixture
+def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    Server.picture = (folder / "0.png").read_bytes()
+    with listening(Server, monkeypatch) as address:
+        yield address
 
 
 def test_urls_need_the_flag(folder: Path, server: str, rgb_model_path: Path) -> None:
