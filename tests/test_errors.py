@@ -201,15 +201,8 @@ def test_an_import_that_was_interrupted_is_an_interruption(
     capsys: pytest.CaptureFixture[str], cause: BaseException, code: int, text: str
 ) -> None:
     """A module in C, as onnxruntime's, ends with an ImportError whatever ended its start."""
-
-    def start() -> None:
-        try:
-            raise cause
-        except BaseException as error:
-            raise ImportError("initialization failed") from error
-
     with pytest.raises(SystemExit) as ended, errors_on_one_line():
-        start()
+        raise ImportError("initialization failed") from cause
     assert ended.value.code == code
     assert capsys.readouterr().err == text
     with pytest.raises(ImportError, match="no module"), errors_on_one_line():

@@ -1,6 +1,7 @@
 """Commands that need the base install only."""
 
 import json
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,10 @@ def predict(
         print_result = output.choose_printer(as_json, as_csv, top_k, with_uncertainty=ensemble is not None)
         names = partial(expand, images, allow_url=allow_url, but=show)
         progress = output.Progress(lambda: sum(1 for _ in names()))
-        endings: list[str] = []
+        endings: Counter[str] = Counter()
         results = predict_files(
             artifact,
-            names(passed_over=endings.append),
+            names(passed_over=lambda ending: endings.update([ending])),
             top_k=top_k,
             batch_size=batch_size,
             num_thumbnails=sheet.limit if sheet else 0,

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,11 +106,11 @@ def _as_text(name: str, mark: str) -> str:
     return mark + cell if is_formula else cell
 
 
-def passed_over(endings: Sequence[str]) -> str:
+def passed_over(endings: Counter[str]) -> str:
     """What is said of files in folders that are no pictures by their names."""
-    counted = Counter(on_one_line(ending) or "without ending" for ending in endings)
-    kinds = ", ".join(f"{count:,} {ending}" for ending, count in counted.most_common(_MAX_ENDINGS))
-    more = ", ..." * (len(counted) > _MAX_ENDINGS)
+    most = endings.most_common(_MAX_ENDINGS)
+    kinds = ", ".join(f"{count:,} {on_one_line(ending) or 'without ending'}" for ending, count in most)
+    more = ", ..." * (len(endings) > _MAX_ENDINGS)
     return f"note: files in folders that are no pictures, by their names, were left out: {kinds}{more}"
 
 
