@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from scipy.stats import binomtest
 
 from sdpipe.deploy.release.loading import loading_section
 from sdpipe.deploy.release.release import MODEL, VARIANTS, Candidate
@@ -72,6 +73,15 @@ def _error(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, int | float) else ""
 
 
+def _interval(error: Any, num_images: Any) -> str:
+    """Where the error on any number of such pictures would be, by what was found on these."""
+    is_known = isinstance(error, int | float) and 0 <= error <= 1
+    if not is_known or not isinstance(num_images, int) or num_images < 1:
+        return ""
+    found = binomtest(round(error * num_images), num_images).proportion_ci(0.95, method="wilson")
+    return f"{found.low:.4f} to {found.high:.4f}"
+
+
 def _number(cell: str) -> str:
     """A class without pictures has no recall, one that was never named no precision."""
     return _error(float(cell)) if cell else ""
@@ -110,13 +120,17 @@ graph. The stage `deploy` wrote this page from what the run left.
 
 def _errors(candidate: Candidate, folder: Path, train: Mapping[str, Any]) -> str:
     metrics = candidate.metrics
-    rows = [
-        ["validation", _error(train["validation_error"]), train["num_validation"], "PyTorch, while training"],
-        ["test", _error(metrics["test_error"]), metrics["num_test"], MODEL],
-        ["test", _error(metrics["test_error_pytorch"]), metrics["num_test"], "PyTorch"],
+    measured = [
+        ["validation", train["validation_error"], train["num_validation"], "PyTorch, while training"],
+        ["test", metrics["test_error"], metrics["num_test"], MODEL],
+        ["test", metrics["test_error_pytorch"], metrics["num_test"], "PyTorch"],
     ]
-    text = "## Errors\n\n" + table(["part", "error", "pictures", "computed by"], rows)
-    text += f"\nOne training (n = 1), at epoch {train['best_epoch']:g}, of lowest validation error.\n"
+    rows = [[part, _error(error), _interval(error, n), n, who] for part, error, n, who in measured]
+    text = "## Errors\n\n" + table(["part", "error", "95 % interval", "pictures", "computed by"], rows)
+    text += f"""
+One training (n = 1), at epoch {train["best_epoch"]:g}, of lowest validation error. The interval (Wilson's) is
+what so few pictures leave open; of other trainings it says nothing.
+"""
     classes = _read_classes(folder / "classes.csv")
     if len(classes) <= _FEW_CLASSES:
         rows = [[row["class"], _number(row["precision"]), _number(row["recall"]), row["images"]]
