@@ -121,10 +121,8 @@ def errors_on_one_line() -> Iterator[None]:
             raise
         tell(f"error: {on_one_line(str(error))}")
         raise SystemExit(1) from None
-    except (
-        KeyboardInterrupt,
-        ImportError,
-    ) as error:  # a module in C turns what ends its start into the latter
+    except (KeyboardInterrupt, ImportError) as error:
+        # A module in C turns what ends its start into an ImportError.
         interruption = _interruption_behind(error)
         if interruption is None:
             raise

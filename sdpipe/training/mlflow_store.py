@@ -104,15 +104,20 @@ def _open_store(mlflow: Any) -> str:
         return str(client.create_experiment(name, artifact_location=location))
 
 
-def _create_database(mlflow: Any, uri: str) -> None:
-    """Make a file's tables beside and rename: MLflow cannot go on with half of them."""
+def _file_of(uri: str) -> Path | None:
+    """The database's file, if it is one of SQLite and named by its path."""
     from sqlalchemy import make_url
 
     url = make_url(uri)
     if url.get_backend_name() != "sqlite" or not url.database or "uri" in url.query:
-        return
-    path = Path(url.database)
-    if not path.exists():
+        return None
+    return Path(url.database)
+
+
+def _create_database(mlflow: Any, uri: str) -> None:
+    """Make a file's tables beside and rename: MLflow cannot go on with half of them."""
+    path = _file_of(uri)
+    if path is not None and not path.exists():
         with replacing(path) as beside:
             uri_beside = _address_of(beside)
             _look_at(uri_beside)
@@ -140,11 +145,9 @@ def _follow_artifacts(uri: str) -> None:
     """
     import sqlalchemy as sql
 
-    url, here = sql.make_url(uri), _artifacts()
-    if url.get_backend_name() != "sqlite" or not url.database or "uri" in url.query:
-        return
-    if Path(url.database).resolve().parent != project_root().resolve():
-        return  # a database of several projects
+    path, here = _file_of(uri), _artifacts()
+    if path is None or path.resolve().parent != project_root().resolve():
+        return  # a server, or one of several projects
     engine = sql.create_engine(uri, poolclass=sql.NullPool)
     with engine.begin() as connection:
         known = sql.select(sql.column("artifact_location", sql.String)).select_from(sql.table("experiments"))

@@ -65,7 +65,7 @@ def _refuse_in_words(server: ModuleType) -> None:
             raise MlflowException.invalid_parameter_value(f"the request cannot be parsed: {error}") from error
 
     @wraps(parse)
-    def counting(data: dict[str, Any], *rest: Any, **options: Any) -> Any:
+    def complete(data: dict[str, Any], *rest: Any, **options: Any) -> Any:
         instances = data.get("instances")
         records = instances if isinstance(instances, list) else []
         if any(isinstance(each, dict) and FIELD not in each for each in records):
@@ -75,7 +75,7 @@ def _refuse_in_words(server: ModuleType) -> None:
         return parse(data, *rest, **options)
 
     server.invocations = refusing  # type: ignore[attr-defined]
-    server.infer_and_parse_data = counting  # type: ignore[attr-defined]
+    server.infer_and_parse_data = complete  # type: ignore[attr-defined]
 
 
 set_model(ServedModel())
