@@ -264,6 +264,13 @@ def test_help_and_version_import_neither_numpy_nor_onnxruntime() -> None:
         assert not {"numpy", "onnxruntime", "PIL"} & set(done.stderr.split())
 
 
+def test_python_starts_it_too() -> None:
+    """Where the script is not on PATH; the usage names what was called."""
+    done = subprocess.run([sys.executable, "-m", "sdpipe", "predict"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: python -m sdpipe predict [OPTIONS] IMAGE...")
+
+
 def test_a_picture_that_cannot_be_opened(pictures: Path, model_path: Path) -> None:
     """Without permission (root may read everything, so there the check is a folder named like a picture)."""
     target = pictures / "a" / "0.png"
