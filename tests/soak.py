@@ -30,6 +30,7 @@ from soak_faults import broken_restores, damages
 from tqdm import tqdm
 
 from sdpipe.provenance import hardware, processor_name
+from sdpipe.training.interruption import ENDING_S
 
 DURABLE = (
     "mkdir,mkdirat,open,openat,creat,write,pwrite64,writev,ftruncate,fsync,fdatasync,chmod,fchmodat,"
@@ -38,8 +39,12 @@ DURABLE = (
 
 
 def random_kills(bench: Bench, num_kills: int, number: int, chance: random.Random) -> str:
-    """Kill at random instants of a session's life, several times for each training."""
+    """Kill at random instants of a session's life, several times for each training.
+
+    A session ends by the signal, before it can catch it, or with the status that says so, and in time.
+    """
     trial_number = num_hit = num_late = num_wrong = 0
+    expected = {0, -number} if number == signal.SIGKILL else {0, -number, 128 + number}
     with tqdm(total=num_kills, desc=signal.Signals(number).name, disable=None) as bar:
         while num_hit < num_kills:
             trial = bench.new_trial(f"{signal.Signals(number).name}{trial_number}")
@@ -48,20 +53,28 @@ def random_kills(bench: Bench, num_kills: int, number: int, chance: random.Rando
                 child = start(trial)
                 time.sleep(chance.uniform(0, bench.seconds))
                 os.kill(child, number)
-                if wait(child) == 0:
+                killed = time.monotonic()
+                status = wait(child)
+                ended_s = time.monotonic() - killed
+                assert status in expected, f"{trial}: exit {status}\n{(trial / 'log').read_text()}"
+                assert ended_s < ENDING_S, f"{trial}: took {ended_s:.1f} s to end"
+                if status == 0:
                     num_late += 1
                     break
                 num_hit += 1
                 bar.update()
             finish_well(trial)
             faults = bench.faults(trial)
+            if "Traceback" in (trial / "log").read_text():
+                faults.append("a traceback in the log")
             num_wrong += bool(faults)
             if faults:
                 print(f"{trial}: {faults}", file=sys.stderr)
     assert num_wrong == 0, f"{num_wrong} of {trial_number} trainings differ"
     return (
         f"{num_hit} in {trial_number} trainings ({num_late} more came after the end of a session); all "
-        "trainings byte-identical to one never killed, one finished MLflow run each"
+        f"trainings byte-identical to one never killed, one finished MLflow run each; each end within "
+        f"{ENDING_S:.0f} s, with the signal's status and no traceback"
     )
 
 
