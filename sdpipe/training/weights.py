@@ -136,5 +136,12 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def snapshot(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of a state dict that later steps do not change."""
-    return {name: torch.clone(tensor, memory_format=torch.preserve_format) for name, tensor in state.items()}
+    """A copy of a state dict that later steps do not change.
+
+    Without BatchNorm's counts of what it saw: nothing uses them, and of two processes each sees half.
+    """
+    return {
+        name: torch.clone(tensor, memory_format=torch.preserve_format)
+        for name, tensor in state.items()
+        if not name.endswith(".num_batches_tracked")
+    }
