@@ -89,7 +89,8 @@ class Progress:
 
     def continued_on(self, hardware: Sequence[str]) -> "Progress":
         """The same, with what it goes on on, where that is something else."""
-        return replace(self, hardware=list(dict.fromkeys([*self.hardware, *hardware])))
+        is_same = self.hardware[-1:] == list(hardware)
+        return replace(self, hardware=self.hardware if is_same else [*self.hardware, *hardware])
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Progress":

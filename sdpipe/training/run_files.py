@@ -49,7 +49,7 @@ def write_training(folder: Path, result: TrainResult, info: ModelInfo, measured:
         {
             "train_s": train_s,
             "images_per_s": images_per_s,
-            "hardware": CONTINUED_ON.join(result.progress.hardware),
+            "hardware": CONTINUED_ON.join(dict.fromkeys(result.progress.hardware)),
             **measured,
         },
     )
