@@ -61,9 +61,10 @@ def launch(launcher: str, run: str) -> None:
 def committed_md5(run: str) -> str | None:
     """What dvc.lock says of the weights of the run's last training."""
     path = Path("dvc.lock")
-    stages = read_params(path).get("stages", {}) if path.exists() else {}
+    stages = read_params(path).get("stages") or {} if path.exists() else {}
     outs = stages.get(f"train@{run}", {}).get("outs", [])
-    return next((out["md5"] for out in outs if out["path"].endswith("weights.safetensors")), None)
+    found = [out.get("md5") for out in outs if out["path"].endswith("weights.safetensors")]
+    return next((md5 for md5 in found if isinstance(md5, str)), None)
 
 
 if __name__ == "__main__":

@@ -42,11 +42,13 @@ def test_what_went_on_on_another_machine_names_both(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """`train_s` is of both; the last one alone stood beside it."""
-    for epochs, name in ((2, "slow"), (3, "fast"), (4, "fast")):
+    for epochs, name in ((2, "slow"), (3, "fast"), (4, "fast"), (5, "slow"), (6, "slow")):
         monkeypatch.setattr("sdpipe.training.compute.hardware", lambda *_arguments, name=name: name)
         run_to(project / "out", dataset, epochs=epochs, milestones=[])
     assert json.loads((project / "out" / "timing.json").read_text())["hardware"] == "slow, then fast"
-    assert capsys.readouterr().out.count("on fast, after slow: rounding may be another") == 1
+    told = capsys.readouterr().out
+    assert told.count("on fast, after slow: rounding may be another") == 1
+    assert told.count("rounding may be another") == 2  # and not once more where it stays on the slow one
 
 
 def test_the_longest_finished_run_is_extended(
@@ -143,6 +145,21 @@ def test_a_kept_end_whose_digest_is_lost_is_gone_on_from(
     config = train_config(epochs=1, milestones=[])
     train_run("plain", config, machine(), dataset, "code", project / "out", committed_md5=committed)
     assert results(project / "out") == first
+
+
+def test_behind_a_damaged_end_a_shorter_one_is_extended(
+    project: Path, dataset: DataSet, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DVC does not have the damaged one; the epochs of the one before need not be trained again."""
+    for epochs in (1, 2):
+        first = run_to(project / "out", dataset, epochs=epochs, milestones=[])
+    (damaged,) = (project / ".sdpipe/finished").glob("*/*/step-0000000012/tensors.safetensors")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    capsys.readouterr()
+    assert run_to(project / "out", dataset, epochs=2, milestones=[]) == first
+    told = capsys.readouterr().out
+    assert f"checkpoint {damaged.parent} is damaged and passed over" in told
+    assert "continuing after step 6, 1 of 2 epochs" in told
 
 
 @pytest.mark.parametrize("committed", [None, "of-an-older-training"])

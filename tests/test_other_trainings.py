@@ -143,3 +143,21 @@ def test_a_copy_that_dvc_exp_made_has_its_own_commit(
     monkeypatch.chdir(copy)
     run_to(project / "out", dataset, epochs=1, milestones=[])
     assert json.loads((project / "out" / "timing.json").read_text())["git_commit"] == commit.strip()
+
+
+@pytest.mark.parametrize(
+    ("lock", "found"),
+    [
+        ("stages:\n", None),
+        ("stages: {train@plain: {outs: [{path: models/plain/weights.safetensors}]}}", None),
+        ("stages: {train@plain: {outs: [{path: models/plain/weights.safetensors, md5: 12345678}]}}", None),
+        ("stages: {train@plain: {outs: [{path: models/plain/weights.safetensors, md5: 5eb6}]}}", "5eb6"),
+    ],
+)
+def test_what_a_lock_does_not_say_dvc_does_not_have(
+    project: Path, monkeypatch: pytest.MonkeyPatch, lock: str, found: str | None
+) -> None:
+    """A lock that was merged by hand; a digest of digits alone is a number where it is not quoted."""
+    monkeypatch.chdir(project)
+    Path("dvc.lock").write_text(lock)
+    assert stage.committed_md5("plain") == found

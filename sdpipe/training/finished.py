@@ -61,19 +61,20 @@ class Lineage:
 
         That is its own end, if DVC does not have it yet: the stage was killed behind the training. If DVC has
         it (committed_md5 is that of its weights), who asks for it again wants it done again, from the start.
-        Else it is the longest one that has had, in each epoch, the learning rate that `config` asks for.
+        Else, or where that end is damaged, it is the longest one that has had, in each epoch, the learning
+        rate that `config` asks for.
         Raises TrainingError where one cannot be read.
         """
         if not self.folder.exists():
             return None, []
         with self._locked():
+            if committed_md5 is not None and self.has(fingerprint, committed_md5):
+                return None, []
             own = self.folder / fingerprint
-            if own.is_dir():
-                # Without its MD5 a process was killed as it kept this.
-                if committed_md5 is not None and self.has(fingerprint, committed_md5):
-                    return None, []
+            if own.is_dir():  # without its MD5 a process was killed as it kept this
                 found, damaged = CheckpointFolder(own, fingerprint).read_newest()
-                return found, list(damaged.values())
+                if found is not None:
+                    return found, list(damaged.values())
             return self._find_extendable(config)
 
     def _find_extendable(self, config: TrainConfig) -> tuple[Checkpoint | None, list[str]]:

@@ -87,7 +87,10 @@ class Interruption:
     def _give_up(self) -> None:
         assert self.number is not None
         self._on_give_up()
-        tell_in_time(f"error: what was under way did not end in {GRACE_S:.0f} s; the last checkpoint stands")
+        tell_in_time(
+            f"error: what was under way did not end in {GRACE_S:.0f} s; "
+            "a checkpoint, if there is one, is good"
+        )
         _end_now(128 + self.number)
 
 

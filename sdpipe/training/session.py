@@ -270,7 +270,7 @@ def memory_on_one_line(config: TrainConfig) -> Iterator[None]:
             raise
         raise TrainingError(
             f"out of memory at train.batch_size {config.batch_size} in {config.micro_batches} parts; "
-            "the last checkpoint stands; more train.micro_batches need less memory"
+            "a checkpoint, if there is one, is good; more train.micro_batches need less memory"
         ) from error
 
 
