@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from sdpipe.commands.benchmarking import benchmark
+from sdpipe.commands.evaluating import evaluate
 from sdpipe.commands.model import doctor, inspect, predict
 from sdpipe.commands.pruning import prune
 from sdpipe.commands.runs import ensemble, recipe, report_command, track
@@ -51,5 +52,7 @@ def main() -> None:
     """Classify pictures with a deployed stochastic-depth network."""
 
 
-for command in (predict, inspect, benchmark, prune, triton, doctor, track, recipe, report_command, ensemble):
+_OF_A_FILE = (predict, evaluate, inspect, benchmark, triton)
+_OF_THE_PROJECT = (prune, doctor, track, recipe, report_command, ensemble)
+for command in (*_OF_A_FILE, *_OF_THE_PROJECT):
     main.add_command(command)

@@ -6,6 +6,7 @@ Usage: python tests/base_install.py BASE_VENV. Makes a model here, then uses it 
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -51,8 +52,10 @@ def main(venv: Path) -> None:
         predict = [sdpipe, "predict", "image.png"]
         done = subprocess.run([*predict, "--json"], cwd=folder, check=True, capture_output=True, text=True)
         assert json.loads(done.stdout)["ok"] is True
-        for command in ("inspect", "doctor"):
-            subprocess.run([sdpipe, command], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        (folder / "new" / "cat").mkdir(parents=True)
+        shutil.copy(folder / "image.png", folder / "new" / "cat")
+        for command in (["inspect"], ["doctor"], ["evaluate", "new"]):
+            subprocess.run([sdpipe, *command], cwd=folder, check=True, stdout=subprocess.DEVNULL)
         failed = subprocess.run([sdpipe, "track"], cwd=folder, capture_output=True, text=True, check=False)
         assert failed.returncode == 1, failed
         assert "pip install 'sdpipe[train]'" in failed.stderr, failed.stderr

@@ -227,6 +227,7 @@ def test_predict_imports_nothing_of_the_training_stack(pictures: Path, model_pat
         "sdpipe.cli",
         "sdpipe.commands",
         "sdpipe.commands.benchmarking",
+        "sdpipe.commands.evaluating",
         "sdpipe.commands.model",
         "sdpipe.commands.options",
         "sdpipe.commands.output",

@@ -37,6 +37,7 @@ LAYERS = [
     ("sdpipe/report",),
     ("sdpipe/commands",),
     ("sdpipe/cli.py",),
+    ("sdpipe/__main__.py",),
     ("pipeline",),
 ]
 RUNTIME_MAY = {"sdpipe/version.py", "sdpipe/errors.py", "sdpipe/__init__.py"}

@@ -8,13 +8,9 @@ from typing import Any
 
 import click
 
-from sdpipe.commands.options import MAX_BATCH, MAX_MEMBERS, model_argument, model_option
+from sdpipe.commands.options import MAX_BATCH, MAX_MEMBERS, model_argument, model_option, verify_option
 from sdpipe.commands.printing import aligned
 from sdpipe.errors import on_one_line
-
-verify_option = click.option(
-    "--verify", is_flag=True, help="Compare MODEL with the SHA256SUMS in its folder, or the one above, first."
-)
 
 
 def _drawable(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:

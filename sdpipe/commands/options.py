@@ -43,3 +43,7 @@ model_option = click.option(
 )
 
 model_argument = click.argument("model", **_SETTINGS)
+
+verify_option = click.option(
+    "--verify", is_flag=True, help="Compare MODEL with the SHA256SUMS in its folder, or the one above, first."
+)

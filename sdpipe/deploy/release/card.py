@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from scipy.stats import binomtest
 
 from sdpipe.deploy.release.loading import loading_section
 from sdpipe.deploy.release.release import MODEL, VARIANTS, Candidate
 from sdpipe.errors import DataError
 from sdpipe.files import read_json, sha256_of
 from sdpipe.runtime.artifact import open_artifact
+from sdpipe.runtime.interval import error_interval
 from sdpipe.runtime.metadata import Metadata
 from sdpipe.training.weights import ModelInfo, load_info
 
@@ -78,8 +78,8 @@ def _interval(error: Any, num_images: Any) -> str:
     is_known = isinstance(error, int | float) and 0 <= error <= 1
     if not is_known or not isinstance(num_images, int) or num_images < 1:
         return ""
-    found = binomtest(round(error * num_images), num_images).proportion_ci(0.95, method="wilson")
-    return f"{found.low:.4f} to {found.high:.4f}"
+    low, high = error_interval(round(error * num_images), num_images)
+    return f"{low:.4f} to {high:.4f}"
 
 
 def _number(cell: str) -> str:
