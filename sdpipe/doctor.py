@@ -114,8 +114,8 @@ def _stores() -> Iterator[Check]:
     elif store.exists() and not _is_sqlite(store):
         yield Check(name="MLflow store", finding=f"{store.resolve()} is no SQLite database", ok=False)
     else:
-        found = str(store.resolve()) if store.exists() else "not made yet"
-        yield Check(name="MLflow store", finding=found)
+        is_made = store.exists() and store.stat().st_size > 0  # what makes it takes an empty file for none
+        yield Check(name="MLflow store", finding=str(store.resolve()) if is_made else "not made yet")
     if not Path(".dvc").is_dir():
         yield Check(name="DVC", finding="no DVC repository here")
     elif not Path(".git").exists() or shutil.which("git") is None:
@@ -127,7 +127,7 @@ def _stores() -> Iterator[Check]:
 
 
 def _is_sqlite(path: Path) -> bool:
-    """By its first bytes; an empty file is a database without a table."""
+    """By its first bytes; an empty file is a database without a table, too."""
     try:
         with path.open("rb") as stream:
             return stream.read(len(_SQLITE)) in (b"", _SQLITE)

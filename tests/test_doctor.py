@@ -69,3 +69,10 @@ def test_doctor_sees_a_store_that_is_no_database(project: Path, content: bytes |
     result = call("doctor")
     assert f"BAD MLflow store             {store} is no SQLite database" in result.stdout
     assert result.exit_code == 1
+
+
+def test_doctor_calls_an_empty_store_not_made_yet(project: Path) -> None:
+    """The first run makes it."""
+    (project / "mlflow.db").touch()
+    result = call("doctor")
+    assert "ok  MLflow store             not made yet" in result.stdout

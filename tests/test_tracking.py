@@ -1,5 +1,6 @@
 """MLflow as a view of the files: complete, and rebuilt when lost."""
 
+import os
 import subprocess
 import sys
 import time
@@ -178,18 +179,21 @@ def test_an_evaluation_of_older_weights_is_not_published(finished: Path) -> None
 
 
 @pytest.mark.slow
-def test_two_processes_may_make_the_store_at_once(project: Path) -> None:
-    """The second waits for the first; without the lock both crash in creating the same tables."""
+@pytest.mark.parametrize("roots", [(".", "."), ("one", "other")])
+def test_two_processes_may_make_the_store_at_once(project: Path, roots: tuple[str, str]) -> None:
+    """Of one project or of two; without the lock both crash, or the second database replaces the first."""
     code = (
         "from sdpipe.training.run_record import RunRecord\n"
         "from sdpipe.training.tracking import publish\n"
         "import sys\n"
         "publish(RunRecord(name='x', fingerprint=sys.argv[1], status='FINISHED', params={}, tags={}))"
     )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, name], stderr=subprocess.PIPE, text=True)
-        for name in "ab"
-    ]
+    processes = []
+    for root, name in zip(roots, "ab", strict=True):
+        (project / root).mkdir(exist_ok=True)
+        env = os.environ | {"DVC_ROOT": root, "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db"}
+        command = [sys.executable, "-c", code, name]
+        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
     for process in processes:
         _, errors = process.communicate(timeout=100)
         assert process.returncode == 0, errors

@@ -173,7 +173,14 @@ def test_a_database_may_have_options(project: Path, monkeypatch: pytest.MonkeyPa
     """Those of SQLAlchemy, in the address; its file is made under its own name."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mine.db{query}")
     publish(RunRecord(name="a", fingerprint="f", status="FINISHED", params={}, tags={}))
-    assert sorted(path.name for path in project.iterdir()) == [".sdpipe", "mine.db"]
+    assert sorted(path.name for path in project.iterdir()) == [".mine.db.lock", ".sdpipe", "mine.db"]
+
+
+def test_an_empty_file_is_no_store_yet(project: Path) -> None:
+    """SQLite takes 0 bytes for a database; it has none of MLflow's tables, and they are made."""
+    (project / "mlflow.db").touch()
+    publish(RECORD)
+    assert (project / "mlflow.db").stat().st_size
 
 
 @pytest.mark.parametrize(("name", "beside"), [("jürgen", set()), ("100%25, why?", {"100%2525, why%3F"})])

@@ -82,10 +82,20 @@ def _open_store(mlflow: Any) -> str:
             create_database(mlflow, uri)
             look_at(uri)
             follow_artifacts(uri)
-        client = mlflow.MlflowClient()
-        experiment = client.get_experiment_by_name(name)
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        # A server knows where its artifacts go; for our own database we say it.
-        location = artifacts().as_uri() if uri.startswith("sqlite:") else None
+        return _experiment_id(mlflow, uri, name)
+
+
+def _experiment_id(mlflow: Any, uri: str, name: str) -> str:
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    # A server knows where its artifacts go; for our own database we say it.
+    location = artifacts().as_uri() if uri.startswith("sqlite:") else None
+    try:
         return str(client.create_experiment(name, artifact_location=location))
+    except mlflow.MlflowException:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            raise
+        return str(experiment.experiment_id)  # another project made it meanwhile

@@ -4,12 +4,15 @@ Two processes that create the same database at once crash each other, and MLflow
 tables; so it is made beside, under a lock.
 """
 
+import glob
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from sdpipe.files import project_root, replacing
+from filelock import FileLock
+
+from sdpipe.files import project_root
 
 
 def address_of(database: Path) -> str:
@@ -31,13 +34,39 @@ def file_of(uri: str) -> Path | None:
 
 
 def create_database(mlflow: Any, uri: str) -> None:
-    """Make a file's tables beside and rename: MLflow cannot go on with half of them."""
+    """Make a file's tables beside and rename: MLflow cannot go on with half of them.
+
+    A file of 0 bytes is as good as none: SQLite takes it for a database without a table.
+    """
     path = file_of(uri)
-    if path is not None and not path.exists():
-        with replacing(path) as beside:
+    if path is None or _is_made(path):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")  # and not the project's, since several may share a database
+    lock.touch()  # where it cannot be made, FileLock would try for ever
+    with FileLock(lock):
+        if _is_made(path):
+            return
+        beside = path.with_name(f".{path.name}.new")
+        _remove(beside)  # of a process that was killed
+        try:
             uri_beside = address_of(beside)
             look_at(uri_beside)
             mlflow.MlflowClient(uri_beside).search_experiments(max_results=1)
+            if not _is_made(path):  # by a server of MLflow, which knows of no lock
+                beside.replace(path)
+        finally:
+            _remove(beside)
+
+
+def _is_made(path: Path) -> bool:
+    return path.exists() and (not path.is_file() or path.stat().st_size > 0)
+
+
+def _remove(database: Path) -> None:
+    """With SQLite's journal, which it would roll back into the next file of that name."""
+    for path in database.parent.glob(f"{glob.escape(database.name)}*"):
+        path.unlink()
 
 
 def artifacts() -> Path:
