@@ -127,7 +127,7 @@ def _stores() -> Iterator[Check]:
 
 
 def _is_sqlite(path: Path) -> bool:
-    """By its first bytes; an empty file is a database without a table, too."""
+    """By its first bytes; an empty file is a database without a table."""
     try:
         with path.open("rb") as stream:
             return stream.read(len(_SQLITE)) in (b"", _SQLITE)

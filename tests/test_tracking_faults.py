@@ -22,7 +22,7 @@ from test_tracking import RECORD
 from sdpipe.data.store import DataSet
 from sdpipe.errors import TrackingError
 from sdpipe.track import track, track_quietly
-from sdpipe.training.mlflow_store import connected
+from sdpipe.training.mlflow_store import connected, store_uri
 from sdpipe.training.run_record import RunRecord
 from sdpipe.training.session import train_run
 from sdpipe.training.tracking import LiveTracker, publish, quietly
@@ -181,6 +181,32 @@ def test_an_empty_file_is_no_store_yet(project: Path) -> None:
     (project / "mlflow.db").touch()
     publish(RECORD)
     assert (project / "mlflow.db").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("uri", "means"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:///{root}/mlflow.db"),
+        ("sqlite+pysqlite:///my/runs.db?timeout=60", "sqlite+pysqlite:///{root}/my/runs.db?timeout=60"),
+        *((uri, uri) for uri in ("sqlite:////srv/mlflow.db", "sqlite:///file:x.db?uri=true", "http://x/y")),
+    ],
+)
+def test_a_relative_database_is_the_projects(
+    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch, uri: str, means: str
+) -> None:
+    """Also in the copy that `dvc exp run --temp` and `--queue` work in, and throw away."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert store_uri() == means.format(root=project)
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///?timeout=60"])
+def test_a_store_in_memory_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    """Its runs would be gone with the process; no file is made that bears such a name."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError, match="expected a file; what is in memory is lost"):
+        publish(RECORD)
+    assert [path.name for path in project.iterdir()] == [".sdpipe"]
 
 
 @pytest.mark.parametrize(("name", "beside"), [("jürgen", set()), ("100%25, why?", {"100%2525, why%3F"})])

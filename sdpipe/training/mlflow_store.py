@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from sdpipe.errors import SdpipeError, TrackingError, without_passwords
-from sdpipe.files import project_root, work_folder
-from sdpipe.training.sqlite_store import address_of, artifacts, create_database, follow_artifacts, look_at
+from sdpipe.files import work_folder
+from sdpipe.training.sqlite_store import artifacts, create_database, follow_artifacts, from_the_root, look_at
 
 EXPERIMENT = "sdpipe"  # MLFLOW_EXPERIMENT_NAME overrides it
 
@@ -63,7 +63,7 @@ def _arose_in_mlflow(error: Exception) -> bool:
 
 def store_uri() -> str:
     """Where runs are kept: MLFLOW_TRACKING_URI, else mlflow.db in the project's root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or address_of(project_root() / "mlflow.db")
+    return from_the_root(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
 
 
 def _open_store(mlflow: Any) -> str:

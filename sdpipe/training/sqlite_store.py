@@ -12,6 +12,7 @@ from urllib.request import url2pathname
 
 from filelock import FileLock
 
+from sdpipe.errors import TrackingError
 from sdpipe.files import project_root
 
 
@@ -23,13 +24,26 @@ def address_of(database: Path) -> str:
     return f"sqlite:///{str(database).replace('%', '%25').replace('?', '%3F')}"
 
 
+def from_the_root(uri: str) -> str:
+    """The address with a file's relative path taken from the project's root, wherever DVC runs the stage."""
+    dialect, _, path = uri.partition(":///")
+    if dialect.partition("+")[0] != "sqlite" or not path or path.startswith(("/", "?", ":memory:", "file:")):
+        return uri
+    return address_of(project_root()).replace("sqlite", dialect, 1) + f"/{path}"
+
+
 def file_of(uri: str) -> Path | None:
-    """The database's file, if it is one of SQLite and named by its path."""
+    """The database's file, if it is one of SQLite and named by its path.
+
+    Raises TrackingError if it is one in memory, of which each connection would have its own.
+    """
     from sqlalchemy import make_url
 
     url = make_url(uri)
-    if url.get_backend_name() != "sqlite" or not url.database or "uri" in url.query:
+    if url.get_backend_name() != "sqlite" or "uri" in url.query:
         return None
+    if url.database in (None, "", ":memory:"):
+        raise TrackingError(f"MLflow: {uri}: expected a file; what is in memory is lost")
     return Path(url.database)
 
 
