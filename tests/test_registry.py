@@ -19,12 +19,14 @@ from click.testing import CliRunner
 from conftest import random_images
 from deployable import change_metrics, deploy, deploy_config, make_run, sha256
 from mlflow import MlflowClient
+from test_tracking import RECORD
 
 from pipeline.deploy import main as deploy_stage
 from sdpipe.cli import main
 from sdpipe.deploy.release.registry import register, register_quietly
 from sdpipe.errors import DataError, GateError, TrackingError
 from sdpipe.runtime.artifact import open_artifact
+from sdpipe.training.tracking import publish
 
 
 def make_other(folder: Path) -> None:
@@ -111,6 +113,25 @@ def test_artifacts_that_stayed_are_left_where_they_are(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     register(project / "models")
     assert stored_addresses(tmp_path / "mlflow.db") == before
+
+
+def test_artifacts_of_another_project_stay_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path
+) -> None:
+    """Which logs to the database of this one; their folders are of one name."""
+    for name in ("own", "other"):
+        (tmp_path / name / "mlartifacts").mkdir(parents=True)
+    shutil.copy(empty_store, store := tmp_path / "own" / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    for name in ("own", "other", "own"):
+        monkeypatch.setenv("DVC_ROOT", str(tmp_path / name))
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+        run_id = publish(RECORD)
+        run = MlflowClient().get_run(run_id)
+        assert run.info.artifact_uri.startswith(f"{(tmp_path / name / 'mlartifacts').as_uri()}/")
+        if name == "other":
+            before = run.info
+    assert MlflowClient().get_run(before.run_id).info.artifact_uri == before.artifact_uri
 
 
 def stored_addresses(database: Path) -> list[str]:

@@ -12,7 +12,15 @@ from filelock import FileLock
 
 from sdpipe.errors import SdpipeError, TrackingError, without_passwords
 from sdpipe.files import work_folder
-from sdpipe.training.sqlite_store import artifacts, create_database, follow_artifacts, from_the_root, look_at
+from sdpipe.training.sqlite_store import (
+    BESIDE_TAG,
+    artifacts,
+    create_database,
+    follow_artifacts,
+    from_the_root,
+    is_own,
+    look_at,
+)
 
 EXPERIMENT = "sdpipe"  # MLFLOW_EXPERIMENT_NAME overrides it
 
@@ -87,15 +95,20 @@ def _open_store(mlflow: Any) -> str:
 
 def _experiment_id(mlflow: Any, uri: str, name: str) -> str:
     client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return str(experiment.experiment_id)
-    # A server knows where its artifacts go; for our own database we say it.
-    location = artifacts().as_uri() if uri.startswith("sqlite:") else None
+    experiment = client.get_experiment_by_name(name) or _create_experiment(mlflow, client, uri, name)
+    is_beside = is_own(uri) and experiment.artifact_location == artifacts().as_uri()
+    if is_beside and BESIDE_TAG not in experiment.tags:
+        client.set_experiment_tag(experiment.experiment_id, BESIDE_TAG, "true")
+    return str(experiment.experiment_id)
+
+
+def _create_experiment(mlflow: Any, client: Any, uri: str, name: str) -> Any:
+    # A server knows where its artifacts go; for a database in a file we say it.
+    location = artifacts().as_uri() if uri.startswith("sqlite") else None
     try:
-        return str(client.create_experiment(name, artifact_location=location))
+        return client.get_experiment(client.create_experiment(name, artifact_location=location))
     except mlflow.MlflowException:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             raise
-        return str(experiment.experiment_id)  # another project made it meanwhile
+        return experiment  # another project made it meanwhile

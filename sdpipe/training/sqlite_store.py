@@ -15,6 +15,17 @@ from filelock import FileLock
 from sdpipe.errors import TrackingError
 from sdpipe.files import project_root
 
+BESIDE_TAG = "artifacts.beside"
+"""Of the experiments whose artifacts lie beside the database, wherever both are moved."""
+
+# Where MLflow notes whole addresses of artifacts (3.17).
+_ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
+
 
 def address_of(database: Path) -> str:
     """Of an SQLite file. Only what SQLAlchemy takes apart is quoted, since MLflow does not unquote.
@@ -39,8 +50,7 @@ def file_of(uri: str) -> Path | None:
     """
     from sqlalchemy import make_url
 
-    url = make_url(uri)
-    if url.get_backend_name() != "sqlite" or "uri" in url.query:
+    if not uri.startswith("sqlite") or "uri" in (url := make_url(uri)).query:
         return None
     if url.database in (None, "", ":memory:"):
         raise TrackingError(f"MLflow: {uri}: expected a file; what is in memory is lost")
@@ -88,32 +98,33 @@ def artifacts() -> Path:
     return project_root() / "mlartifacts"
 
 
-# Where MLflow notes whole addresses of artifacts (3.17).
-_ADDRESSES = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "storage_location"),
-)
+def is_own(uri: str) -> bool:
+    """The database lies in the project, beside its artifacts; another may be of several projects."""
+    path = file_of(uri)
+    return path is not None and path.resolve().parent == project_root().resolve()
 
 
 def follow_artifacts(uri: str) -> None:
     """Note the artifacts' new addresses in the project's own database, if the project was moved or copied.
 
-    Else its models could not be loaded, and new ones would be written to the old folder.
+    Else its models could not be loaded, and new ones would be written to the old folder. Experiments without
+    the tag are left: another project that logs here has its artifacts where they are.
     """
     import sqlalchemy as sql
 
-    path, here = file_of(uri), artifacts()
-    if path is None or path.resolve().parent != project_root().resolve():
-        return  # a server, or one of several projects
-    engine = sql.create_engine(uri, poolclass=sql.NullPool)
-    with engine.begin() as connection:
-        known = sql.select(sql.column("artifact_location", sql.String)).select_from(sql.table("experiments"))
-        for there in connection.execute(known).scalars().all():
-            folder = Path(url2pathname(urlsplit(there).path)) if there.startswith("file:") else here
+    if not is_own(uri):
+        return
+    here = artifacts()
+    experiments = sql.table("experiments", sql.column("experiment_id"), sql.column("artifact_location"))
+    tags = sql.table("experiment_tags", sql.column("experiment_id"), sql.column("key"))
+    known = sql.select(experiments.c.artifact_location).join(
+        tags, sql.and_(tags.c.experiment_id == experiments.c.experiment_id, tags.c.key == BESIDE_TAG)
+    )
+    with sql.create_engine(uri, poolclass=sql.NullPool).begin() as connection:
+        for there in connection.execute(known.distinct()).scalars().all():
+            folder = Path(url2pathname(urlsplit(there).path))
             stayed = folder.exists() and not here.exists()
-            if stayed or folder == here or folder.name != here.name:
+            if stayed or folder == here:
                 continue
             for table, column in _ADDRESSES:
                 at = sql.column(column, sql.String)
