@@ -76,7 +76,9 @@ lint: .venv/installed
 lock: .venv/installed
 	{ head -n 1 constraints.txt; .venv/bin/pip freeze --exclude-editable; } > constraints.new && mv constraints.new constraints.txt
 
+# The store first: two that make it at once crash each other, and a moved project's artifacts have moved.
 ui: .venv/installed
+	MLFLOW_TRACKING_URI= python -m sdpipe.training.mlflow_store
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 		--backend-store-uri sqlite:///mlflow.db
 

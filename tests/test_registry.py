@@ -26,6 +26,7 @@ from sdpipe.cli import main
 from sdpipe.deploy.release.registry import register, register_quietly
 from sdpipe.errors import DataError, GateError, TrackingError
 from sdpipe.runtime.artifact import open_artifact
+from sdpipe.training.mlflow_store import prepare
 from sdpipe.training.tracking import publish
 
 
@@ -88,6 +89,8 @@ def test_a_project_that_is_moved_or_copied_takes_its_models_along(
         bring(before, after)
         old = sorted(before.rglob("*")) if before.exists() else []
         models = enter(after)
+        prepare()
+        assert_answers_like(models / "model.onnx", after)
         assert register(models) == "1"
         for artifacts in stored_addresses(after / "mlflow.db"):
             assert artifacts.startswith((after / "mlartifacts").as_uri()), artifacts

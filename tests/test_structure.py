@@ -239,3 +239,5 @@ def test_make_ui_works_where_the_folder_has_a_space(tmp_path: Path) -> None:
     command = ["make", "-n", "--no-print-directory", "-o", ".venv/installed", "ui"]
     said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
     assert shlex.split(said)[-2:] == ["--backend-store-uri", "sqlite:///mlflow.db"]
+    # Its store is made and brought along first, whatever other store is asked for.
+    assert said.startswith("MLFLOW_TRACKING_URI= python -m sdpipe.training.mlflow_store\n")

@@ -3,11 +3,13 @@
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ from sdpipe.data.store import DataSet
 from sdpipe.errors import TrackingError
 from sdpipe.track import track, track_quietly
 from sdpipe.training.mlflow_store import connected, store_uri
-from sdpipe.training.run_record import RunRecord
+from sdpipe.training.run_record import RunRecord, notes, read_note
 from sdpipe.training.session import train_run
 from sdpipe.training.tracking import LiveTracker, publish, quietly
 
@@ -166,6 +168,24 @@ def test_a_database_that_cannot_be_opened_is_said_at_once(
     with pytest.raises(TrackingError, match=rf"^MLflow: sqlite:///{project / place}: [^\n]+$"):
         publish(RECORD)
     assert time.perf_counter() - started < 10
+
+
+def test_tables_that_cannot_be_made_are_one_warning(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a newer MLflow makes them at this moment: alembic's errors are none of SQLAlchemy's."""
+    (project / "shared").mkdir()
+    with closing(sqlite3.connect(project / "shared" / "runs.db")) as database:
+        database.execute("create table alembic_version (version_num)")
+        database.execute("insert into alembic_version values ('newer')")
+        database.commit()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/shared/runs.db")
+    tracker = LiveTracker(RECORD)
+    tracker.update(RECORD.epochs)
+    tracker.close("FINISHED")
+    said = capsys.readouterr().err
+    assert said.count("runs.db: its tables cannot be made: CommandError: ") == said.count("\n") == 1
+    assert read_note(notes()[0]).status == "FINISHED"
 
 
 @pytest.mark.parametrize("query", ["?timeout=60", "?timeout=60&check_same_thread=false"])

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from sdpipe.errors import SdpipeError, TrackingError, without_passwords
+from sdpipe.errors import SdpipeError, TrackingError, errors_on_one_line, without_passwords
 from sdpipe.files import work_folder
 from sdpipe.training.sqlite_store import (
     BESIDE_TAG,
@@ -54,19 +54,23 @@ def connected() -> Iterator[tuple[Any, str]]:
         raise
     except Exception as error:
         # ImportError: a database's driver.
-        is_expected = isinstance(error, MlflowException | SQLAlchemyError | OSError | ImportError | JsonError)
-        is_answer = store_uri().startswith("http") and _arose_in_mlflow(error)
-        if not (is_expected or is_answer):
-            raise  # a bug, ours or MLflow's
-        kind = "" if is_expected else f"an answer that makes no sense: {type(error).__name__}: "
-        text = " ".join(f"{store_uri()}: {kind}{error}".split())
+        fault = str(error)
+        if not isinstance(error, MlflowException | SQLAlchemyError | OSError | ImportError | JsonError):
+            if store_uri().startswith("http") and _arose_in("mlflow", error):
+                kind = "an answer that makes no sense"  # of a server that is none of MLflow's
+            elif _arose_in("alembic", error):
+                kind = "its tables cannot be made"  # as where another MLflow makes them, or is newer
+            else:
+                raise  # a bug, ours or MLflow's
+            fault = f"{kind}: {type(error).__name__}: {error}"
+        text = " ".join(f"{store_uri()}: {fault}".split())
         raise TrackingError(f"MLflow: {without_passwords(text)[:300]}") from error
 
 
-def _arose_in_mlflow(error: Exception) -> bool:
-    """It trips over what a server that is none of MLflow's answers, in ways that no list of errors has."""
+def _arose_in(package: str, error: Exception) -> bool:
+    """A package trips over what it finds in ways that no list of errors has."""
     frames = traceback.walk_tb(error.__traceback__)
-    return any(str(frame.f_globals.get("__name__")).startswith("mlflow.") for frame, _line in frames)
+    return any(str(frame.f_globals.get("__name__")).startswith(f"{package}.") for frame, _line in frames)
 
 
 def store_uri() -> str:
@@ -112,3 +116,16 @@ def _create_experiment(mlflow: Any, client: Any, uri: str, name: str) -> Any:
         if experiment is None:
             raise
         return experiment  # another project made it meanwhile
+
+
+def prepare() -> None:
+    """Make the store where there is none, and bring its artifacts along where the project was moved.
+
+    `make ui` does so first: a server of MLflow would make the tables while a training does, and crash both.
+    """
+    with errors_on_one_line(), connected():
+        pass
+
+
+if __name__ == "__main__":
+    prepare()
