@@ -55,7 +55,8 @@ def test_a_version_for_each_file_and_the_alias_on_the_deployed_one(project: Path
         "sha256": sha256(folder / "model.onnx"),
         "test_error": "0.1",
     }
-    assert client.get_run(first.run_id).data.tags["fingerprint"] == "0123456789abcdef"
+    run = client.get_run(first.run_id)
+    assert run.data.tags["fingerprint"] == "0123456789abcdef"
     assert_answers_like(models / "model.onnx", project)
 
     make_other(folder)
@@ -65,6 +66,7 @@ def test_a_version_for_each_file_and_the_alias_on_the_deployed_one(project: Path
     deploy(folder, models)
     assert register(models) == "2"
     assert champion(client) == "2"
+    assert client.get_run(first.run_id).info.end_time == run.info.end_time
     assert len(client.search_model_versions("name = 'sdpipe'")) == 2
 
 

@@ -90,6 +90,7 @@ def test_few_files_import_mlflow() -> None:
     assert importing == [
         "sdpipe/deploy/release/registry.py",
         "sdpipe/deploy/release/served.py",
+        "sdpipe/training/logged_models.py",
         "sdpipe/training/mlflow_store.py",
         "sdpipe/training/tracking.py",
     ]

@@ -100,8 +100,14 @@ def finished(project: Path, dataset: DataSet, mlflow_store: Path) -> Path:
 def test_a_finished_run_is_complete_and_is_rebuilt_when_lost(
     finished: Path, mlflow_store: Path, empty_store: Path
 ) -> None:
-    """Params, tags, per-epoch metrics, figures and model; the same from the files alone in an empty store."""
+    """Params, tags, per-epoch metrics, figures and model; the same from the files alone in an empty store.
+
+    The run keeps the times of its training.
+    """
+    (trained,) = runs(mlflow_store)
     run_id = track(finished)
+    (run,) = runs(mlflow_store)
+    assert (run.info.start_time, run.info.end_time) == (trained.info.start_time, trained.info.end_time)
     before = describe(mlflow_store)
     assert before["params"]["p_L"] == "0.5"
     assert before["params"]["warmup.epochs"] == "0"

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import SdpipeError, without_passwords
 from sdpipe.files import sha256_of
 from sdpipe.training.interruption import tell_in_time
+from sdpipe.training.logged_models import log_onnx
 from sdpipe.training.mlflow_store import connected, store_uri
 from sdpipe.training.run_record import RunRecord, Status, note_path, remove_note, write_note
 
@@ -151,36 +151,8 @@ class _Publisher:
                 self.client.log_artifact(run_id, str(path))
                 self.client.set_tag(run_id, f"sha256.{path.name}", digest)
         if record.model is not None and tags.get("model_sha256") != (digest := sha256_of(record.model)):
-            self._send_model(run_id, record.model)
+            log_onnx(self.mlflow, run_id, record.model)
             self.client.set_tag(run_id, "model_sha256", digest)
-
-    def _send_model(self, run_id: str, path: Path) -> None:
-        import numpy as np
-        import onnx
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
-
-        model = onnx.load(path)
-        image_shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
-        num_classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *image_shape), "images")]),
-            outputs=Schema(
-                [
-                    TensorSpec(np.dtype(np.float32), (-1, num_classes), name)
-                    for name in ("logits", "probabilities")
-                ]
-            ),
-        )
-        with self.mlflow.start_run(run_id=run_id):
-            self.mlflow.onnx.log_model(
-                model,
-                name="model",
-                signature=signature,
-                pip_requirements=["onnxruntime", "numpy"],
-                onnx_execution_providers=["CPUExecutionProvider"],
-                save_as_external_data=False,  # True would change the model and split the file
-            )
 
 
 class LiveTracker:

@@ -11,6 +11,7 @@ from filelock import FileLock
 import sdpipe
 from sdpipe.deploy.release.release import MODEL, Deployed, read_deployed
 from sdpipe.files import work_folder
+from sdpipe.training.logged_models import log_model
 from sdpipe.training.mlflow_store import connected
 from sdpipe.training.run_record import RunRecord
 from sdpipe.training.tracking import publish, quietly
@@ -91,7 +92,7 @@ def _add(mlflow: Any, client: "MlflowClient", deployed: Deployed, model_path: Pa
         "sha256": deployed.sha256,
         "test_error": repr(deployed.test_error),
     }
-    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
+    with tempfile.TemporaryDirectory() as folder:
         for name in SHIPPED:
             copied = Path(folder) / "sdpipe" / name
             copied.parent.mkdir(parents=True, exist_ok=True)
@@ -100,8 +101,11 @@ def _add(mlflow: Any, client: "MlflowClient", deployed: Deployed, model_path: Pa
             warnings.filterwarnings(
                 "ignore", message=".*input example", category=UserWarning
             )  # it would run it
-            logged = mlflow.pyfunc.log_model(
-                name="served",
+            logged = log_model(
+                mlflow,
+                run_id,
+                "served",
+                mlflow.pyfunc,
                 python_model=str(SERVED),
                 artifacts={"onnx": str(model_path)},
                 code_paths=[str(Path(folder) / "sdpipe")],

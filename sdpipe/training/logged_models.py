@@ -1,0 +1,49 @@
+"""Models that MLflow keeps for a run."""
+
+from pathlib import Path
+from typing import Any
+
+
+def log_model(mlflow: Any, run_id: str, name: str, flavor: Any, **model: Any) -> Any:
+    """Log a model of a flavour, such as mlflow.onnx, as its own log_model() does. Returns MLflow's ModelInfo.
+
+    That one needs an active run, which ends anew: a training would seem to last until its evaluation.
+    """
+    client = mlflow.MlflowClient()
+    run = client.get_run(run_id)
+    made = client.create_logged_model(
+        run.info.experiment_id, name=name, source_run_id=run_id, params=run.data.params
+    )
+    return mlflow.models.Model.log(None, flavor, name=name, run_id=run_id, model_id=made.model_id, **model)
+
+
+def log_onnx(mlflow: Any, run_id: str, path: Path) -> None:
+    """Log a run's model.onnx."""
+    import numpy as np
+    import onnx
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    model = onnx.load(path)
+    image_shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
+    num_classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *image_shape), "images")]),
+        outputs=Schema(
+            [
+                TensorSpec(np.dtype(np.float32), (-1, num_classes), name)
+                for name in ("logits", "probabilities")
+            ]
+        ),
+    )
+    log_model(
+        mlflow,
+        run_id,
+        "model",
+        mlflow.onnx,
+        onnx_model=model,
+        signature=signature,
+        pip_requirements=["onnxruntime", "numpy"],
+        onnx_execution_providers=["CPUExecutionProvider"],
+        save_as_external_data=False,  # True would change the model and split the file
+    )
