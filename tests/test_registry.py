@@ -70,6 +70,16 @@ def test_a_version_for_each_file_and_the_alias_on_the_deployed_one(project: Path
     assert len(client.search_model_versions("name = 'sdpipe'")) == 2
 
 
+def test_a_version_whose_files_are_gone_is_registered_again(project: Path, mlflow_store: Path) -> None:
+    """As where mlartifacts/ was removed: the alias would stand for nothing for ever."""
+    models = project / "models"
+    deploy(make_run(models / "stochastic"), models)
+    assert register(models) == "1"
+    shutil.rmtree(project / "mlartifacts")
+    assert register(models) == register(models) == "2"
+    assert_answers_like(models / "model.onnx", project)
+
+
 @pytest.mark.parametrize("bring", [shutil.move, shutil.copytree])
 def test_a_project_that_is_moved_or_copied_takes_its_models_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bring: Callable[[Path, Path], object]

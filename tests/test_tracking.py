@@ -1,11 +1,13 @@
 """MLflow as a view of the files: complete, and rebuilt when lost."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import export_to, machine, train_config
@@ -129,6 +131,10 @@ def test_a_finished_run_is_complete_and_is_rebuilt_when_lost(
     assert before["models"] == 1
     assert track(finished) == run_id
     assert describe(mlflow_store) == before, "a second time adds nothing"
+    shutil.rmtree(mlflow_store.parent / "mlartifacts")
+    assert track(finished) == run_id
+    lost_and_again = before["models"] + 1
+    assert describe(mlflow_store) == before | {"models": lost_and_again}, "what the tags say may be gone"
     mlflow_store.write_bytes(empty_store.read_bytes())
     assert track(finished) != run_id
     assert describe(mlflow_store) == before
@@ -158,7 +164,7 @@ def test_damaged_files_of_a_run_are_named(finished: Path, mlflow_store: Path) ->
         (finished / name).write_text(text)
 
 
-def describe(store: Path) -> dict[str, object]:
+def describe(store: Path) -> dict[str, Any]:
     (run,) = runs(store)
     client = MlflowClient(f"sqlite:///{store}")
     per_epoch = {

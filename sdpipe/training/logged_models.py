@@ -1,7 +1,12 @@
 """Models that MLflow keeps for a run."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+_ONNX = "model"  # its name in MLflow
 
 
 def log_model(mlflow: Any, run_id: str, name: str, flavor: Any, **model: Any) -> Any:
@@ -15,6 +20,22 @@ def log_model(mlflow: Any, run_id: str, name: str, flavor: Any, **model: Any) ->
         run.info.experiment_id, name=name, source_run_id=run_id, params=run.data.params
     )
     return mlflow.models.Model.log(None, flavor, name=name, run_id=run_id, model_id=made.model_id, **model)
+
+
+def has_files(mlflow: Any, address: str) -> bool:
+    """Of a model, such as models:/m-0123: what the store knows of may be gone with mlartifacts/."""
+    return bool(mlflow.artifacts.list_artifacts(artifact_uri=address))
+
+
+def has_onnx(mlflow: Any, run: "Run") -> bool:
+    """The model.onnx that was logged last for the run is there."""
+    newest = mlflow.MlflowClient().search_logged_models(
+        [run.info.experiment_id],
+        filter_string=f"source_run_id = '{run.info.run_id}' AND name = '{_ONNX}'",
+        max_results=1,
+        order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+    )
+    return any(has_files(mlflow, model.model_uri) for model in newest)
 
 
 def log_onnx(mlflow: Any, run_id: str, path: Path) -> None:
@@ -39,7 +60,7 @@ def log_onnx(mlflow: Any, run_id: str, path: Path) -> None:
     log_model(
         mlflow,
         run_id,
-        "model",
+        _ONNX,
         mlflow.onnx,
         onnx_model=model,
         signature=signature,

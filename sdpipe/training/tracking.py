@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 from sdpipe.errors import SdpipeError, without_passwords
 from sdpipe.files import sha256_of
 from sdpipe.training.interruption import tell_in_time
-from sdpipe.training.logged_models import log_onnx
+from sdpipe.training.logged_models import has_onnx, log_onnx
 from sdpipe.training.mlflow_store import connected, store_uri
 from sdpipe.training.run_record import RunRecord, Status, note_path, remove_note, write_note
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 PATIENCE_S = 15.0  # how long the end of a stage waits for a slow server
 _METRICS_PER_CALL = 1000  # MLflow's limit for one log_batch
@@ -76,7 +77,7 @@ class _Publisher:
         for name, value in record.tags.items():
             if run.data.tags.get(name) != value:
                 self.client.set_tag(run_id, name, value)
-        self._send_files(run_id, record, run.data.tags)
+        self._send_files(run, record)
         if record.status not in ("RUNNING", run.info.status):
             self.client.set_terminated(run_id, status=record.status, end_time=record.ended_ms)
         return run_id
@@ -144,15 +145,20 @@ class _Publisher:
         history = sorted(self.client.get_metric_history(run_id, name), key=lambda metric: metric.timestamp)
         return {metric.step: metric.value for metric in history}
 
-    def _send_files(self, run_id: str, record: RunRecord, tags: Mapping[str, str]) -> None:
-        digests = {path: sha256_of(path) for path in record.artifacts}
-        for path, digest in digests.items():
-            if tags.get(f"sha256.{path.name}") != digest:
+    def _send_files(self, run: "Run", record: RunRecord) -> None:
+        """Those that are not there: the tags say what was sent, the store whether it still has it."""
+        run_id, tags = run.info.run_id, run.data.tags
+        there = {file.path for file in self.client.list_artifacts(run_id)} if record.artifacts else set()
+        for path in record.artifacts:
+            digest = sha256_of(path)
+            if path.name not in there or tags.get(f"sha256.{path.name}") != digest:
                 self.client.log_artifact(run_id, str(path))
                 self.client.set_tag(run_id, f"sha256.{path.name}", digest)
-        if record.model is not None and tags.get("model_sha256") != (digest := sha256_of(record.model)):
-            log_onnx(self.mlflow, run_id, record.model)
-            self.client.set_tag(run_id, "model_sha256", digest)
+        if record.model is not None:
+            digest = sha256_of(record.model)
+            if tags.get("model_sha256") != digest or not has_onnx(self.mlflow, run):
+                log_onnx(self.mlflow, run_id, record.model)
+                self.client.set_tag(run_id, "model_sha256", digest)
 
 
 class LiveTracker:

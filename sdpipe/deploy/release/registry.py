@@ -11,7 +11,7 @@ from filelock import FileLock
 import sdpipe
 from sdpipe.deploy.release.release import MODEL, Deployed, read_deployed
 from sdpipe.files import work_folder
-from sdpipe.training.logged_models import log_model
+from sdpipe.training.logged_models import has_files, log_model
 from sdpipe.training.mlflow_store import connected
 from sdpipe.training.run_record import RunRecord
 from sdpipe.training.tracking import publish, quietly
@@ -50,7 +50,7 @@ _REQUIREMENTS = ["numpy>=1.26", "Pillow>=11", "onnxruntime>=1.24", "pandas"]
 
 
 def register(models: Path) -> str:
-    """Register what `models` holds under its name, if that very file is not yet, and give it the alias.
+    """Register what `models` holds under its name, if no version has that very file, and give it the alias.
 
     Returns the version. Raises TrackingError if the store refuses, DataError if `models` is not whole.
     """
@@ -61,7 +61,7 @@ def register(models: Path) -> str:
     run_id = publish(run)  # finds it; in an empty store `sdpipe track` fills it later
     with connected() as (mlflow, _), FileLock(work_folder() / "registry.lock"):
         client = mlflow.MlflowClient()
-        version = _find(client, deployed) or _add(mlflow, client, deployed, models / MODEL, run_id)
+        version = _find(mlflow, client, deployed) or _add(mlflow, client, deployed, models / MODEL, run_id)
         if _champion(client, deployed.registered_model) != version:
             client.set_registered_model_alias(deployed.registered_model, ALIAS, version)
     return version
@@ -72,10 +72,10 @@ def register_quietly(models: Path) -> None:
     quietly(lambda: register(models))
 
 
-def _find(client: "MlflowClient", deployed: Deployed) -> str | None:
+def _find(mlflow: Any, client: "MlflowClient", deployed: Deployed) -> str | None:
     versions = client.search_model_versions(f"name = '{deployed.registered_model}'")
-    same = [str(each.version) for each in versions if each.tags.get("sha256") == deployed.sha256]
-    return same[0] if same else None
+    same = [each for each in versions if each.tags.get("sha256") == deployed.sha256]
+    return next((str(each.version) for each in same if has_files(mlflow, str(each.source))), None)
 
 
 def _champion(client: "MlflowClient", name: str) -> str | None:
