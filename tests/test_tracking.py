@@ -64,6 +64,12 @@ def test_publishing_again_adds_only_what_is_missing(mlflow_store: Path) -> None:
     assert client.get_run(first).info.status == "RUNNING"
 
 
+def test_a_run_may_have_any_name_that_a_folder_may(mlflow_store: Path) -> None:
+    record = replace(RECORD, name='it\'s a "é" run')
+    assert publish(record) == publish(record)
+    assert [run.info.run_name for run in runs(mlflow_store)] == [record.name]
+
+
 def test_what_was_done_again_with_other_numbers_is_sent_again(mlflow_store: Path) -> None:
     """As by another number of processes: the files are the truth, and the curve is theirs."""
     epochs = [{"train_loss": loss, "images_per_s": 10.0} for loss in (3.0, 2.0, 1.0)]

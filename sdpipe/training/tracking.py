@@ -83,12 +83,12 @@ class _Publisher:
         return run_id
 
     def _find(self, record: RunRecord) -> str | None:
-        found = self.client.search_runs(
-            [self.experiment_id],
-            filter_string=f"tags.fingerprint = '{record.fingerprint}' and tags.run = '{record.name}'",
-            max_results=1,
+        """Its name, a folder's, may hold what a filter of MLflow's cannot be told."""
+        of_the_training = self.client.search_runs(
+            [self.experiment_id], filter_string=f"tags.fingerprint = '{record.fingerprint}'"
         )
-        return str(found[0].info.run_id) if found else None
+        same = (run for run in of_the_training if run.data.tags.get("run") == record.name)
+        return next((str(run.info.run_id) for run in same), None)
 
     def _create(self, record: RunRecord) -> str:
         tags = {"fingerprint": record.fingerprint, "run": record.name, **record.tags}
