@@ -21,7 +21,7 @@ from sdpipe.deploy.export import export_ensemble
 from sdpipe.deploy.fold import fold_file
 from sdpipe.deploy.proof.evaluate import evaluate_run
 from sdpipe.deploy.quantize import halve
-from sdpipe.errors import DataError
+from sdpipe.errors import DataError, ModelError
 from sdpipe.files import read_json, write_json
 from sdpipe.track import track
 from sdpipe.training.records import record_from_files
@@ -168,6 +168,13 @@ def test_damaged_files_of_a_run_are_named(finished: Path, mlflow_store: Path) ->
             with pytest.raises(DataError, match=says):
                 track(finished)
         (finished / name).write_text(text)
+    model = finished / "model.onnx"
+    model.write_bytes(b"")
+    with pytest.raises(ModelError, match=r"model\.onnx: damaged, or another file than metrics.json is about"):
+        track(finished)
+    model.unlink()
+    with pytest.raises(ModelError, match=r"model\.onnx: cannot be read: No such file"):
+        track(finished)
 
 
 def describe(store: Path) -> dict[str, Any]:

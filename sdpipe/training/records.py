@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sdpipe.errors import DataError
-from sdpipe.files import read_json
+from sdpipe.errors import DataError, ModelError
+from sdpipe.files import read_json, sha256_of
 from sdpipe.training.progress import Progress
 from sdpipe.training.run_files import read_rows, run_name
 from sdpipe.training.run_record import RunRecord
@@ -99,7 +99,7 @@ def _epoch_metrics(
 def record_from_files(folder: Path) -> RunRecord:
     """The record of a finished run in models/<run>/, with its ONNX model and figures where they are there.
 
-    Raises ModelError or DataError if a file of the training is missing or damaged.
+    Raises ModelError or DataError if one that is needed is missing or damaged.
     """
     info = load_weights(folder / "weights.safetensors").info
     timing = read_json(folder / "timing.json", ("hardware", "git_commit", "git_dirty"))
@@ -133,8 +133,19 @@ def record_from_files(folder: Path) -> RunRecord:
         epochs=_epochs_of(folder),
         summary=summary,
         artifacts=[path for name in _EVALUATION if is_current and (path := folder / name).exists()],
-        model=folder / "model.onnx" if is_current else None,
+        model=_evaluated(folder / "model.onnx", metrics.get("model_sha256")) if is_current else None,
     )
+
+
+def _evaluated(model: Path, digest: Any) -> Path:
+    """The model itself, if it is the file that was evaluated. Raises ModelError if not."""
+    try:
+        is_that = sha256_of(model) == digest
+    except OSError as error:
+        raise ModelError(f"{model}: cannot be read: {error.strerror}") from error
+    if not is_that:
+        raise ModelError(f"{model}: damaged, or another file than metrics.json is about; run `dvc repro`")
+    return model
 
 
 def _epochs_of(folder: Path) -> list[dict[str, float]]:
