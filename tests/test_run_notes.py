@@ -104,6 +104,23 @@ def test_an_older_end_does_not_undo_a_newer_one(project: Path, mlflow_store: Pat
     assert (run.info.status, run.data.tags["stage"], notes()) == ("FINISHED", "evaluate", [])
 
 
+def test_an_evaluation_before_the_note_is_sent_keeps_its_times(
+    no_server: None, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is back when the finished run is evaluated; the note's turn undoes nothing then."""
+    LiveTracker(RECORD).close("FINISHED")
+    noted = read_note(notes()[0])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    time.sleep(0.1)
+    publish(replace(RECORD, status="FINISHED", tags={"stage": "evaluate"}))
+    for _ in range(2):
+        run = the_run(mlflow_store)
+        assert (run.info.start_time, run.info.end_time) == (noted.started_ms, noted.ended_ms)
+        assert (run.info.status, run.data.tags["stage"]) == ("FINISHED", "evaluate")
+        track()
+        assert not notes()
+
+
 def test_a_clock_that_was_ahead_does_not_hide_the_end(
     mlflow_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ class RunRecord:
     """What MLflow shall hold of one run.
 
     epochs: metrics by name for each epoch, in order; summary: metrics of the whole run.
-    started_ms, ended_ms: since 1970; None is when MLflow hears of it.
+    started_ms, ended_ms: since 1970; None is as noted, else when MLflow hears of it.
     """
 
     name: str
@@ -65,6 +65,16 @@ def read_note(path: Path) -> RunRecord:
         raise DataError(f"{path}: cannot be read: {error}") from error
     except ValidationError as error:
         raise DataError(f"{path}: cannot be read: {describe(error)}") from error
+
+
+def times_of(record: RunRecord) -> tuple[int | None, int | None]:
+    """When the training began and ended: as the record says, else as the note of one that finished does."""
+    if record.status == "FINISHED" and record.ended_ms is None:
+        with suppress(DataError):  # mostly there is none
+            noted = read_note(note_path(record))
+            if noted.status == "FINISHED":
+                return noted.started_ms, noted.ended_ms
+    return record.started_ms, record.ended_ms
 
 
 def notes() -> list[Path]:

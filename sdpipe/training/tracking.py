@@ -20,7 +20,7 @@ from sdpipe.files import sha256_of
 from sdpipe.training.interruption import tell_in_time
 from sdpipe.training.logged_models import has_onnx, log_onnx
 from sdpipe.training.mlflow_store import connected, store_uri
-from sdpipe.training.run_record import RunRecord, Status, note_path, remove_note, write_note
+from sdpipe.training.run_record import RunRecord, Status, note_path, remove_note, times_of, write_note
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -65,11 +65,12 @@ class _Publisher:
         self.experiment_id = experiment_id
 
     def publish(self, record: RunRecord) -> str:
-        run_id = self._find(record) or self._create(record)
+        started_ms, ended_ms = times_of(record)
+        run_id = self._find(record) or self._create(record, started_ms)
         run = self.client.get_run(run_id)
         has_ended = run.info.status != "RUNNING"  # one that goes on again keeps the time of its last end
-        if has_ended and record.ended_ms is not None and record.ended_ms < (run.info.end_time or 0):
-            return run_id  # it went on, perhaps elsewhere: an older end does not undo a newer one
+        if has_ended and record.ended_ms is not None and record.ended_ms <= (run.info.end_time or 0):
+            return run_id  # it is known, or it went on, perhaps elsewhere: an older end undoes no newer one
         if record.status == "RUNNING" and run.info.status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
         self._send_params(run_id, record, run.data.params)
@@ -79,7 +80,7 @@ class _Publisher:
                 self.client.set_tag(run_id, name, value)
         self._send_files(run, record)
         if record.status not in ("RUNNING", run.info.status):
-            self.client.set_terminated(run_id, status=record.status, end_time=record.ended_ms)
+            self.client.set_terminated(run_id, status=record.status, end_time=ended_ms)
         return run_id
 
     def _find(self, record: RunRecord) -> str | None:
@@ -90,10 +91,10 @@ class _Publisher:
         same = (run for run in of_the_training if run.data.tags.get("run") == record.name)
         return next((str(run.info.run_id) for run in same), None)
 
-    def _create(self, record: RunRecord) -> str:
+    def _create(self, record: RunRecord, started_ms: int | None) -> str:
         tags = {"fingerprint": record.fingerprint, "run": record.name, **record.tags}
         run = self.client.create_run(
-            self.experiment_id, start_time=record.started_ms, run_name=record.name, tags=tags
+            self.experiment_id, start_time=started_ms, run_name=record.name, tags=tags
         )
         return str(run.info.run_id)
 
