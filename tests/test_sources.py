@@ -85,6 +85,17 @@ def test_a_glob_gives_each_picture_once(tree: Path) -> None:
     assert names(f"{tree}/a.png", f"{tree}/[a].png", f"{tree}/a.png") == [f"{tree}/a.png"] * 3
 
 
+def test_a_name_has_one_spelling_in_a_glob(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`./**/*` matches ./b/c.png, and ./b, which b/c.png lies in. `..` stays: it may lead elsewhere."""
+    monkeypatch.chdir(tree)
+    for same in ("./**/*", ".//././**/./*"):
+        assert names(same) == names("**/*")
+    assert names("./**") == names("./**/*.png") == ["a.png", "b/c.png", "b/d/e.png"]
+    assert names("*/.") == names("./*/") == names("*/")
+    assert names("b/d/../*.png") == ["b/d/../c.png"]
+    assert names("b/d/up/../*") == [f"b/d/up/../tree/{name}" for name in ("a.png", "b/c.png", "b/d/e.png")]
+
+
 def test_what_is_passed_over_is_told(tree: Path) -> None:
     """By its ending; hidden files are not meant to be seen."""
     (tree / "b" / "IMG_1.HEIC").write_bytes(b"x")

@@ -103,10 +103,11 @@ def _is_folder(name: str) -> bool:
 def _matches(pattern: str) -> list[str]:
     """What a glob matches, sorted. `**` is any folder below, but no link, which may lead round in a circle.
 
-    Not glob.glob, which follows links, and gives up 1,000 folders deep.
+    Not glob.glob, which follows links, and gives up 1,000 folders deep. Names come without a `./`, as those
+    in a folder do.
     """
     paths = ["/" if pattern.startswith("/") else ""]
-    parts = [part for part in pattern.split("/") if part]
+    parts = [part for part in pattern.split("/") if part not in ("", ".")]
     for at, part in enumerate(parts):
         found: Iterable[str]
         if part == "**" and at == len(parts) - 1:  # a folder is searched through anyway
@@ -118,7 +119,7 @@ def _matches(pattern: str) -> list[str]:
         else:
             found = (name for path in paths if _exists(name := os.path.join(path, part)))  # noqa: PTH118
         paths = list(dict.fromkeys(found))
-    return sorted(path for path in paths if _is_folder(path) or not pattern.endswith("/"))
+    return sorted(path for path in paths if _is_folder(path) or not pattern.endswith(("/", "/.")))
 
 
 def _names(folder: str, pattern: str) -> list[str]:
