@@ -96,12 +96,26 @@ def test_a_name_has_one_spelling_in_a_glob(tree: Path, monkeypatch: pytest.Monke
     assert names("b/d/up/../*") == [f"b/d/up/../tree/{name}" for name in ("a.png", "b/c.png", "b/d/e.png")]
 
 
-def test_what_is_passed_over_is_told(tree: Path) -> None:
-    """By its ending; hidden files are not meant to be seen."""
+def test_what_is_passed_over_is_told(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file once, if it is in a folder and no match itself; hidden ones are not meant to be seen."""
+    monkeypatch.chdir(tree)
     (tree / "b" / "IMG_1.HEIC").write_bytes(b"x")
-    endings: list[str] = []
-    assert len(list(expand([str(tree)], passed_over=endings.append))) == 3
-    assert sorted(endings) == [".heic", ".txt"]
+    (tree / "b" / "d" / "clip.mp4").write_bytes(b"x")
+    for link in [*tree.rglob("up"), *tree.rglob("down")]:
+        link.unlink()
+
+    def passed_over(pattern: str) -> list[str]:
+        found: list[str] = []
+        given = list(expand([pattern], passed_over=found.append))
+        assert not set(found) & set(given)
+        return found
+
+    everything = ["b/IMG_1.HEIC", "b/notes.txt", "b/d/clip.mp4"]
+    for pattern in (".", "**", "*", "./*", "*/"):
+        assert passed_over(pattern) == everything, pattern
+    assert passed_over("**/*") == []
+    assert passed_over("**/d*") == passed_over("**/d") == ["b/d/clip.mp4"]
+    assert passed_over("**/[bdn]*") == ["b/IMG_1.HEIC", "b/d/clip.mp4"]
 
 
 def test_folders_in_folders_in_folders(tmp_path: Path, calls_200_deep: None) -> None:

@@ -79,7 +79,7 @@ def predict(
     from sdpipe.commands import output
     from sdpipe.runtime.artifact import open_artifact
     from sdpipe.runtime.predictor import predict as predict_files
-    from sdpipe.runtime.sources import expand
+    from sdpipe.runtime.sources import ending_of, expand
 
     if as_json and as_csv:
         raise click.UsageError("--json or --csv, not both.")
@@ -102,7 +102,7 @@ def predict(
         endings: Counter[str] = Counter()
         results = predict_files(
             artifact,
-            names(passed_over=lambda ending: endings.update([ending])),
+            names(passed_over=lambda name: endings.update([ending_of(name)])),
             top_k=top_k,
             batch_size=batch_size,
             num_thumbnails=sheet.limit if sheet else 0,

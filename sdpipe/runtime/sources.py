@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sdpipe.errors import ImageError
@@ -37,12 +38,12 @@ def expand(
     *,
     allow_url: bool = False,
     but: Path | None = None,
-    passed_over: Callable[[str], None] = lambda _ending: None,
+    passed_over: Callable[[str], None] = lambda _name: None,
 ) -> Iterator[str | Failure]:
     """Names for arguments that are files, folders (searched through, sorted), globs, URLs or `-`.
 
     but: a file that is in no folder and matches no glob, as the one that is about to be written.
-    passed_over: called with the ending, such as ".heic", of each file in a folder whose name is no picture's.
+    passed_over: called with each file that is left out of a folder, since its name is no picture's.
     """
     left_out = None if but is None else os.path.realpath(but)
     for argument in arguments:
@@ -63,9 +64,17 @@ def _of_glob(
     pattern: str, left_out: str | None, passed_over: Callable[[str], None]
 ) -> Iterator[str | Failure]:
     matches = [match for match in _matches(pattern) if not _is_file(match, left_out)]
+    direct = set(matches)
+    first: dict[str, str] = {}  # of the matches, the one below which a folder was found first
+
+    def tell(match: str, name: str) -> None:
+        """Of a file once, and not if it is a match itself: `**/*` matches it, and every folder above it."""
+        if name not in direct and first.setdefault(os.path.dirname(name), match) == match:  # noqa: PTH120
+            passed_over(name)
+
     for match in matches:
         name = f"./{match}" if match == STDIN else match
-        yield from _in_folder(match, left_out, passed_over) if _is_folder(match) else [name]
+        yield from _in_folder(match, left_out, partial(tell, match)) if _is_folder(match) else [name]
     if not matches:
         yield Failure(file=pattern, code="not_found", message="no file matches")
 
@@ -160,6 +169,11 @@ def _is_file(name: str, path: str | None) -> bool:
     return path is not None and name.endswith(os.path.basename(path)) and os.path.realpath(name) == path  # noqa: PTH119
 
 
+def ending_of(name: str) -> str:
+    """Such as ".heic" of IMG_1.HEIC; nothing where there is none."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122
+
+
 def _in_folder(
     folder: str, left_out: str | None, passed_over: Callable[[str], None]
 ) -> Iterator[str | Failure]:
@@ -170,9 +184,8 @@ def _in_folder(
     for parent, names in _walk(folder, unreadable):
         start = os.path.join(Path(parent), "").removeprefix("./")  # noqa: PTH118
         for name in names:  # thousands, and a Path takes a tenth of what a small picture does
-            ending = os.path.splitext(name)[1].lower()  # noqa: PTH122
-            if ending not in endings:
-                passed_over(ending)
+            if ending_of(name) not in endings:
+                passed_over(start + name)
             elif not _is_file(start + name, left_out):
                 found += 1
                 yield start + name
