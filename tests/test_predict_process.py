@@ -85,10 +85,11 @@ def late_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield address
 
 
-def test_urls_are_fetched_side_by_side(late_server: str, rgb_model_path: Path) -> None:
-    """However few cores there are: they are waited for. Their order stays."""
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_urls_are_fetched_side_by_side(late_server: str, rgb_model_path: Path, batch_size: int) -> None:
+    """However few cores there are, and however small the batches: they are waited for. Their order stays."""
     urls = [f"{late_server}/{at}.png" for at in range(NUM_URLS)]
-    result = call(*urls, "--allow-url", "--model", rgb_model_path)
+    result = call(*urls, "--allow-url", "--model", rgb_model_path, "--batch-size", batch_size)
     assert result.exit_code == 0, result.output
     assert [line.rpartition(": ")[0] for line in result.stdout.splitlines()] == urls
 

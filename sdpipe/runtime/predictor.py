@@ -56,15 +56,15 @@ def predict(
     num_thumbnails: int = 0,
     ensemble: "Ensemble | None" = None,
 ) -> Iterator[Prediction | Failure]:
-    """Predict in input order; one result for each file. Memory holds three batches.
+    """Predict in input order; one result for each file.
 
-    The next pictures are decoded while the network computes. num_thumbnails: the first so many files'
-    predictions carry a small copy of the picture. ensemble: adds to each prediction how its sub-networks see
-    the label.
+    The next pictures are decoded while the network computes. Memory holds three batches, or one and 8
+    pictures where that is more. num_thumbnails: the first so many files' predictions carry a small copy of
+    the picture. ensemble: adds to each prediction how its sub-networks see the label.
     """
     waiting: list[_Picture | Failure] = []
     num_images = 0
-    for decoded in _decode_ahead(artifact, files, 2 * batch_size, num_thumbnails):
+    for decoded in _decode_ahead(artifact, files, max(2 * batch_size, _MAX_THREADS), num_thumbnails):
         waiting.append(decoded)
         num_images += isinstance(decoded, _Picture)
         # A single bad file is reported when its batch is; a thousand of them do not pile up.
@@ -103,7 +103,7 @@ def _decode_ahead(
     decoding: deque[tuple[int, Future[list[_Picture | Failure]]]] = deque()
     num_ahead = 0
     try:
-        for task in _tasks(chain(first, numbered), max(1, ahead // _MAX_THREADS)):
+        for task in _tasks(chain(first, numbered), ahead // _MAX_THREADS):
             if task.kind in pools:
                 done = pools[task.kind].submit(decode, task)
             else:
