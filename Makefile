@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DO_NOT_TRACK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help repro test test-slow test-base soak benchmark benchmark-deployment lint lock ui clean
+.PHONY: help repro .repository test test-slow test-base soak benchmark benchmark-deployment lint lock ui clean
 
 help:
 	@echo "make repro      fetch, train, fold, export, prove, deploy"
@@ -43,12 +43,16 @@ compile = $(@D)/bin/python -m compileall -q -j 0 -x '/tests/' $(@D)/lib >/dev/nu
 	$(compile)
 	touch $@
 
-# A git repository, or DVC refuses the folder, behind the installation of all packages.
-repro: .git .venv/installed
+repro: .repository .venv/installed
 	dvc repro
 
-.git:
-	@echo "make repro needs this folder to be a clone; git init makes a repository of it" >&2; exit 1
+# DVC needs a git repository, here or in a folder above, or core.no_scm. It would say so behind the installation
+# of all packages only.
+.repository:
+	@folder="$(CURDIR)"; while [ "$$folder" ] && [ ! -e "$$folder/.git" ]; do folder=$${folder%/*}; done; \
+	[ "$$folder" ] || grep -qs 'no_scm *= *[Tt]rue' .dvc/config .dvc/config.local || { \
+		command -v git >/dev/null && how="git init makes one" || how="install git, and git init makes one"; \
+		echo "make repro needs a git repository, here or in a folder above; $$how" >&2; exit 1; }
 
 test: .venv/installed
 	pytest -m "not slow" -n 2 --dist loadfile

@@ -116,14 +116,28 @@ def _stores() -> Iterator[Check]:
     else:
         is_made = store.exists() and store.stat().st_size > 0  # what makes it takes an empty file for none
         yield Check(name="MLflow store", finding=str(store.resolve()) if is_made else "not made yet")
-    if not Path(".dvc").is_dir():
-        yield Check(name="DVC", finding="no DVC repository here")
-    elif not Path(".git").exists() or shutil.which("git") is None:
-        yield Check(
-            name="DVC", finding="no git repository here, which DVC needs; `git init` makes one", ok=False
-        )
-    else:
-        yield Check(name="DVC", finding="this folder is a DVC repository")
+    if importlib.util.find_spec("dvc") is not None:
+        yield _dvc()
+
+
+def _dvc() -> Check:
+    """By DVC's own rules: its repository and git's may be in a folder above, and core.no_scm goes without."""
+    from dvc.config import Config
+    from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.repo import Repo
+    from dvc.scm import SCM, SCMError
+
+    try:
+        root = Repo.find_root()
+        SCM(root, no_scm=Config.from_cwd()["core"].get("no_scm", False)).close()
+    except NotDvcRepoError:
+        return Check(name="DVC", finding="no DVC repository here")
+    except SCMError as error:
+        how = "`git init` makes one" if shutil.which("git") else "install git, and `git init` makes one"
+        return Check(name="DVC", finding=f"{error}, which DVC needs; {how}", ok=False)
+    except DvcException as error:
+        return Check(name="DVC", finding=str(error), ok=False)
+    return Check(name="DVC", finding=f"repository {root}")
 
 
 def _is_sqlite(path: Path) -> bool:

@@ -1,9 +1,12 @@
 """`sdpipe doctor`."""
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from test_cli import call
 
 
@@ -40,15 +43,72 @@ def test_doctor_says_what_stands_in_place_of_a_model(project: Path, name: str, f
     assert result.exit_code == int(finding.startswith("BAD"))
 
 
-def test_doctor_sees_that_git_is_missing(project: Path) -> None:
-    """As in a downloaded archive of the project: DVC refuses it."""
-    assert "ok  DVC                      no DVC repository here" in call("doctor").stdout
+def dvc_line() -> str:
+    (line,) = [line for line in call("doctor").stdout.splitlines() if line[4:].startswith("DVC ")]
+    return line
+
+
+def make_repro_begins() -> subprocess.CompletedProcess[str]:
+    """What `make repro` asks before it installs anything."""
+    command = [str(shutil.which("make", path=os.defpath)), "--no-print-directory", ".repository"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def checkout(project: Path) -> Path:
+    """As in a downloaded archive of the project: without git's folder."""
+    (project / "sdpipe").mkdir()
     (project / ".dvc").mkdir()
-    result = call("doctor")
-    assert "BAD DVC                      no git repository here" in result.stdout
-    assert result.exit_code == 1
-    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
-    assert "ok  DVC                      this folder is a DVC repository" in call("doctor").stdout
+    (project / ".dvc" / "config").touch()
+    shutil.copy(ROOT / "Makefile", project)
+    return project
+
+
+def test_where_dvc_refuses_doctor_and_make_say_so(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = f"BAD DVC                      {checkout} is not a git repository, which DVC needs; "
+    assert dvc_line() == f"{needs}`git init` makes one"
+    assert call("doctor").exit_code == 1
+    said = "make repro needs a git repository, here or in a folder above; "
+    done = make_repro_begins()
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == f"{said}git init makes one"
+    programs = checkout.parent / "without_git"
+    programs.mkdir()
+    for name in ("sh", "find", "grep"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(programs))
+    assert dvc_line() == f"{needs}install git, and `git init` makes one"
+    assert make_repro_begins().stderr.splitlines()[0] == f"{said}install git, and git init makes one"
+
+
+@pytest.mark.parametrize("place", ["here", "above", "nowhere"])
+def test_where_dvc_works_doctor_and_make_agree(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """In a git repository, in a folder of one, and without one where core.no_scm says so."""
+    root = checkout
+    if place == "nowhere":
+        (root / ".dvc" / "config").write_text("[core]\n    no_scm = True\n")
+    elif place == "above":
+        root = checkout / "a b" / "project"
+        root.mkdir(parents=True)
+        for name in (".dvc", "Makefile", "sdpipe"):
+            (checkout / name).rename(root / name)
+        monkeypatch.chdir(root)
+    if place != "nowhere":
+        subprocess.run(["git", "init", "-q", checkout], check=True)
+    assert make_repro_begins().returncode == 0
+    for folder in (root, root / "sdpipe"):
+        monkeypatch.chdir(folder)
+        assert dvc_line() == f"ok  DVC                      repository {root}"
+
+
+def test_other_faults_of_dvc_are_said_in_its_words(checkout: Path) -> None:
+    """Where it has no repository there is nothing to refuse."""
+    (checkout / ".dvc" / "config").write_text("no setting\n")
+    assert dvc_line().startswith("BAD DVC                      config file error: ")
+    shutil.rmtree(checkout / ".dvc")
+    assert dvc_line() == "ok  DVC                      no DVC repository here"
 
 
 def test_doctor_shows_no_password(project: Path) -> None:
