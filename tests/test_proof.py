@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from conftest import CLASS_NAMES, make_weights
 from deployable import deploy_config
 from onnx import numpy_helper
@@ -18,12 +19,14 @@ from test_evaluate import HISTORY, NUM_BINS, make_run
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.export import export_ensemble
+from sdpipe.deploy.proof import evaluate as evaluating
 from sdpipe.deploy.proof.claims import claim_faults
 from sdpipe.deploy.proof.evaluate import evaluate_run
 from sdpipe.deploy.proof.figures import draw_mistakes
 from sdpipe.deploy.proof.parity import COARSEST
 from sdpipe.deploy.proof.scores import SCORES, write_classes
 from sdpipe.deploy.release.release import judge
+from sdpipe.deploy.timing.latency import measure_latency
 from sdpipe.errors import DataError, ModelError, ParityError
 from sdpipe.files import read_json, write_json
 from sdpipe.provenance import hardware, processor_name
@@ -127,12 +130,29 @@ def test_a_history_without_the_best_epoch_is_refused(run: Path, dataset: DataSet
     assert not (run / "parity.csv").exists()
 
 
-def test_the_times_name_their_machine(run: Path, dataset: DataSet) -> None:
-    """The card says it."""
+def test_what_is_timed_computes_with_as_many_threads_each(
+    run: Path, dataset: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that the process may use, not what PyTorch takes; the card names the machine with them."""
+    taken: dict[str, int] = {}
+
+    def counting(calls: dict[str, Any], *rest: Any) -> dict[str, Any]:
+        sessions = {name: call.__self__.session for name, call in calls.items() if name != "pytorch_eager"}
+        counts = {name: one.get_session_options().intra_op_num_threads for name, one in sessions.items()}
+        taken.update({**counts, "pytorch_eager": torch.get_num_threads()})
+        return measure_latency(calls, *rest)
+
+    monkeypatch.setattr(evaluating, "measure_latency", counting)
+    monkeypatch.setattr(evaluating, "num_threads", lambda: 3)
     evaluate(run, dataset)
+    assert taken == dict.fromkeys(
+        ("pytorch_eager", "onnxruntime", "int8", "fp16", "keep-7", "keep-7.int8"), 3
+    )
+    assert torch.get_num_threads() == 1
     latency = read_json(run / "latency.json")
     assert latency.keys() == {"hardware", "batch_1"}
-    assert latency["hardware"] == hardware(processor_name())
+    assert latency["hardware"] == hardware(processor_name(), num_threads=3)
+    assert latency["batch_1"].keys() == taken.keys()
 
 
 def test_a_file_with_a_wrong_claim_fails(

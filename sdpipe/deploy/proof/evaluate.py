@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.config import EvaluateConfig
@@ -21,6 +22,7 @@ from sdpipe.errors import DataError, ModelError, ParityError
 from sdpipe.files import sha256_of, write_csv, write_json
 from sdpipe.provenance import hardware, processor_name
 from sdpipe.runtime.artifact import ENSEMBLE, open_artifact
+from sdpipe.runtime.cores import num_threads
 from sdpipe.runtime.variants import COLUMNS, NAME
 from sdpipe.training.weights import Weights, load_weights
 
@@ -77,8 +79,10 @@ def evaluate_run(
         },
     }
     write_json(folder / "metrics.json", metrics)
-    latency = _latency(Reference(weights), proofs.values(), images_NHWC, config)
-    write_json(folder / "latency.json", {"hardware": hardware(processor_name()), **latency})
+    threads = num_threads()
+    latency = _latency(Reference(weights), proofs.values(), images_NHWC, config, threads)
+    measured_on = hardware(processor_name(), num_threads=threads)
+    write_json(folder / "latency.json", {"hardware": measured_on, **latency})
     _write_variants(folder, main, metrics, latency)
     _report([*proofs.values()])
     _check(proofs.values(), {folder / ensemble["file"]: ensemble_faults})
@@ -182,14 +186,19 @@ def _title(folder: Path, weights: Weights) -> str:
 
 
 def _latency(
-    reference: Reference, proofs: Any, images_NHWC: np.ndarray, config: EvaluateConfig
+    reference: Reference, proofs: Any, images_NHWC: np.ndarray, config: EvaluateConfig, threads: int
 ) -> dict[str, Any]:
-    """PyTorch eager, model.onnx as `onnxruntime`, and the other variants by their names."""
+    """PyTorch eager, model.onnx as `onnxruntime`, and the other variants by their names; threads: of each."""
     calls: dict[str, Callable[[np.ndarray], Any]] = {"pytorch_eager": reference}
     for proof in proofs:
         name = "onnxruntime" if proof.variant.name == "fp32" else proof.variant.name
-        calls[name] = open_artifact(proof.variant.path, device="cpu").run
-    return measure_latency(calls, images_NHWC, config.latency_batch_sizes, config.latency_repeats)
+        calls[name] = open_artifact(proof.variant.path, device="cpu", threads=threads).run
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return measure_latency(calls, images_NHWC, config.latency_batch_sizes, config.latency_repeats)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write_variants(
