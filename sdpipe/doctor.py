@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sdpipe.errors import ModelError, SdpipeError, without_passwords
+from sdpipe.provenance import counted
 from sdpipe.runtime.artifact import num_cuda_devices, open_artifact, provider_works
 from sdpipe.runtime.cores import num_cores
 from sdpipe.version import __version__
@@ -42,12 +43,10 @@ def report() -> Iterator[Check]:
         yield Check(
             name="onnxruntime", finding="installed beside onnxruntime-gpu in one folder: keep one", ok=False
         )
-    yield Check(
-        name="processor",
-        finding=f"{platform.machine()}, {num_cores()} cores for this process",
-    )
+    cores = counted(num_cores(), "core")
+    yield Check(name="processor", finding=f"{platform.machine()}, {cores} for this process")
     yield _training_device()
-    yield Check(name="CUDA driver", finding=f"{num_cuda_devices()} devices")
+    yield Check(name="CUDA driver", finding=counted(num_cuda_devices(), "device"))
     yield _provider("CPUExecutionProvider")
     if num_cuda_devices():
         yield _provider("CUDAExecutionProvider")

@@ -54,12 +54,17 @@ def hardware(device_name: str, num_processes: int = 1, num_threads: int | None =
     num_threads: those that compute, where the result depends on them; said where they are not one a core.
     """
     num_cores = len(os.sched_getaffinity(0))
-    words = [device_name, f"{num_cores} cores", platform.machine()]
-    if num_threads not in (None, num_cores):
-        words.append("1 thread" if num_threads == 1 else f"{num_threads} threads")
+    words = [device_name, counted(num_cores, "core"), platform.machine()]
+    if num_threads is not None and num_threads != num_cores:
+        words.append(counted(num_threads, "thread"))
     if num_processes > 1:
         words.append(f"{num_processes} processes")
     return ", ".join(words)
+
+
+def counted(number: int, what: str) -> str:
+    """1 core, 2 cores."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def processor_name() -> str:

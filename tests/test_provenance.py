@@ -1,11 +1,13 @@
 """What a result says of the commit that made it."""
 
+import os
+import platform
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from sdpipe.provenance import git_state
+from sdpipe.provenance import git_state, hardware
 
 
 @pytest.fixture
@@ -37,3 +39,17 @@ def test_what_git_does_not_know_is_not_a_change_of_the_code(checkout: Path) -> N
 
 def test_without_git_both_are_unknown(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"git_commit": None, "git_dirty": None}
+
+
+def test_a_machine_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads are said where they are not one a core."""
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for num_cores, num_threads, expected in (
+        (1, 1, "Abacus, 1 core, x86_64"),
+        (1, 3, "Abacus, 1 core, x86_64, 3 threads"),
+        (2, None, "Abacus, 2 cores, x86_64"),
+        (2, 1, "Abacus, 2 cores, x86_64, 1 thread"),
+    ):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _process, num=num_cores: set(range(num)))
+        assert hardware("Abacus", num_threads=num_threads) == expected
+    assert hardware("Abacus", num_processes=2) == "Abacus, 2 cores, x86_64, 2 processes"
