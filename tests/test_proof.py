@@ -171,6 +171,34 @@ def test_a_file_with_a_wrong_claim_fails(
     assert parities == {"fp16": True, "int8": False, "keep-7": True, "keep-7.int8": True, "ensemble": False}
 
 
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"class_names": ["dog", "cat", "eel"]},
+        {"image_size": [9, 8]},
+        {"crop_fraction": 0.5},
+        {"dataset": "imagenet"},
+        {"best_epoch": 1},
+        {"fingerprint": "f" * 16},
+        {"train_params": {}},
+        {"rule": "uniform"},
+        {"p_L": 0.75},
+    ],
+    ids=lambda claims: next(iter(claims)),
+)
+def test_pruned_weights_say_what_the_runs_do(run: Path, dataset: DataSet, claims: dict[str, Any]) -> None:
+    """With the same mistake in the file and in the weights that it is held to, these two agree."""
+    path = run / "pruned" / "keep-7.safetensors"
+    tensors, meta = load_tensors(path)
+    for name, value in claims.items():
+        (meta["network"] if name in meta["network"] else meta)[name] = value
+    save_tensors(path, tensors, meta)
+    say(run / "pruned" / "keep-7.onnx", **claims)
+    (name,) = claims
+    with pytest.raises(ModelError, match=rf"keep-7\.safetensors: its {name} is .* in weights\.safetensors"):
+        evaluate(run, dataset)
+
+
 def test_the_ensembles_probabilities_are_proved(run: Path, dataset: DataSet) -> None:
     """Its graph divides the logits by 2.5 where it says 1.25: the same logits, other probabilities."""
     path = run / "ensemble.onnx"

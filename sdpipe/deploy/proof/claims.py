@@ -4,11 +4,12 @@ Written anew from the weights' description, so that a mistake of export is not o
 """
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from sdpipe.deploy.confidence import read_temperature
-from sdpipe.errors import DataError
+from sdpipe.errors import DataError, ModelError
 from sdpipe.files import read_json
 from sdpipe.runtime.artifact import ENSEMBLE
 from sdpipe.runtime.metadata import Metadata
@@ -50,6 +51,25 @@ def claim_faults(found: Metadata, info: ModelInfo, weights_path: Path) -> list[s
     if found.temperature != temperature:
         faults.append(f"its temperature is {found.temperature:.6g}, and {temperature:.6g} in {source.name}")
     return faults
+
+
+def check_pruned_claims(pruned: ModelInfo, info: ModelInfo, weights_path: Path) -> None:
+    """Raise ModelError unless the weights of a pruned network say what those of its run do.
+
+    pruned: of weights_path. Only the scales may differ: prune wrote both the file and the weights that it is
+    held to, so that the two would agree on what both have wrong.
+    """
+    found, expected = _without_scales(pruned), _without_scales(info)
+    for name, value in expected.items():
+        if found[name] != value:
+            raise ModelError(
+                f"{weights_path}: its {name} is {_short(found[name])}, and {_short(value)} in {WEIGHTS}"
+            )
+
+
+def _without_scales(info: ModelInfo) -> dict[str, Any]:
+    facts = asdict(replace(info, scales=()))
+    return {**facts.pop("network"), **facts}
 
 
 def _temperature(weights_path: Path) -> tuple[float, Path]:

@@ -11,14 +11,14 @@ import torch
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.config import EvaluateConfig
 from sdpipe.deploy.held_out import check_data
-from sdpipe.deploy.proof.claims import WEIGHTS
+from sdpipe.deploy.proof.claims import WEIGHTS, check_pruned_claims
 from sdpipe.deploy.proof.ensemble import prove_ensemble
 from sdpipe.deploy.proof.figures import draw_mistakes, draw_training
 from sdpipe.deploy.proof.parity import Disagreement, Reference
 from sdpipe.deploy.proof.scores import score, tempered, write_classes, write_reliability
 from sdpipe.deploy.proof.variants import FLOAT32, INT8, Proof, find_variants, prove
 from sdpipe.deploy.timing.latency import measure_latency
-from sdpipe.errors import DataError, ModelError, ParityError
+from sdpipe.errors import DataError, ParityError
 from sdpipe.files import sha256_of, write_csv, write_json
 from sdpipe.provenance import hardware, processor_name
 from sdpipe.runtime.artifact import ENSEMBLE, open_artifact
@@ -103,11 +103,8 @@ def _prove_all(
     proofs: dict[Path, Proof] = {}
     for variant in find_variants(folder):
         own = load_weights(variant.weights)
-        if own.info.fingerprint != weights.info.fingerprint:
-            raise ModelError(
-                f"{variant.weights}: its run is {own.info.fingerprint}, and that of weights.safetensors "
-                f"{weights.info.fingerprint}"
-            )
+        if variant.weights.name != WEIGHTS:
+            check_pruned_claims(own.info, weights.info, variant.weights)
         proofs[variant.path] = prove(variant, own, proofs, images_NHWC, config)
     return proofs
 
