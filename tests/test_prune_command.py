@@ -79,10 +79,25 @@ def test_a_failed_parity_is_marked(runs: Path) -> None:
     ]  # fmt: skip
     assert rows[2]["on_front"] == "False"
     assert [line.split()[-1] for line in result.stdout.splitlines()[2:]] == ["held", "failed"]
-    (run / "metrics.json").write_text(json.dumps({**metrics, "variants": None}))
-    result = call()
-    assert result.exit_code == 1
-    assert "metrics.json: expected sha256 and parity of each variant" in result.stderr
+
+
+def test_an_older_run_stops_the_others_only_where_it_is_named(runs: Path) -> None:
+    """Its metrics.json has no variants; its files are compared as any that evaluate did not look at."""
+    older = "models/stochastic/metrics.json: expected an entry variants; an older sdpipe wrote it"
+    damaged = "models/stochastic/metrics.json: expected sha256 and parity of each variant"
+    metrics = {"model_sha256": sha256(runs / "stochastic" / "model.onnx"), "parity": True}
+    for found, said in ((metrics, older), (metrics | {"variants": None}, damaged)):
+        (runs / "stochastic" / "metrics.json").write_text(json.dumps(found))
+        named = call("models/stochastic")
+        assert named.exit_code == 1
+        assert named.stderr.startswith(f"error: {said}")
+        result = call()
+        assert result.exit_code == 0, result.output
+        (note,) = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+        assert note.startswith(f"note: {said}")
+        assert note.endswith("whether the parity of its files held is not known")
+        with (runs / "pareto.csv").open() as stream:
+            assert [row["parity"] for row in csv.DictReader(stream)] == ["", "", ""]
 
 
 @pytest.mark.slow

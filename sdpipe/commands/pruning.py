@@ -83,7 +83,7 @@ def prune(
     runs = _runs(folders)
     for folder in (out, *([copy_to.parent] if copy_to else [])):  # now, not after all the measuring
         folder.mkdir(parents=True, exist_ok=True)
-    variants = _measured(runs, keep, batch_size, out)
+    variants = _measured(runs, _parities(runs, are_named=bool(folders)), keep, batch_size, out)
     click.echo(_table(variants, batch_size), err=is_picking)
     if not is_picking:
         return
@@ -134,7 +134,27 @@ def _of_present_data(runs: list[Path]) -> list[Path]:
     return present
 
 
-def _measured(runs: list[Path], keep: list[int], batch_size: int, out: Path) -> list[Any]:
+def _parities(runs: list[Path], *, are_named: bool) -> dict[str, bool]:
+    """SHA-256 -> whether its parity held, of the files that evaluate looked at.
+
+    Raises DataError if a run's metrics.json cannot be read; of one that was not asked for, a note says so.
+    """
+    from sdpipe.deploy.pruning.family import read_parities
+
+    found: dict[str, bool] = {}
+    for run in runs:
+        try:
+            found |= read_parities(run)
+        except DataError as error:
+            if are_named:
+                raise
+            tell(f"note: {error}; whether the parity of its files held is not known")
+    return found
+
+
+def _measured(
+    runs: list[Path], parities: dict[str, bool], keep: list[int], batch_size: int, out: Path
+) -> list[Any]:
     """Make what is missing, measure, and write pareto.csv and pareto.png."""
     from sdpipe.data.store import open_dataset
     from sdpipe.deploy.pruning.family import measure, write_table
@@ -147,7 +167,7 @@ def _measured(runs: list[Path], keep: list[int], batch_size: int, out: Path) -> 
     if keep:
         for folder in runs:
             prune_further(folder, dataset, keep)
-    variants = measure(runs, dataset, batch_size)
+    variants = measure(runs, parities, dataset, batch_size)
     write_table(out / "pareto.csv", variants)
     title = f"{info.dataset}, {info.network.depth} layers: blocks removed after training"
     draw_pareto(out / "pareto.png", variants, batch_size, title)

@@ -1,6 +1,6 @@
 """The files that runs can be deployed as, side by side: error, latency, size; and the choice among them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,14 +94,17 @@ def _by_size(path: Path) -> tuple[int, str]:
 
 
 def measure(
-    folders: Sequence[Path], dataset: DataSet, batch_size: int, repeats: int = _REPEATS
+    folders: Sequence[Path],
+    parities: Mapping[str, bool],
+    dataset: DataSet,
+    batch_size: int,
+    repeats: int = _REPEATS,
 ) -> list[Variant]:
     """Errors and latency of all files of the runs, measured now. batch_size: at which the front is drawn.
 
-    folders: each run once. Raises as `find_variants` does.
+    folders: each run once; parities: as `read_parities` gives them, of all. Raises as `find_variants` does.
     """
     families = find_variants(folders)
-    verdicts = {digest: proved for folder in folders for digest, proved in read_parities(folder).items()}
     artifacts = [one for family in families for one in family]
     # Each run's own: a run of another seed was trained on others' held-out images.
     validated = [open_held_out(load_info(folder / "weights.safetensors"), dataset)[1] for folder in folders]
@@ -131,7 +134,7 @@ def measure(
                         speedup=full_ms / latency_ms[THROUGHPUT_BATCH],
                         num_bytes=artifact.path.stat().st_size,
                         on_front=False,
-                        parity=verdicts.get(sha256_of(artifact.path)),
+                        parity=parities.get(sha256_of(artifact.path)),
                     )
                 )
                 progress.update()
