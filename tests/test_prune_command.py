@@ -191,6 +191,24 @@ def test_without_a_run_the_command_says_so_and_makes_no_folder(folders: tuple[st
     assert list(Path().iterdir()) == []
 
 
+def test_a_command_that_fails_leaves_no_folder(runs: Path, tmp_path: Path) -> None:
+    """It is seen beforehand whether they can be made, and they are made when something comes into them."""
+    before = sorted(runs.parent.rglob("*"))
+    new = ("--out", "a/../a/b", "--copy-to", "c/d/net.onnx", "--max-error", "1")
+    for wrong in (("--keep", "9"), ("models/stochastic", "--keep", "0")):
+        assert call(*wrong, *new).exit_code == 1
+        assert sorted(runs.parent.rglob("*")) == before
+    (runs / "stochastic" / "model.onnx").rename(tmp_path / "model.onnx")
+    before.remove(runs / "stochastic" / "model.onnx")
+    result = call(*new)
+    assert (result.exit_code, "no such model file" in result.stderr) == (1, True)
+    assert sorted(runs.parent.rglob("*")) == before
+    (tmp_path / "model.onnx").rename(runs / "stochastic" / "model.onnx")
+    assert call(*new).exit_code == 0
+    assert {path.name for path in Path("a/b").iterdir()} == {"pareto.csv", "pareto.png"}
+    assert Path("c/d/net.onnx").is_file()
+
+
 def test_runs_of_one_name_stay_apart(runs: Path) -> None:
     """Two of one name are called by the ends of their paths; one that is given twice counts once."""
     for place in ("A/x", "B/x"):

@@ -2,6 +2,7 @@
 
 import math
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def prune(
         from sdpipe.deploy.pruning.family import pick_by_error, pick_by_latency
     runs = _runs(folders)
     for folder in (out, *([copy_to.parent] if copy_to else [])):  # now, not after all the measuring
-        folder.mkdir(parents=True, exist_ok=True)
+        _check_can_be_made(folder)
     variants = _measured(runs, _parities(runs, are_named=bool(folders)), keep, batch_size, out)
     click.echo(_table(variants, batch_size), err=is_picking)
     if not is_picking:
@@ -132,6 +133,15 @@ def _of_present_data(runs: list[Path]) -> list[Path]:
         if run not in present:
             tell(f"note: {run}: left out, data/{infos[run].dataset} is not what it was trained on")
     return present
+
+
+def _check_can_be_made(folder: Path) -> None:
+    """Raise OSError unless a folder is there or can be made. What is made to see that is removed at once."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        with suppress(OSError):  # of new/../out it is `new/..`
+            each.rmdir()
 
 
 def _parities(runs: list[Path], *, are_named: bool) -> dict[str, bool]:
