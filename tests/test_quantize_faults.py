@@ -136,6 +136,19 @@ INT8_FAULTS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
         change(f"{CONV}.weight_scale", lambda s: np.append(s[:1] * 1.05, s[1:])),
         "block 4, conv 2: channel 0 has the scale",
     ),
+    "a channel's scale of 0": (
+        change(f"{CONV}.weight_scale", lambda s: np.append(s[:-1], 0)),
+        "block 4, conv 2: has the scale 0 for its input, weights or bias",
+    ),
+    "an input's scale of 0": (change("relu_7_scale", lambda s: s * 0), "block 4, conv 2: has the scale 0"),
+    "a bias's scale of 0": (
+        change(f"{CONV}.bias_quantized_scale", lambda s: s * 0),
+        "block 4, conv 2: has the scale 0",
+    ),
+    "a scale that is no number": (
+        change(f"{CONV}.weight_scale", lambda s: s * np.nan),
+        "block 4, conv 2: has the scale nan",
+    ),
     "one weight a step off": (
         change(f"{CONV}.weight_quantized", lambda w: first(w, 1)),
         "block 4, conv 2: channel 0 has a weight",

@@ -130,6 +130,9 @@ def _check_convolution(
     channels = len(weight)
     if scale.shape != (channels,):
         return [f"its weights have {scale.size} scales for {channels} channels"]
+    smallest = float(np.min([input_scale, *scale, *bias_scale.reshape(-1)]))
+    if not smallest > 0:  # what follows divides by them
+        return [f"has the scale {smallest:.6g} for its input, weights or bias"]
     largest = np.abs(weight).reshape(channels, -1).max(axis=1)
     # A bias is an int32 in steps of both scales' product; where it would not fit, its channel's step grows.
     step = np.maximum(largest / INT8_MAX, np.abs(bias) / (2**31 - 1) / input_scale)
