@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.image import decode
 from sdpipe.runtime.predictor import Prediction, predict
 from sdpipe.training.weights import load_weights, save_weights
+
+TIMES = ("median_ms", "quartile_1_ms", "quartile_3_ms", "n")
 
 
 def card_of(tmp_path: Path, channels: int = 1, crop_fraction: float = 1.0, variants: bool = False) -> str:
@@ -169,3 +172,24 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=f"{name}: expected ") as caught:
         deploy(folder, tmp_path / "models")
     assert str(caught.value).startswith(str(folder / name))
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        None,
+        {"onnxruntime": 3.0},
+        *({"onnxruntime": {key: 3.0 for key in TIMES if key != lost}} for lost in TIMES),
+        {"onnxruntime": {**dict.fromkeys(TIMES, 3.0), "median_ms": "3"}},
+    ],
+    ids=str,
+)
+def test_damaged_times_are_named(tmp_path: Path, times: Any) -> None:
+    """Of one batch size beside a sound one."""
+    folder = make_run(tmp_path / "models" / "stochastic")
+    facts = json.loads((folder / "latency.json").read_text())
+    write(folder / "latency.json", facts | {"batch_64": times})
+    with pytest.raises(
+        DataError, match=rf"latency\.json: expected {', '.join(TIMES)} of each that was timed"
+    ):
+        deploy(folder, tmp_path / "models")

@@ -30,6 +30,7 @@ _OF_CALIBRATION = (
     *(f"validation_{what}_{when}" for what in ("ece", "nll") for when in ("uncalibrated", "calibrated")),
 )  # fmt: skip
 _OF_CLASSES = {"class", "precision", "recall", "images"}
+_OF_TIMES = ("median_ms", "quartile_1_ms", "quartile_3_ms", "n")
 
 
 def write_card(candidate: Candidate) -> str:
@@ -193,6 +194,8 @@ def _confidence(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 def _speed(path: Path, timing: Mapping[str, Any]) -> str:
     latency = read_json(path)
     sizes = {name: facts for name, facts in latency.items() if name.startswith("batch_")}
+    if not all(map(_is_timed, sizes.values())):
+        raise DataError(f"{path}: expected {', '.join(_OF_TIMES)} of each that was timed; run `dvc repro`")
     contenders = list(dict.fromkeys(contender for facts in sizes.values() for contender in facts))
     rows = []
     for contender in contenders:
@@ -210,6 +213,14 @@ Milliseconds a call, median (quartiles), n = {min(counts)} calls of each in turn
 The training took {timing["train_s"]:.0f} s on {timing["hardware"]}.
 
 {table(header, rows)}"""
+
+
+def _is_timed(facts: Any) -> bool:
+    """Whether an entry is of a batch size: contenders with their times, which are numbers."""
+    return isinstance(facts, dict) and all(
+        isinstance(one, dict) and all(isinstance(one.get(name), int | float) for name in _OF_TIMES)
+        for one in facts.values()
+    )
 
 
 def _quartiles(one: Mapping[str, Any]) -> str:
