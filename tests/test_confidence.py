@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import export_to, make_weights, random_images, train_alone, train_config
+from pruned_runs import belonging_to
 from sklearn.calibration import calibration_curve
 
 from sdpipe.data.store import DataSet
@@ -21,8 +22,9 @@ from sdpipe.deploy.confidence import (
 from sdpipe.deploy.config import CalibrateConfig
 from sdpipe.deploy.held_out import open_held_out
 from sdpipe.deploy.pruning.recalibrate import score
-from sdpipe.errors import DataError
+from sdpipe.errors import DataError, ModelError
 from sdpipe.runtime.artifact import count_operators, open_artifact
+from sdpipe.training.weights import save_weights
 
 
 def overconfident(num: int, factor: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -100,8 +102,6 @@ def test_calibration_sees_the_validation_part_only(tmp_path: Path, dataset: Data
     """The split is the training's own: 24 of 120 images, none of which it trained on."""
     from dataclasses import replace
 
-    from sdpipe.training.weights import save_weights
-
     config = train_config()
     result = train_alone(config, dataset, tmp_path / "checkpoints")
     weights = make_weights(widths=(4, 8, 8))
@@ -121,6 +121,17 @@ def test_calibration_sees_the_validation_part_only(tmp_path: Path, dataset: Data
     save_weights(tmp_path / "weights.safetensors", other)
     with pytest.raises(DataError, match="trained on the data eeee"):
         calibrate_run(tmp_path, dataset, CalibrateConfig(num_bins=15))
+
+
+def test_logits_that_are_not_finite_are_no_calibration(tmp_path: Path, dataset: DataSet) -> None:
+    """Each weight is, and float32 does not hold what they compute."""
+    weights = belonging_to(make_weights(), dataset)
+    weights.state["head.weight"].fill_(3e38)
+    save_weights(tmp_path / "weights.safetensors", weights)
+    assert all(tensor.isfinite().all() for tensor in weights.state.values())
+    with pytest.raises(ModelError, match=r"weights\.safetensors: computes logits that are not finite"):
+        calibrate_run(tmp_path, dataset, CalibrateConfig(num_bins=15))
+    assert not (tmp_path / "calibration.json").exists()
 
 
 def test_a_damaged_calibration_is_named(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from sdpipe.deploy.confidence import (
 from sdpipe.deploy.config import CalibrateConfig
 from sdpipe.deploy.held_out import open_held_out
 from sdpipe.deploy.proof.parity import Reference
+from sdpipe.errors import ModelError
 from sdpipe.files import write_json
 from sdpipe.training.weights import load_weights
 
@@ -22,11 +23,15 @@ from sdpipe.training.weights import load_weights
 def calibrate_run(folder: Path, dataset: DataSet, config: CalibrateConfig) -> None:
     """Write models/<run>/calibration.json: the temperature, and what it does on the validation part.
 
-    Raises ModelError if weights.safetensors cannot be read, DataError if it belongs to other data.
+    Raises ModelError if weights.safetensors cannot be read or computes no numbers, DataError if it belongs to
+    other data.
     """
-    weights = load_weights(folder / "weights.safetensors")
+    path = folder / "weights.safetensors"
+    weights = load_weights(path)
     _, validated = open_held_out(weights.info, dataset)
     logits_NK = Reference(weights).logits(validated)
+    if not np.isfinite(logits_NK).all():
+        raise ModelError(f"{path}: computes logits that are not finite; a weight is damaged, or too large")
     temperature = fit_temperature(logits_NK, validated.labels_N)
     facts: dict[str, float | str | int] = {"temperature": temperature, "num_validation": len(validated)}
     for name, temp in (("uncalibrated", 1.0), ("calibrated", temperature)):
