@@ -5,10 +5,10 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     When the block fails, the new file is removed and the old one stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a process that was killed
-        left.unlink()
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if not _BESIDE.fullmatch(path.parent.name):  # replacing_folder made it; if it is gone, what it held is
+        path.parent.mkdir(parents=True, exist_ok=True)
+    beside = _beside(path)
     try:
         yield beside
         with beside.open("rb") as stream:
@@ -63,14 +62,14 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path`; when the block succeeds, it takes the place of `path`.
 
-    Raises DataError if `path` is a link, which cannot be replaced without a guess at what is meant.
+    Processes that may write the same folder must take turns. Raises DataError if `path` is a link, which
+    cannot be replaced without a guess at what is meant.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_symlink():
         raise DataError(f"{path}: is a link; expected a folder, or nothing")
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a process that was killed
-        shutil.rmtree(left)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    beside = _beside(path)
+    beside.mkdir(mode=0o700)
     try:
         yield beside
         beside.chmod(0o755)
@@ -84,6 +83,32 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+_BESIDE = re.compile(r"\..+\.[0-9]+\.tmp", re.DOTALL)
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name for what this process writes: that of `path` with the process's id.
+
+    What a process that was killed left under such a name is removed; what a living one writes stays.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = left.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
+        if pid.isdecimal() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
+            with suppress(FileNotFoundError):  # another process removes it, too
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
 
 
 def _name(error: OSError, path: Path) -> None:

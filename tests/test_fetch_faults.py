@@ -223,7 +223,9 @@ def test_two_fetches_at_once_take_turns(tmp_path: Path, files: Files) -> None:
 
 
 def test_leftovers_of_a_killed_fetch_are_cleared(tmp_path: Path) -> None:
-    (tmp_path / ".digits.abc.tmp").mkdir()
+    with subprocess.Popen(["true"]) as killed:
+        pass
+    (tmp_path / f".digits.{killed.pid}.tmp").mkdir()
     fetch("digits", DigitsConfig(test_fraction=0.2, seed=0), tmp_path / "digits", tmp_path / "dl")
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 

@@ -1,8 +1,11 @@
 """Runs that are damaged and folders that are no report's."""
 
 import csv
+import fcntl
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -272,3 +275,16 @@ def test_only_a_reports_folder_is_replaced(tmp_path: Path) -> None:
     (out / "notes.txt").unlink()
     write_report([out], out)  # redrawn in its place
     assert len(rows_of(out / "runs.csv")) == 2
+
+
+def test_reports_into_one_folder_take_turns_also_to_read(tmp_path: Path) -> None:
+    """Of two that redrew a report in its place, one read or took away what the other replaced."""
+    turn = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(turn, fcntl.LOCK_EX)  # as another report into a folder of it does
+    with ThreadPoolExecutor() as pool:
+        report = pool.submit(write_report, [tmp_path / "models"], tmp_path / "out")
+        begun = wait([report], timeout=0.3)
+        write_run(tmp_path / "models" / "a")
+        os.close(turn)
+    assert not begun.done
+    assert report.result() == []

@@ -1,6 +1,9 @@
 """`sdpipe report`: read the runs, then write tables, figures and the page into one folder."""
 
-from collections.abc import Iterable, Sequence
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sdpipe.errors import DataError
@@ -28,14 +31,30 @@ def write_report(folders: Sequence[Path], out: Path) -> list[str]:
         out = out.resolve()
     except RuntimeError as error:  # so Python 3.11 says it
         raise DataError(f"{out}: expected a folder, found a loop of links") from error
-    _check_out(out)
-    runs, problems = read_runs(folders)
-    settings = group(runs)
-    with replacing_folder(out) as beside:
-        _write(beside, runs, settings, problems)
-        names = sorted(path.name for path in beside.iterdir())
-        write_json(beside / _MARKER, {"written_by": "sdpipe report", "files": [*names, _MARKER]})
+    with _turn_in(out.parent):
+        _check_out(out)
+        runs, problems = read_runs(folders)
+        settings = group(runs)
+        with replacing_folder(out) as beside:
+            _write(beside, runs, settings, problems)
+            names = sorted(path.name for path in beside.iterdir())
+            write_json(beside / _MARKER, {"written_by": "sdpipe report", "files": [*names, _MARKER]})
     return problems
+
+
+@contextmanager
+def _turn_in(folder: Path) -> Iterator[None]:
+    """Two reports that write into one folder take turns, and neither replaces what the other reads.
+
+    The lock is on the folder itself: it may be anywhere, and a lock's own file would stay in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _check_out(out: Path) -> None:
