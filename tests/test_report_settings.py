@@ -222,16 +222,6 @@ def test_dropout_in_all_runs_is_no_comparison_of_it(tmp_path: Path) -> None:
     assert [arm.name for arm in setting.compared] == ["stochastic, p_L 0.5, dropout 0.1"]
 
 
-def test_dropout_in_the_constant_depth_is_in_the_label(tmp_path: Path) -> None:
-    """Tables and figures call what they compare with `constant depth`; with none, it is not in the label."""
-    write_run(tmp_path / "c", p_L=1.0, dropout=0.1)
-    write_run(tmp_path / "s", p_L=0.5, dropout=0.1)
-    write_run(tmp_path / "c26", p_L=1.0, depth=26)
-    write_run(tmp_path / "d26", p_L=1.0, depth=26, dropout=0.1)
-    labels = [setting.label for setting in group(read_runs([tmp_path])[0])]
-    assert labels == ["animals, 20 layers, dropout 0.1", "animals, 26 layers"]
-
-
 def test_runs_of_an_older_report_are_of_one_setting_with_those_of_today(tmp_path: Path) -> None:
     """What its params do not name was not there to be chosen, so the value of before is meant."""
     write_run(tmp_path / "models" / "c", p_L=1.0)

@@ -33,6 +33,9 @@ NEEDED_PARAMS = (
 )
 
 
+_AUGMENTATION = ("shift_px", "flip", "crop", "colour_jitter", "lighting")  # of which older runs lack some
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What the files of a run say. Errors are fractions, times seconds."""
@@ -66,8 +69,8 @@ class Run:
 
     @property
     def is_augmented(self) -> bool:
-        """Whether its images were shifted or mirrored."""
-        return bool(self.params["shift_px"] or self.params["flip"])
+        """Whether its images were changed at random."""
+        return any(self.params.get(key) for key in _AUGMENTATION)
 
 
 _APART = ("run", "params", "history", "ensemble")
