@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from report_runs import FULL, rows_of, write_ensemble, write_run
 
 from sdpipe.recipes import load_recipes
-from sdpipe.report.colours import COLOURS, compared_colours
 from sdpipe.report.figures import plan_figures
 from sdpipe.report.plots import Sheet
 from sdpipe.report.reading import read_runs
@@ -219,12 +218,6 @@ def test_ensembles_of_other_draws_say_so(tmp_path: Path) -> None:
         write_draws(folder, write_run(folder, p_L=0.5, seed=seed), (1, 4), 0.2, seed)
         (text,), _ = ensembles(tmp_path)
         assert text.endswith("The sub-networks were drawn with different seeds: 0, 9.") == said
-
-
-@pytest.mark.parametrize("count", [1, 5, 6, 16])
-def test_every_line_has_a_colour_of_its_own(count: int) -> None:
-    """figure8-left has 16 stochastic trainings in one figure of ensembles."""
-    assert len({*compared_colours(count), COLOURS[0]}) == count + 1
 
 
 def test_what_is_not_drawn_is_listed_with_the_command_that_makes_it(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 import matplotlib as mpl
 import numpy as np
 
-COLOURS = ("#1f5fa8", "#d1541e", "#2d8a4e", "#8449a6", "#8a6d1f", "#5b6770")
+COLOURS = ("#1f5fa8", "#d1541e", "#009e73", "#e09abf", "#000000", "#6b1f4a")
+"""Blue, orange, green, pink, black and plum: also readers who see no red, green or blue tell them apart."""
 CONSTANT_COLOUR = COLOURS[0]
 _SHADES = "turbo"  # where there are more lines than colours
 
