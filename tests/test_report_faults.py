@@ -1,11 +1,8 @@
-"""Runs that are damaged and folders that are no report's."""
+"""Runs and tables that are damaged."""
 
 import csv
-import fcntl
 import json
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from report_runs import rows_of, two_seeds, write_ensemble, write_run
 
 from sdpipe.cli import main
 from sdpipe.errors import DataError
+from sdpipe.report.cells import read_table, write_table
 from sdpipe.report.write import write_report
 
 
@@ -208,6 +206,18 @@ def test_a_value_of_another_type_in_a_reports_table_is_named(
     assert [row["run"] for row in rows_of(tmp_path / "again" / "runs.csv")] == ["b"]
 
 
+@pytest.mark.parametrize("crops", [(None, {"shorter_side": [9, 12]}), ({"shorter_side": [9, 12]}, None)])
+def test_a_key_with_a_value_and_keys_below_it_is_named(tmp_path: Path, crops: tuple[object, object]) -> None:
+    """Which ended the whole report, or passed for the value, by the order of the columns."""
+    for name, crop in zip(("a", "b"), crops, strict=True):
+        write_run(tmp_path / "models" / name, crop=crop)
+    write_report([tmp_path / "models"], tmp_path / "out")
+    rows = read_table(table := tmp_path / "out" / "runs.csv")
+    write_table(table, [rows[0], {**rows[1], "crop": None, "crop.shorter_side": [9, 12]}], rows[0])
+    (problem,) = write_report([tmp_path / "out"], tmp_path / "again")
+    assert problem == f"{table}: b: crop: expected it or crop.shorter_side, found both"
+
+
 @pytest.mark.parametrize("fact", [("num_train", None), ("test_error", True), ("test_error", "0.5")])
 def test_a_fact_that_is_no_number_leaves_the_run_out(tmp_path: Path, fact: tuple[str, object]) -> None:
     """Not the whole report; nor does true count as an error of 100 %."""
@@ -250,41 +260,3 @@ def test_no_run_at_all_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no finished run: looked for RUN/weights\.safetensors.*models"):
         write_report([tmp_path / "models"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_only_a_reports_folder_is_replaced(tmp_path: Path) -> None:
-    """All of it must be a report's: neither runs nor a note beside a report are lost."""
-    models, out = tmp_path / "models", tmp_path / "out"
-    write_run(models / "a")
-    with pytest.raises(DataError, match="no report wrote a;"):
-        write_report([models], models)
-    out.mkdir()
-    write_report([models], out)
-    write_run(models / "b", p_L=1.0, depth=26)
-    write_report([models], out)
-    assert len(rows_of(out / "runs.csv")) == 2
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"no report wrote notes\.txt"):
-        write_report([models], out)
-    assert (out / "notes.txt").read_text() == "mine"
-    marker = (out / "report.json").read_text()
-    (out / "report.json").write_text('{"files": 5}')
-    with pytest.raises(DataError, match="no report wrote"):
-        write_report([models], out)
-    (out / "report.json").write_text(marker)
-    (out / "notes.txt").unlink()
-    write_report([out], out)  # redrawn in its place
-    assert len(rows_of(out / "runs.csv")) == 2
-
-
-def test_reports_into_one_folder_take_turns_also_to_read(tmp_path: Path) -> None:
-    """Of two that redrew a report in its place, one read or took away what the other replaced."""
-    turn = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(turn, fcntl.LOCK_EX)  # as another report into a folder of it does
-    with ThreadPoolExecutor() as pool:
-        report = pool.submit(write_report, [tmp_path / "models"], tmp_path / "out")
-        begun = wait([report], timeout=0.3)
-        write_run(tmp_path / "models" / "a")
-        os.close(turn)
-    assert not begun.done
-    assert report.result() == []

@@ -109,8 +109,11 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """What `flatten` was given."""
+def unflatten(flat: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What `flatten` was given. Raises DataError if a key has a value and keys below it, too."""
+    for key in flat:
+        if below := [other for other in flat if other.startswith(f"{key}.")]:
+            raise DataError(f"{where}: {key}: expected it or {below[0]}, found both")
     params: dict[str, Any] = {}
     for key, value in flat.items():
         *parents, last = key.split(".")
@@ -158,7 +161,7 @@ def from_row(
     if unknown:
         raise DataError(f"{where}: {', '.join(unknown)} missing")
     check_numbers(facts, where)
-    params = unflatten({key: value for key, value in row.items() if key not in FIRST_COLUMNS})
+    params = unflatten({key: value for key, value in row.items() if key not in FIRST_COLUMNS}, where)
     params = {**{key: value for key, value in _AS_BEFORE.items() if key not in params}, **params}
     check_params(params, where)
     return checked(Run(params=params, history=history, ensemble=ensemble, **facts), where)
