@@ -229,6 +229,23 @@ def test_a_fact_that_is_no_number_leaves_the_run_out(tmp_path: Path, fact: tuple
     assert problem == f"{path}: {fact[0]}: expected a number, got {str(fact[1])!r}"
 
 
+@pytest.mark.parametrize("column", ["run", "hardware", "dataset"])
+def test_a_text_with_half_a_character_in_it_is_named(tmp_path: Path, column: str) -> None:
+    """Such as JSON can spell and no file can hold; the first table ended in a traceback."""
+    write_run(tmp_path / "models" / "a")
+    write_run(tmp_path / "models" / "b", seed=1)
+    write_report([tmp_path / "models"], tmp_path / "out")
+    rows = rows_of(table := tmp_path / "out" / "runs.csv")
+    rows[0][column] = '"a\\ud800"'
+    with table.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    (problem,) = write_report([tmp_path / "out"], tmp_path / "again")
+    assert f"{column}: expected text, got half a character in" in problem
+    assert [row["run"] for row in rows_of(tmp_path / "again" / "runs.csv")] == ["b"]
+
+
 def test_a_table_that_a_spreadsheet_saved(tmp_path: Path) -> None:
     """With a mark at its start, and names of runs that are numbers."""
     write_run(tmp_path / "models" / "7")

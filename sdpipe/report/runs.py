@@ -1,5 +1,6 @@
 """A finished run as the report sees it, and as a row of runs.csv."""
 
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -182,7 +183,8 @@ _HISTORY = ("epoch", "learning_rate", "train_loss", "validation_error", "mean_ab
 def checked(run: Run, where: str) -> Run:
     """The run, with its params as a training has them.
 
-    Raises DataError if a fact or a param has another type, or the history lacks a column or is another's.
+    Raises DataError if a fact or a param has another type or is no text that a file can hold, or if the
+    history lacks a column or is another's.
     """
     try:
         _Facts.model_validate({name: getattr(run, name) for name in FACTS})
@@ -193,6 +195,11 @@ def checked(run: Run, where: str) -> Run:
     for key, value in flatten(run.params).items():
         if any(isinstance(each, Mapping) for each in (value, *(value if isinstance(value, list) else ()))):
             raise DataError(f"{where}: {key}: expected a number, a word or a list of them, got {value!r}")
+    for key, value in to_row(run).items():
+        try:
+            json.dumps([key, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # JSON's escapes can spell half a character
+            raise DataError(f"{where}: {key}: expected text, got half a character in {value!r}") from error
     if not run.history or any(column not in row for row in run.history for column in _HISTORY):
         raise DataError(f"{where}: its history is empty or lacks one of {', '.join(_HISTORY)}")
     epochs = [row["epoch"] for row in run.history]
