@@ -88,7 +88,7 @@ def test_command_writes_a_file_for_the_report(project: Path) -> None:
     assert not (project / "models" / "constant" / "ensemble.csv").exists()
 
 
-def test_other_data_and_bad_members_are_refused(project: Path) -> None:
+def test_other_data_and_bad_members_and_seeds_are_refused(project: Path) -> None:
     folder = project / "models" / "run"
     folder.mkdir(parents=True)
     save_weights(folder / "weights.safetensors", make_weights())
@@ -99,3 +99,4 @@ def test_other_data_and_bad_members_are_refused(project: Path) -> None:
         compare_ensemble(folder, make_dataset(project / "data" / "other"), [1], 0)
     for members in ("0", "a", "1,,2", "-1"):
         assert CliRunner().invoke(main, ["ensemble", "--members", members]).exit_code == 2, members
+    assert CliRunner().invoke(main, ["ensemble", "--seed", str(2**32)]).exit_code == 2

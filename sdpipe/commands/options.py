@@ -12,6 +12,7 @@ DEFAULT_MODEL = "models/model.onnx"
 MAX_BATCH = 4096  # images; what they and a network's hidden images take is memory
 MAX_MEMBERS = 1000  # sub-networks; each is run on every image
 MAX_SEEDS = 1000
+MAX_SEED = 2**32 - 1  # as for a training's
 
 
 def whole_numbers(text: str) -> list[int] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from sdpipe.commands.options import MAX_MEMBERS, MAX_SEEDS, whole_numbers
+from sdpipe.commands.options import MAX_MEMBERS, MAX_SEED, MAX_SEEDS, whole_numbers
 from sdpipe.errors import SdpipeError, on_one_line, training_packages
 
 
@@ -153,7 +153,13 @@ def _member_counts(_context: click.Context, _parameter: click.Parameter, value: 
     callback=_member_counts,
     help="How many sub-networks are averaged.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of their draws.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0, max=MAX_SEED),
+    default=0,
+    show_default=True,
+    help="Of their draws.",
+)
 def ensemble(folders: tuple[Path, ...], members: list[int], seed: int) -> None:
     """Compare each run's test network with the average of sampled sub-networks.
 

@@ -38,8 +38,9 @@ def _ensemble(setting: Setting, arms: Sequence[Arm]) -> Drawing:
 
 
 def _seeds(runs: Iterable[Run]) -> str:
-    seeds = sorted({f"{row['seed']:g}" for run in runs for row in run.ensemble if "seed" in row})
-    return f"The sub-networks were drawn with different seeds: {', '.join(seeds)}." if len(seeds) > 1 else ""
+    seeds = sorted({row["seed"] for run in runs for row in run.ensemble if "seed" in row})
+    named = ", ".join(map(str, seeds))
+    return f"The sub-networks were drawn with different seeds: {named}." if len(seeds) > 1 else ""
 
 
 def ensembles_not_drawn(settings: Iterable[Setting]) -> list[NotDrawn]:

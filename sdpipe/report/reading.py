@@ -133,10 +133,18 @@ def _ensemble(path: Path, fingerprint: str) -> list[Numbers]:
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             rows = [row for row in csv.DictReader(stream) if row.pop("fingerprint") == fingerprint]
-        ensemble = [_plain({name: float(value) for name, value in row.items()}) for row in rows]
+        ensemble = [{name: _number(value) for name, value in row.items()} for row in rows]
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error!r}") from error
     return _check_ensemble(ensemble, str(path))
+
+
+def _number(text: str) -> float:
+    """A whole one without a point, and exact: a seed may have more digits than a float."""
+    if text.isdecimal():
+        return int(text)
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 _ENSEMBLE = ("members", "ensemble_error", "test_network_error", "ensemble_nll", "test_network_nll")
