@@ -1,5 +1,6 @@
 """What is in the report's figures: the data on their axes, drawn from runs whose numbers are known."""
 
+from collections.abc import Sequence
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from report_runs import write_ensemble, write_run
 
 from sdpipe.drawing import mark_drops
@@ -125,7 +128,8 @@ def test_figure_5_shows_test_errors(tmp_path: Path) -> None:
     bars = {round(bar.get_x() + bar.get_width() / 2, 6): bar.get_height() for bar in axes.patches}  # type: ignore[attr-defined]
     # two bars of 0.4 at each depth: at -0.2 and 0.2 of it
     assert bars == pytest.approx({-0.2: 15, 0.8: 12, 0.2: 30, 1.2: 31})
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["20 layers", "26 layers"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["20", "26"]
+    assert axes.get_xlabel() == "layers"
     # one standard deviation of 10 and 20: sqrt(2 * 5^2 / 1) = 7.0710678
     ((_, _, (spread,)),) = [bars for bars in axes.containers if isinstance(bars, ErrorbarContainer)]
     assert spread.get_segments()[0][:, 1] == pytest.approx([15 - 7.0710678, 15 + 7.0710678])
@@ -183,13 +187,32 @@ def test_numbers_of_figure_8_right_do_not_touch(tmp_path: Path) -> None:
     """On the grid of the recipe figure8-right with two seeds: 6 depths, 6 p_L, errors like 12.34 ± 12.34."""
     for run, overrides in with_seeds(load_recipes()["figure8-right"].runs, 2).items():
         write_run(tmp_path / run, test_error=0.3 - 0.1745 * overrides["seed"], **overrides)
-    figure = drawn(tmp_path, "Figure 8 right")
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
+    axes = drawn(tmp_path, "Figure 8 right").axes[0]
+    boxes = apart(axes.texts)
     assert len(boxes) == 36
-    assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
-    column_px = figure.axes[0].get_window_extent(renderer).width / 6
+    column_px = axes.get_window_extent().width / 6
     assert max(box.width for box in boxes) < 0.9 * column_px
+
+
+def apart(texts: Sequence[Text]) -> list[Bbox]:
+    """Where they stand in their figure, in pixels, no two of them on each other."""
+    renderer = FigureCanvasAgg(texts[0].figure).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    return boxes
+
+
+@pytest.mark.parametrize(("number", "count"), [("Figure 5", 24), ("Figure 8 right", 24), ("Depths", 12)])
+def test_figures_of_many_depths_are_wide_enough_for_their_numbers(
+    tmp_path: Path, number: str, count: int
+) -> None:
+    """Of 12, over the bars and in the cells, and under both; they ran into each other."""
+    for depth, p_L, seed in product(range(104, 176, 6), (0.5, 1.0), (0, 1)):
+        run = tmp_path / f"{depth}-{p_L}-{seed}"
+        write_run(run, depth=depth, p_L=p_L, seed=seed, test_error=0.3 - 0.1745 * seed)
+    axes = drawn(tmp_path, number).axes[0]
+    assert len(apart(axes.texts)) == count
+    assert len(apart(axes.get_xticklabels())) == 12
 
 
 def test_degradation_shows_the_depths_that_both_kinds_have(tmp_path: Path) -> None:
@@ -237,7 +260,7 @@ def test_depths_show_test_errors_at_constant_depth(tmp_path: Path) -> None:
     (axes,) = figure.axes
     assert "20, 32 and 110 layers" in figure.get_suptitle().replace("\n", " ")
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([10, 13, 9])  # type: ignore[attr-defined]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["20 layers", "32 layers", "110 layers"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["20", "32", "110"]
 
 
 def test_the_ensembles_figure_shows_errors_and_likelihoods(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from sdpipe.report.settings import Spread
 
 _ROWS, _ROW = 3, 0.19  # of a legend for which a figure has the height, and of each one more, inches
 _MARK_COLOUR = "#a3231f"
-_WIDTH = 6.4  # inches
+_WIDTH = 6.4  # inches, or more where the numbers of many columns need it
+_BAR, _CELL = 0.45, 0.6  # inches for the number over a bar and for that in a heatmap, like 12.34 and ± 12.34
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +49,11 @@ class Line:
 
 @contextmanager
 def _drawing(
-    sheet: Sheet, height: float, rows: int = 1, columns: int = 1, **options: Any
+    sheet: Sheet, height: float, rows: int = 1, columns: int = 1, width: float = 0, **options: Any
 ) -> Iterator[tuple[Figure, Any]]:
     """Yield the figure and its axes in a grid; then write it with title and mark."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(max(_WIDTH, width), height), layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False, **options)
         figure.suptitle(textwrap.fill(sheet.title, 80), fontsize=10)
         if sheet.mark:
@@ -164,7 +165,7 @@ def _draw_line(axes: Any, line: Line, column: str, scale: float) -> None:
 
 def draw_bars(sheet: Sheet, depths: Sequence[int], bars: Mapping[str, Sequence[Spread | None]]) -> Figure:
     """Test error of each training at each depth (paper, figure 5). bars: name -> one for each depth."""
-    with _drawing(sheet, 3.8) as (figure, grid):
+    with _drawing(sheet, 3.8, width=1 + _BAR * len(bars) * len(depths)) as (figure, grid):
         axes = grid[0, 0]
         width = 0.8 / len(bars)
         for at, (name, spreads) in enumerate(bars.items()):
@@ -180,8 +181,8 @@ def draw_bars(sheet: Sheet, depths: Sequence[int], bars: Mapping[str, Sequence[S
                 axes.annotate(
                     f"{mean:.2f}", (x, mean + sd), (0, 2), textcoords="offset points", ha="center", fontsize=8
                 )
-        axes.set_xticks(range(len(depths)), [f"{depth} layers" for depth in depths])
-        axes.set(ylabel="test error (%)")
+        axes.set_xticks(range(len(depths)), depths)
+        axes.set(xlabel="layers", ylabel="test error (%)")
         axes.margins(y=0.1)
         _legend(figure, axes)
     return figure
@@ -224,7 +225,7 @@ def draw_heatmap(
     for (p_L, depth), found in errors.items():
         values[p_Ls.index(p_L), depths.index(depth)] = 100 * found.mean
     low, high = np.nanmin(values), np.nanmax(values)
-    with _drawing(sheet, 1.6 + 0.45 * len(p_Ls)) as (figure, grid):
+    with _drawing(sheet, 1.6 + 0.45 * len(p_Ls), width=2 + _CELL * len(depths)) as (figure, grid):
         axes = grid[0, 0]
         image = axes.imshow(values, cmap="Blues", aspect="auto")
         for (p_L, depth), found in errors.items():
