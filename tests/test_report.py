@@ -1,6 +1,7 @@
 """`sdpipe report`: runs in, tables out, and read again."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,24 @@ def test_runs_of_one_name_stay_apart(tmp_path: Path) -> None:
     prints = [write_run(tmp_path / name / "run", seed=seed) for seed, name in enumerate(("a", "b"))]
     runs, _ = read_runs([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "run"])
     assert sorted(run.run for run in runs) == sorted(f"run~{found[:8]}" for found in prints)
+
+
+def test_a_run_of_another_ones_training_is_said_and_counts_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its row was missing without a word. A report's row of it, also with a hash behind, is none."""
+    write_run(tmp_path / "models" / "batch")
+    shutil.copytree(tmp_path / "models" / "batch", tmp_path / "models" / "stochastic")
+    assert write_report([tmp_path / "models"], tmp_path / "out") == []
+    assert [row["run"] for row in rows_of(tmp_path / "out" / "runs.csv")] == ["batch"]
+    line = "stochastic: the same training as batch"
+    assert capsys.readouterr().err == f"note: {line}\n"
+    assert f"<li>{line}</li>" in (tmp_path / "out" / "index.html").read_text()
+    write_run(tmp_path / "other" / "batch", seed=1)
+    write_report([tmp_path / "out", tmp_path / "other"], tmp_path / "both")
+    write_report([tmp_path / "both", tmp_path / "out", tmp_path / "other"], tmp_path / "again")
+    assert {row["run"].partition("~")[0] for row in rows_of(tmp_path / "again" / "runs.csv")} == {"batch"}
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 from sdpipe.report.html_tables import degradation_html, runs_table, table1_html, table2_html
 from sdpipe.report.plan import Drawing, NotDrawn
-from sdpipe.report.runs import Run
+from sdpipe.report.runs import Run, repetitions
 from sdpipe.version import __version__
 
 _CSS = """
@@ -58,7 +58,7 @@ def page_html(page: Page) -> str:
     sections = [
         f"<h1>{title}</h1>",
         _introduction(page),
-        _section("Runs", runs_table(page.runs), _list(page.problems, "Left out: ")),
+        _section("Runs", runs_table(page.runs), _list(repetitions(page.runs)), _left_out(page.problems)),
         _section("Table 1: test error", _TABLE1_NOTE, table1_html(page.table1)),
         _section("Table 2: training time", _TABLE2_NOTE, table2_html(page.table2)),
     ]
@@ -110,9 +110,13 @@ def _section(title: str, *parts: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(filter(None, parts)) + "\n</section>"
 
 
-def _list(lines: Iterable[str], before: str) -> str:
-    items = "".join(f'<li class="mark">{before}{escape(line)}</li>' for line in lines)
+def _list(lines: Iterable[str], mark: str = "") -> str:
+    items = "".join(f"<li{mark}>{escape(line)}</li>" for line in lines)
     return f"<ul>{items}</ul>" if items else ""
+
+
+def _left_out(problems: Iterable[str]) -> str:
+    return _list((f"Left out: {problem}" for problem in problems), ' class="mark"')
 
 
 def _figure(drawing: Drawing, png: bytes) -> str:

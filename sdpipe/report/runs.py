@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -62,6 +63,7 @@ class Run:
     params: Mapping[str, Any]  # the run's section `train` of params.yaml
     history: Sequence[Numbers]  # history.csv and timing.csv; `epoch` may lie within an epoch
     ensemble: Sequence[Numbers]  # ensemble.csv; empty where there is none
+    other_names: Sequence[str] = ()  # of the same training in further folders
 
     @cached_property
     def recipe(self) -> str | None:
@@ -74,7 +76,7 @@ class Run:
         return any(self.params.get(key) for key in _AUGMENTATION)
 
 
-_APART = ("run", "params", "history", "ensemble")
+_APART = ("run", "params", "history", "ensemble", "other_names")
 _MAY_BE_UNKNOWN = ("image_size", "git_commit", "git_dirty")
 _NUMBERS = frozenset(field.name for field in fields(Run) if field.type in (int, float))
 FACTS = tuple(field.name for field in fields(Run) if field.name not in _APART)
@@ -223,15 +225,29 @@ def unique(runs: Iterable[Run]) -> list[Run]:
     Runs of one name are told apart by their fingerprints.
     """
     by_fingerprint: dict[str, Run] = {}
+    names_of: dict[str, set[str]] = {}
     for run in runs:
         kept = by_fingerprint.setdefault(run.fingerprint, run)
         if run.ensemble and not kept.ensemble:
             by_fingerprint[run.fingerprint] = run
+        names_of.setdefault(run.fingerprint, set()).add(run.run.removesuffix(_suffix(run)))
     kept_runs = sorted(by_fingerprint.values(), key=lambda run: (run.run, run.fingerprint))
-    names: dict[str, int] = {}
-    for run in kept_runs:
-        names[run.run] = names.get(run.run, 0) + 1
+    count = Counter(run.run for run in kept_runs)
     return [
-        run if names[run.run] == 1 else replace(run, run=f"{run.run}~{run.fingerprint[:8]}")
+        replace(
+            run,
+            run=run.run if count[run.run] == 1 else run.run + _suffix(run),
+            other_names=sorted(names_of[run.fingerprint] - {run.run.removesuffix(_suffix(run))}),
+        )
         for run in kept_runs
     ]
+
+
+def _suffix(run: Run) -> str:
+    """What stands behind its name where another training has the same one."""
+    return f"~{run.fingerprint[:8]}"
+
+
+def repetitions(runs: Iterable[Run]) -> list[str]:
+    """A line for each further name that a training has: its run is not counted again."""
+    return [f"{name}: the same training as {run.run}" for run in runs for name in run.other_names]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sdpipe.errors import DataError
+from sdpipe.errors import DataError, on_one_line, tell
 from sdpipe.files import read_json, replacing_folder, write_json
 from sdpipe.report.cells import write_table
 from sdpipe.report.constant_depth import with_other_skips
@@ -15,7 +15,7 @@ from sdpipe.report.page import Page, page_html
 from sdpipe.report.plan import Drawing
 from sdpipe.report.plots import Sheet
 from sdpipe.report.reading import read_runs
-from sdpipe.report.runs import FIRST_COLUMNS, Numbers, Run, to_row
+from sdpipe.report.runs import FIRST_COLUMNS, Numbers, Run, repetitions, to_row
 from sdpipe.report.settings import Setting, group
 from sdpipe.report.tables import degradation_table, table1, table2
 
@@ -34,6 +34,8 @@ def write_report(folders: Sequence[Path], out: Path) -> list[str]:
     with _turn_in(out.parent):
         _check_out(out)
         runs, problems = read_runs(folders)
+        for line in repetitions(runs):
+            tell(f"note: {on_one_line(line)}")
         settings = group(runs)
         with replacing_folder(out) as beside:
             _write(beside, runs, settings, problems)
