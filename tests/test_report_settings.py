@@ -148,16 +148,20 @@ def test_fewer_or_smaller_images_are_not_full_size(tmp_path: Path, unlike: dict[
     [
         ({}, None),
         ({"p_L": 0.35}, "110 layers, 500 epochs, p_L 0.5"),
-        ({"rule": "uniform"}, "110 layers, 500 epochs, p_L 0.5"),
-        ({"draw": "sample"}, "110 layers, 500 epochs, p_L 0.5"),
-        ({"dropout": 0.2, "p_L": 1.0}, "110 layers, 500 epochs, p_L 0.5"),
+        ({"rule": "uniform"}, "110 layers, 500 epochs, p_L 0.5, linear decay"),
+        ({"draw": "sample"}, "110 layers, 500 epochs, p_L 0.5, drawn for each mini-batch"),
+        ({"p_L_warmup_epochs": 9}, "110 layers, 500 epochs, p_L 0.5, no warm-up of p_L"),
+        ({"dropout": 0.2, "p_L": 1.0}, "110 layers, 500 epochs, p_L 0.5, no dropout"),
         ({"depth": 20}, "110 layers, 500 epochs, p_L 0.5"),
     ],
 )
 def test_the_papers_numbers_say_of_what_they_are_unless_of_this_training(
     tmp_path: Path, unlike: dict[str, Any], context: str | None
 ) -> None:
-    """All of these are runs of recipes, of full size; the paper has errors and times of the first only."""
+    """All of these have the size of recipes; the paper has errors and times of the first only.
+
+    What is other is said: layers, epochs and p_L alone can be those of this training, too.
+    """
     shared = {"depth": unlike.get("depth", 110)}
     write_run(tmp_path / "models" / "c", **{**FULL, **shared, "p_L": 1.0})
     write_run(tmp_path / "models" / "s", **{**FULL, "p_L": 0.5, **unlike})

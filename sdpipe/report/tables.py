@@ -1,6 +1,6 @@
 """The paper's tables 1 and 2, and degradation: measured, with n and spread, beside the paper's numbers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sdpipe.recipes import PaperResult, load_recipes
@@ -174,7 +174,23 @@ def _paper(setting: Setting, arm: Arm | None) -> tuple[str | None, PaperResult |
         return None, None, None
     recipe = load_recipes()[known]
     depth, epochs = recipe.train["depth"], recipe.train["epochs"]
-    return known, recipe.results[epochs], f"{depth} layers, {epochs} epochs, p_L {PAPERS_KIND.p_L:g}"
+    context = [f"{depth} layers", f"{epochs} epochs", f"p_L {PAPERS_KIND.p_L:g}", *_not_of(arm)]
+    return known, recipe.results[epochs], ", ".join(context)
+
+
+def _not_of(arm: Arm | None) -> Iterator[str]:
+    """What the training that the paper reports is beside its p_L, and this one is not."""
+    if arm is None:
+        return
+    kind = arm.kind
+    if kind.rule not in ("", PAPERS_KIND.rule):
+        yield "linear decay"
+    if kind.draw not in ("", PAPERS_KIND.draw):
+        yield "drawn for each mini-batch"
+    if kind.p_L_warmup_epochs:
+        yield "no warm-up of p_L"
+    if kind.dropout:
+        yield "no dropout"
 
 
 def _test_error(run: Run) -> float:
