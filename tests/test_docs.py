@@ -44,3 +44,14 @@ def test_each_recipe_of_the_papers_has_a_page(name: str) -> None:
     for result in recipe.results.values():
         for error in (result.constant_error, result.stochastic_error):
             assert re.search(rf"\b{100 * error:.2f}\b", page), error
+
+
+def test_the_readme_says_which_recipes_have_constant_depth_alone() -> None:
+    """It said of each that it has both."""
+    alone = [
+        f"`{name}`"
+        for name, recipe in load_recipes().items()
+        if recipe.num_train and all(run.get("p_L", recipe.train["p_L"]) == 1 for run in recipe.runs.values())
+    ]
+    says = f"{', '.join(alone[:-1])} and {alone[-1]}, which have constant depth alone"
+    assert says in " ".join((ROOT / "README.md").read_text().split())
