@@ -238,6 +238,8 @@ def test_what_is_not_drawn_is_listed_with_the_command_that_makes_it(tmp_path: Pa
     ):
         assert f"<strong>{name}</strong>" in page
     assert "sdpipe recipe use figure8-left-small" in page
+    assert "with <code>skip: plain</code> and with skips" in page
+    assert "`" not in page
     assert "sdpipe ensemble" in page
 
 

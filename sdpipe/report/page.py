@@ -1,6 +1,7 @@
 """One HTML page that needs nothing but itself: pictures inside, no scripts, no fonts from elsewhere."""
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -136,9 +137,14 @@ def _not_drawn(figures: Iterable[NotDrawn]) -> str:
         how = f"; {commands} makes such runs" if commands else ""
         items.append(
             f"<li><strong>{escape(figure.number)}</strong>, {escape(figure.title)}: needs "
-            f"{escape(figure.missing)}{how}.</li>"
+            f"{_with_code(figure.missing)}{how}.</li>"
         )
     return f"<ul>{''.join(items)}</ul>"
+
+
+def _with_code(text: str) -> str:
+    """What stands between backticks as code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 def _capital(text: str) -> str:

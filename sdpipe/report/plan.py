@@ -28,7 +28,7 @@ class NotDrawn:
 
     number: str
     title: str
-    missing: str
+    missing: str  # keys and values between backticks
     commands: tuple[str, ...]  # that make such runs
 
 
