@@ -258,6 +258,17 @@ def test_a_table_that_a_spreadsheet_saved(tmp_path: Path) -> None:
     assert [row["run"] for row in rows_of(tmp_path / "again" / "runs.csv")] == ['"7"', "abc"]
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "history.csv: is empty"), (b"epoch\n1", "history.csv: the last line is cut short")],
+)
+def test_an_empty_history_is_not_called_cut_short(tmp_path: Path, content: bytes, says: str) -> None:
+    write_run(tmp_path / "models" / "good")
+    write_run(tmp_path / "models" / "odd", seed=1)
+    (tmp_path / "models" / "odd" / "history.csv").write_bytes(content)
+    assert write_report([tmp_path / "models"], tmp_path / "out") == [f"{tmp_path}/models/odd/{says}"]
+
+
 def test_a_history_of_nothing_but_zeros_and_a_name_that_is_no_text_are_lines(tmp_path: Path) -> None:
     """A file system that lost power leaves the first; the second must not end the page behind all work."""
     write_run(tmp_path / "models" / "good")

@@ -67,6 +67,8 @@ def read_rows(path: Path) -> list[dict[str, float]]:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(StringIO(text))]
     except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+    if not text:
+        raise DataError(f"{path}: is empty")
     if not text.endswith("\n"):  # a number that was cut short is one still
         raise DataError(f"{path}: the last line is cut short")
     return rows
