@@ -147,6 +147,18 @@ def test_cells_read_back_as_they_were(tmp_path: Path, value: Any) -> None:
     assert "a" not in second
 
 
+@pytest.mark.parametrize("name", ["=1+1", "@SUM(A1)", "-cmd", "\t=1+1"])
+def test_no_name_is_a_formula_to_a_spreadsheet(tmp_path: Path, name: str) -> None:
+    """In quotes of its own it is none, and reads back as it was."""
+    write_run(tmp_path / "models" / name)
+    write_report([tmp_path / "models"], tmp_path / "out")
+    for table in ("runs", "history"):
+        row = rows_of(tmp_path / "out" / f"{table}.csv")[0]
+        assert row["run"].startswith('"'), table
+    write_report([tmp_path / "out"], tmp_path / "again")
+    assert read_table(tmp_path / "again" / "runs.csv")[0]["run"] == name
+
+
 def test_not_a_number_reads_back(tmp_path: Path) -> None:
     write_table(tmp_path / "t.csv", [{"a": math.nan}])
     assert math.isnan(read_table(tmp_path / "t.csv")[0]["a"])

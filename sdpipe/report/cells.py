@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,13 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     ]
 
 
+_FORMULA = re.compile(r"\s*[=+@-].", re.DOTALL)
+"""What a spreadsheet would compute, as in `predict --csv`; in JSON's quotes it is text there, too."""
+
+
 def _cell(value: Any) -> str:
-    if isinstance(value, str):
-        return value if _value(value) == value and value else json.dumps(value)
+    if isinstance(value, str) and value and _value(value) == value and not _FORMULA.match(value):
+        return value
     return json.dumps(value)
 
 
