@@ -149,6 +149,17 @@ def test_each_curve_of_a_figure_has_a_colour_of_its_own(tmp_path: Path) -> None:
     assert len({line.get_color() for line in curves}) == len(curves) == 10
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_training_loss_of_zero_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    """On a linear scale, since a logarithmic one has no 0."""
+    write_run(tmp_path / "a")
+    path = tmp_path / "a" / "history.csv"
+    path.write_text(re.sub(r"(?m)^(\d,[\d.]+),[\d.]+", r"\1,0.0", path.read_text()))
+    losses = draw(tmp_path, "As figure 3")[1]
+    assert losses.get_yscale() == "linear"
+    assert set(losses.lines[0].get_ydata()) == {0}
+
+
 def test_a_run_of_one_validation_is_a_point(tmp_path: Path) -> None:
     write_run(tmp_path / "a", validated_at=(1, 2))
     for axes in draw(tmp_path, "As figure 3"):

@@ -72,6 +72,8 @@ def _write_mark(figure: Figure, mark: str) -> None:
 
 def _log_scale(axes: Any) -> None:
     """y logarithmic, with plain numbers at 1, 2 and 5 of each power of ten, or closer or wider apart."""
+    if math.isinf(axes.dataLim.minposy):  # nothing over 0
+        return
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
