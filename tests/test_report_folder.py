@@ -1,5 +1,6 @@
 """The folder that a report is written to: what it may replace, and when."""
 
+import errno
 import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -48,3 +49,14 @@ def test_reports_into_one_folder_take_turns_also_to_read(tmp_path: Path) -> None
         os.close(turn)
     assert not begun.done
     assert report.result() == []
+
+
+def test_a_disk_that_locks_no_folders_takes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS wants a file that is open for writing, which a folder cannot be."""
+
+    def refuse(_descriptor: int, _kind: int) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    write_run(tmp_path / "models" / "a")
+    assert write_report([tmp_path / "models"], tmp_path / "out") == []
