@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from sdpipe.config import load_yaml
 from sdpipe.errors import ConfigError
@@ -170,7 +171,8 @@ def find_recipe(name: str) -> Recipe:
 def apply_recipe(name: str, params: Path, num_seeds: int = 1) -> str:
     """The text of a params.yaml that has this recipe in place of its `train`, `runs` and `deploy`.
 
-    Comments and the other sections stay, and in `train` what says how it is computed, such as device.
+    Comments and the other sections stay, and in `train` what says how it is computed, such as device. Each
+    list comes on one line; DVC gives every item a line when it writes the file.
     Raises ConfigError if there is no such recipe, or `params` cannot be read, lacks a section, or is wrong in
     another one.
     """
@@ -198,6 +200,7 @@ def apply_recipe(name: str, params: Path, num_seeds: int = 1) -> str:
         if isinstance(section, dict):  # else the check below says what is wrong with it
             section.update({key: value for key, value in wanted.items() if not _stands(section, key, value)})
     values["deploy"].update(run=next(iter(runs)), max_test_error=recipe.max_test_error)
+    _put_lists_on_one_line(yaml, values)
     dumped = io.StringIO()
     yaml.dump(values, dumped)
     head = _HEAD.match(params.read_text())  # which the library drops
@@ -258,6 +261,18 @@ def _align_comment(section: Any, key: str) -> None:
     if key in comments:
         ((column, _),) = Counter(comment.column for comment in comments.values()).most_common(1)
         comments[key].column = column
+
+
+def _put_lists_on_one_line(yaml: YAML, section: Any) -> None:
+    """Here and in the sections below, where no comment stands between the items."""
+    for key, value in section.items():
+        if isinstance(value, CommentedMap):
+            _put_lists_on_one_line(yaml, value)
+        elif isinstance(value, CommentedSeq) and not any(map(any, value.ca.items.values())):
+            section[key] = _flow(yaml, list(value))
+        # The library has [] here where a list stood in lines, and does not end the line of what replaced it.
+        if (comments := section.ca.items.get(key)) and comments[3:] == [[]]:
+            comments[3] = None
 
 
 def _stands(section: Mapping[str, Any], key: str, value: Any) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 from test_recipes import PARAMS
 
@@ -43,6 +44,52 @@ def test_digits_is_the_way_back(params: Path, names: tuple[str, ...]) -> None:
     for name in (*names, "digits"):
         use_recipe(name, params)
     assert params.read_text() == committed
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.milestones=[3,5]",
+        "train.widths=[8,8,8]",
+        "train.crop={area: [0.08, 1]}",
+        "train.validation={train: [10]}",
+        "+runs.stochastic.milestones=[3,5]",
+        "deploy.max_test_error=[0.1]",
+    ],
+)
+def test_digits_is_the_way_back_from_what_dvc_wrote(params: Path, override: str) -> None:
+    """`dvc exp run -S` writes the whole file anew, and each item of every list on a line."""
+    committed = params.read_text()
+    apply_overrides(params, [override])
+    assert "  keep:                     # of the blocks, a file for each\n  - 0.85\n" in params.read_text()
+    for name in ("imagenet", "pictures-20-56", "digits"):
+        use_recipe(name, params)
+    assert params.read_text() == committed
+
+
+LISTS = {
+    f"{section}.{key}": value
+    for section, values in YAML(typ="safe").load(PARAMS).items()
+    for key, value in values.items()
+    if isinstance(value, list) and section != "train"
+}
+
+
+@pytest.mark.parametrize("key", LISTS)
+def test_use_keeps_a_list_that_dvc_wrote(params: Path, key: str) -> None:
+    """Beside what a recipe has: the value as the user set it, on one line again."""
+    section, name = key.split(".")
+    apply_overrides(params, [f"{key}={LISTS[key][:1]}"])
+    use_recipe("imagenet", params)
+    assert read_params(params)[section][name] == LISTS[key][:1]
+    assert f"\n  {name}: [" in params.read_text()
+
+
+def test_use_keeps_a_comment_between_the_items_of_a_list(params: Path) -> None:
+    lines = "  threads:\n  - 1\n  # as many as there are cores\n  - 2\n"
+    params.write_text(re.sub(r"  threads: .*\n", lines, params.read_text()))
+    use_recipe("svhn-small", params)
+    assert lines in params.read_text()
 
 
 def test_use_keeps_who_may_read_it(params: Path) -> None:
