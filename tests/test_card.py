@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -93,26 +94,67 @@ def test_a_class_that_was_never_named_or_shown_has_an_empty_cell(tmp_path: Path)
     assert {"| a |  | 0.5000 | 1 |", "| b | 0.5000 |  | 0 |"} <= set(card)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("crop_fraction", [1.0, 224 / 256])
-def test_the_python_on_the_card_runs_and_agrees_with_predict(
-    tmp_path: Path, channels: int, crop_fraction: float
-) -> None:
-    """A picture that is neither square nor of the network's size: the same label, the same probability."""
-    snippet = code(card_of(tmp_path, channels, crop_fraction), "python")
-    assert len(snippet.splitlines()) <= 12
-    models = tmp_path / "models"
-    pixels = np.random.default_rng(0).integers(0, 256, (41, 67, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels) if channels == 3 else Image.fromarray(pixels[..., 0])
+def run_python(models: Path, picture: Image.Image) -> subprocess.CompletedProcess[str]:
+    """The card's program on this picture, in the folder of the card."""
     picture.save(models / "picture.png")
-    done = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=models, capture_output=True, text=True, check=True
+    snippet = code((models / "README.md").read_text(), "python")
+    assert len(snippet.splitlines()) <= 17
+    return subprocess.run(
+        [sys.executable, "-c", snippet], cwd=models, capture_output=True, text=True, check=False
     )
+
+
+def noise(mode: str) -> Image.Image:
+    """A picture that is neither square nor of the network's size."""
+    size = (41, 67, len(Image.new(mode, (1, 1)).getbands()))
+    pixels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    return Image.frombytes(mode, (67, 41), pixels.tobytes())
+
+
+def with_transparent_colour(mode: str) -> Image.Image:
+    """Half of it in one colour, which is transparent, as PNG and GIF have it without an alpha channel."""
+    picture = noise(mode)
+    picture.paste(9, (0, 0, 40, 41))
+    if mode == "P":
+        picture.putpalette(bytes(range(256)) * 3)
+    picture.info["transparency"] = 9
+    return picture
+
+
+PICTURES = {
+    **{mode: noise(mode) for mode in ("L", "RGB", "LA", "RGBA")},
+    **{f"{mode} with a transparent colour": with_transparent_colour(mode) for mode in ("L", "P")},
+}
+
+
+@pytest.mark.parametrize(
+    ("channels", "crop_fraction", "kind"),
+    [
+        *product([1, 3], [1.0, 224 / 256], ["L", "RGB"]),
+        *product([1, 3], [1.0], [kind for kind in PICTURES if kind not in ("L", "RGB")]),
+    ],
+)
+def test_the_python_on_the_card_runs_and_agrees_with_predict(
+    tmp_path: Path, channels: int, crop_fraction: float, kind: str
+) -> None:
+    """The same label, the same probability."""
+    card_of(tmp_path, channels, crop_fraction)
+    models = tmp_path / "models"
+    done = run_python(models, PICTURES[kind])
+    assert done.returncode == 0, done.stderr
     artifact = open_artifact(models / "model.onnx", "cpu")
     (expected,) = predict(artifact, [str(models / "picture.png")], top_k=1, batch_size=1)
     assert isinstance(expected, Prediction)
     label, probability = done.stdout.split()
     assert (label, float(probability)) == (expected.top[0][0], pytest.approx(expected.top[0][1], abs=1e-6))
+
+
+def test_the_python_on_the_card_refuses_what_it_would_saturate(tmp_path: Path) -> None:
+    """16 bits of grey, of which Pillow by itself takes no upper 8."""
+    card_of(tmp_path)
+    done = run_python(tmp_path / "models", Image.fromarray(np.full((41, 67), 30_000, np.uint16)))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "grey of more than 8 bits; sdpipe predict reads it\n"
 
 
 @pytest.mark.parametrize("crop_fraction", [1.0, 224 / 256])

@@ -257,12 +257,14 @@ def _pictures(metadata: Metadata) -> str:
     colours = "grey" if metadata.channels == 1 else "RGB"
     is_whole = metadata.crop_fraction == 1
     part = "it" if is_whole else f"{metadata.crop_fraction:.4g} of each side, at the centre,"
-    unchanged = "A picture that has this size already stays as\nit is. " if is_whole else ""
+    unchanged = "A picture that has this size already stays as it is.\n" if is_whole else ""
     return f"""## How a picture is prepared
 
-Its EXIF orientation is applied; transparency is laid over white; it becomes {colours}. The largest centred
-box with the aspect ratio {width} : {height} is found; {part} is cut out and resized to
-{width} x {height} (width x height), bilinear with antialiasing. {unchanged}`sdpipe predict` does all of it.
+Its EXIF orientation is applied; of more than 8 bits the upper 8 count; transparency is laid over white; it
+becomes {colours}. The largest centred box with the aspect ratio {width} : {height} is found; {part}
+is cut out and resized to {width} x {height} (width x height), bilinear with antialiasing.
+{unchanged}`sdpipe predict` does all of it; the Python above does, too, but refuses grey of more
+than 8 bits; in C++ and JavaScript it is yours to do.
 """
 
 

@@ -11,8 +11,13 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 names = json.loads(session.get_modelmeta().custom_metadata_map["sdpipe.class_names"])
-picture = ImageOps.exif_transpose(Image.open("picture.png")).convert("$mode")
-picture = ImageOps.fit(picture, ($width, $height), Image.Resampling.BILINEAR, bleed=$bleed)
+picture = ImageOps.exif_transpose(Image.open("picture.png"))
+if picture.mode[0] in "IF":
+    raise SystemExit("grey of more than 8 bits; sdpipe predict reads it")
+if picture.has_transparency_data:
+    picture = picture.convert("RGBA")
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+picture = ImageOps.fit(picture.convert("$mode"), ($width, $height), Image.Resampling.BILINEAR, bleed=$bleed)
 images = numpy.asarray(picture, numpy.uint8).reshape(1, $height, $width, $channels)
 probabilities = session.run(["$output"], {"$input": images})[0]
 print(names[probabilities[0].argmax()], probabilities[0].max())
@@ -70,8 +75,8 @@ def loading_section(metadata: Metadata) -> str:
     }
     blocks = (
         ("With onnxruntime, numpy and Pillow in Python", "python", _PYTHON),
-        ("With onnxruntime in C++", "cpp", _CPP),
-        ("With onnxruntime in JavaScript", "javascript", _JAVASCRIPT),
+        ("With onnxruntime in C++, from pixels that are prepared as below", "cpp", _CPP),
+        ("With onnxruntime in JavaScript, from the same", "javascript", _JAVASCRIPT),
     )
     text = (
         f"## How to load it\n\nInput `{INPUT}`: uint8, (N, {height}, {width}, {metadata.channels}). "
