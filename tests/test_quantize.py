@@ -13,6 +13,7 @@ import onnx
 import pytest
 import scipy.stats
 from conftest import ROOT, export_to, make_weights, random_images
+from dvc.utils.collections import nested_contains
 from onnx import numpy_helper
 from quantized_runs import QUANTIZE, make_quantized_run, of_dataset
 from test_evaluate import CONFIG, HISTORY, NUM_BINS
@@ -97,6 +98,9 @@ def test_the_method_is_the_closest_to_float_on_the_validation_part(run: Path, da
         exact_NK, int8_NK = (open_artifact(run / file, "cpu").run(images_NHWC)[1] for file in (floats, ints))
         expected = scipy.stats.entropy(exact_NK, int8_NK, axis=1).mean()
         assert min(divergences) == pytest.approx(expected, rel=1e-3)
+        wrong = (exact_NK.argmax(axis=1) != validated.labels_N).mean()
+        assert figures["float"]["validation_error"] == wrong
+    assert not nested_contains(facts, "error"), "which DVC would take for a file that cannot be read"
 
 
 def test_ranges_are_of_training_images_only(run: Path, dataset: DataSet) -> None:

@@ -104,7 +104,8 @@ def _validation_logits(path: Path, validated: StoredImages) -> np.ndarray:
 
 def _figures(logits_NK: np.ndarray, validated: StoredImages, temperature: float) -> dict[str, float]:
     nll = negative_log_likelihood(logits_NK, validated.labels_N, temperature)
-    return {"error": float((logits_NK.argmax(axis=1) != validated.labels_N).mean()), "nll": nll}
+    error = float((logits_NK.argmax(axis=1) != validated.labels_N).mean())
+    return {"validation_error": error, "nll": nll}
 
 
 class _Batch(CalibrationDataReader):  # type: ignore[misc]
