@@ -116,6 +116,13 @@ def test_a_second_repro_runs_nothing(first: Project) -> None:
     assert "up to date" in done.stdout
 
 
+def test_dvc_reads_every_file_of_metrics(first: Project) -> None:
+    """An entry named error would be a failure to it."""
+    done = call(first.folder, "dvc", "metrics", "show")
+    assert done.stderr == ""
+    assert all(f"models/{run}/{name}.json" in done.stdout for run in RUNS for name in ("train", "quantize"))
+
+
 def test_git_sees_no_output(first: Project) -> None:
     """Only the lock may differ from what was committed."""
     changed = call(first.folder, "git", "status", "--porcelain", "-uall").stdout.splitlines()
