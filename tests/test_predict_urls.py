@@ -38,6 +38,17 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(length))
             self.end_headers()
             self.wfile.write(self.picture)
+        elif self.path.startswith("/cut-off.png?"):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.picture) + 1))
+            self.end_headers()
+            self.wfile.write(self.picture[: int(self.path.partition("?")[2])])
+        elif self.path.startswith("/chunks.png?"):
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            chunk = b"%x\r\n%s\r\n0\r\n\r\n" % (len(self.picture), self.picture)
+            self.wfile.write(chunk[: len(chunk) - int(self.path.partition("?")[2])])
         elif self.path.startswith("/to/"):
             self.send_response(302)
             self.send_header("Location", self.path.removeprefix("/to/"))
@@ -126,6 +137,20 @@ def test_urls_that_are_refused(server: str, rgb_model_path: Path, monkeypatch: p
     for url, message in expected.items():
         assert found[url].startswith(message), (url, found[url])
     assert len(result.stderr.splitlines()) == len(expected)
+
+
+@pytest.mark.parametrize(
+    "path", ["cut-off.png?0", "cut-off.png?50", "cut-off.png?9999", "chunks.png?5", "chunks.png?50"]
+)
+def test_a_connection_that_ends_early_is_said_to(server: str, path: str) -> None:
+    """Neither a damaged picture nor an empty one, nor the whole one, which lacks its last byte here."""
+    with pytest.raises(ImageError, match="the connection ended before the whole file") as caught:
+        sources.read_url(f"{server}/{path}")
+    assert caught.value.code == "not_fetched"
+
+
+def test_an_answer_in_chunks_is_read_whole(server: str) -> None:
+    assert sources.read_url(f"{server}/chunks.png?0") == Server.picture
 
 
 @pytest.mark.parametrize("path", ["slow.png", "silent.png"])

@@ -244,12 +244,17 @@ def _too_slow() -> ImageError:
     return ImageError("not_fetched", f"no whole answer in {TIMEOUT_S:g} s")
 
 
+def _cut_off() -> ImageError:
+    return _not_fetched("the connection ended before the whole file")
+
+
 def _not_fetched(reason: str) -> ImageError:
     return ImageError("not_fetched", f"cannot be fetched: {' '.join(reason.split())[:200]}")
 
 
 def _fetch(url: str) -> bytes | ImageError:
-    from http.client import HTTPException  # these take longer to import than a picture to predict
+    # These take longer to import than a picture to predict.
+    from http.client import HTTPException, IncompleteRead
     from urllib import request
     from urllib.error import HTTPError, URLError
 
@@ -263,15 +268,15 @@ def _fetch(url: str) -> bytes | ImageError:
     deadline = time.monotonic() + TIMEOUT_S
     try:
         with opener.open(url, timeout=TIMEOUT_S) as answer:
-            announced = answer.headers.get("Content-Length") or "0"
-            check_size(int(announced) if announced.isdigit() else 0)
+            announced = answer.length or 0  # None of an answer in chunks, which says itself where it ends
+            check_size(announced)
             parts, num_bytes = [], 0
             while part := answer.read1(_CHUNK_BYTES):
                 if time.monotonic() > deadline:
                     return _too_slow()
                 parts.append(part)
                 check_size(num_bytes := num_bytes + len(part))
-            return b"".join(parts)
+            return b"".join(parts) if num_bytes >= announced else _cut_off()
     except ImageError as error:
         return error
     except HTTPError as error:
@@ -281,6 +286,8 @@ def _fetch(url: str) -> bytes | ImageError:
         reason = error.reason if isinstance(error, URLError) else error  # which it only wraps
         if isinstance(reason, TimeoutError):
             return _too_slow()
+        if isinstance(reason, IncompleteRead):
+            return _cut_off()
         if isinstance(reason, UnicodeError):
             return _not_fetched("letters outside ASCII; a URL has them in the form %C3%A4")
         return _not_fetched(str(reason))
