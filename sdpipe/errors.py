@@ -44,7 +44,8 @@ def on_one_line(text: str) -> str:
 
 def without_passwords(text: str) -> str:
     """URLs in it with *** for user and password, and for a parameter `password`."""
-    text = re.sub(r"(?<=://)[^/\s]\S*@", "***@", text)
+    # Behind a colon a password may hold slashes; without one an @ in the path ends no user.
+    text = re.sub(r"(?<=://)[^/\s:]*(:\S*)?@", "***@", text)
     return re.sub(r"(?<=[?&]password=)[^&\s]*", "***", text)
 
 

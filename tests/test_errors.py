@@ -13,7 +13,7 @@ from report_runs import write_run
 
 from sdpipe import errors
 from sdpipe.cli import main
-from sdpipe.errors import errors_on_one_line
+from sdpipe.errors import errors_on_one_line, without_passwords
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 ODD = "new\nline\x1b[31m"
@@ -51,6 +51,20 @@ def test_odd_names_stay_on_one_line(project: Path, arguments: tuple[str, ...]) -
     result = call(*arguments)
     check_one_line(result, "error: ")
     assert r"new\nline\x1b[31m" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at http://u:p@h/a?password=p&b=1 and u@h", "at http://***@h/a?password=***&b=1 and u@h"),
+        ("http://u@h/a", "http://***@h/a"),
+        ("postgresql://u:p/q@r@h/a", "postgresql://***@h/a"),
+        ("https://h/package@1.2/a.png", "https://h/package@1.2/a.png"),
+    ],
+)
+def test_passwords_are_not_shown(text: str, shown: str) -> None:
+    """And nothing else of a URL is left out, such as a version in its path."""
+    assert without_passwords(text) == shown
 
 
 @pytest.fixture

@@ -181,6 +181,19 @@ def test_an_interruption_ends_what_is_being_fetched(
         assert b"Traceback" not in process.stderr.read()
 
 
+@pytest.mark.parametrize("flags", [(), ("--allow-url",)])
+def test_a_password_in_a_url_is_neither_sent_nor_shown(
+    server: str, rgb_model_path: Path, flags: tuple[str, ...]
+) -> None:
+    """It was taken for a part of the host's name, which no one knows."""
+    url = f"{server}/good.png".replace("://", "://user:secret@")
+    Server.asked.clear()
+    result = call(*flags, "--model", rgb_model_path, url)
+    assert (result.exit_code, Server.asked.is_set()) == (1, False)
+    assert result.stderr.startswith(f"error: {url.replace('user:secret', '***')}: ")
+    assert ("user and password in a URL are not sent" in result.stderr) == bool(flags)
+
+
 @pytest.mark.parametrize("name", ["ä.png", "a b.png"])
 def test_a_url_that_cannot_be_asked_for_is_one_line(server: str, rgb_model_path: Path, name: str) -> None:
     result = call("--allow-url", "--model", rgb_model_path, f"{server}/{name}")

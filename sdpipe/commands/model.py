@@ -10,7 +10,7 @@ import click
 
 from sdpipe.commands.options import MAX_BATCH, MAX_MEMBERS, model_argument, model_option, verify_option
 from sdpipe.commands.printing import aligned
-from sdpipe.errors import on_one_line
+from sdpipe.errors import on_one_line, without_passwords
 
 
 def _drawable(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
@@ -113,7 +113,8 @@ def predict(
             print_result(result)
             if output.is_failure(result):
                 num_failed += 1
-                progress.note(f"error: {on_one_line(result.file)}: {result.message}")
+                file = on_one_line(without_passwords(result.file))
+                progress.note(f"error: {file}: {result.message}")
             if sheet:
                 sheet.add(result)
         if endings:

@@ -223,10 +223,12 @@ def read_url(url: str, is_given_up: Callable[[], bool] = lambda: False) -> bytes
     """Fetch over http or https, redirects among these included, within TIMEOUT_S in all.
 
     is_given_up: asked while it is waited for; then what was fetched is left. Raises ImageError for other
-    schemes, what is too large, too slow or not there.
+    schemes, a user or password in the URL, what is too large, too slow or not there.
     """
     if not re.match(r"https?://", url, re.IGNORECASE):
         raise ImageError("not_fetched", "only http:// and https:// are fetched")
+    if re.match(r"https?://[^/?#]*@", url, re.IGNORECASE):
+        raise ImageError("not_fetched", "user and password in a URL are not sent; fetch the file beforehand")
     answers: list[bytes | ImageError] = []
     # A socket's own timeout starts again with every byte, and looking up a name has none.
     fetching = threading.Thread(target=lambda: answers.append(_fetch(url)), daemon=True)
