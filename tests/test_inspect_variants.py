@@ -14,14 +14,13 @@ from test_benchmark_command import FINGERPRINT, call
 from sdpipe.runtime.variants import COLUMNS
 
 
-def write_variants(path: Path, **changes: str) -> None:
-    """Three variants; the changes are to the last one's cells."""
+def write_variants(path: Path) -> None:
+    """Three variants."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    last = ["keep-7", "pruned/keep-7.onnx", FINGERPRINT, "0.1", "9000", "", "", "12", "true"]
     rows = [
         ["fp32", "model.onnx", FINGERPRINT, "0.0525", "12345", "1.25", "40.04", "0", "True"],
         ["int8", "model.int8.onnx", FINGERPRINT, "0.06", "4000", "0.5", "20", "3", "True"],
-        [changes.get(name, cell) for name, cell in zip(COLUMNS, last, strict=True)],
+        ["keep-7", "pruned/keep-7.onnx", FINGERPRINT, "0.1", "9000", "", "", "12", "true"],
     ]
     with path.open("w", newline="") as stream:
         csv.writer(stream).writerows([COLUMNS, *rows])
@@ -82,14 +81,29 @@ def test_without_variants_inspect_is_as_before(deployed: Path) -> None:
     assert "variants" not in facts
 
 
-@pytest.mark.parametrize("cell", ["many", "nan", "-inf"])
-def test_a_damaged_table_of_variants_is_one_line(deployed: Path, cell: str) -> None:
-    write_variants(Path("models/variants.csv"), bytes=cell)
-    result = call("inspect", "models/model.onnx")
-    assert result.exit_code == 1
-    assert result.stderr.startswith("error: ")
-    assert "variants.csv: expected rows of variant, path" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("keep-7,x,f,0.1,many,,,12,true", "line 4: bytes: expected a number, got 'many'"),
+        ("keep-7,x,f,nan,9,,,12,true", "line 4: test_error: expected a number, got 'nan'"),
+        ("keep-7,x,f,-inf,9,,,12,true", "line 4: test_error: expected a number, got '-inf'"),
+        ("keep-7,x,f,0.1,9,,,12,yes", "line 4: parity: expected true or false, got 'yes'"),
+        ("keep-7,x,f,0.1", "line 4: too few cells"),
+        ('keep-7,"x', "line 4: unexpected end of data"),
+    ],
+)
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_damaged_table_of_variants_leaves_the_facts(
+    deployed: Path, row: str, says: str, flags: tuple[str, ...]
+) -> None:
+    """As one that was cut off while it was copied; the model beside it is whole."""
+    expected = call("inspect", "models/model.onnx", *flags).stdout
+    table = Path("models/variants.csv").resolve()
+    write_variants(table)
+    table.write_text("\n".join([*table.read_text().splitlines()[:3], row]))
+    result = call("inspect", "models/model.onnx", *flags)
+    assert (result.exit_code, result.stdout) == (1, expected)
+    assert result.stderr == f"error: {table}: {says}\n"
 
 
 def test_a_table_of_variants_without_end_is_not_read_whole(deployed: Path) -> None:

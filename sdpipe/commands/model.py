@@ -10,7 +10,7 @@ import click
 
 from sdpipe.commands.options import MAX_BATCH, MAX_MEMBERS, model_argument, model_option, verify_option
 from sdpipe.commands.printing import aligned
-from sdpipe.errors import on_one_line, without_passwords
+from sdpipe.errors import ModelError, on_one_line, without_passwords
 
 
 def _drawable(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
@@ -153,16 +153,23 @@ def inspect(model: Path, as_json: bool, verify: bool) -> None:
     artifact = open_artifact(model, "cpu", verify=verify)
     facts = {"file": str(model), "bytes": model.stat().st_size, **asdict(artifact.metadata)}
     facts["operators"] = count_operators(model)
-    variants = read_variants(model, artifact.metadata.fingerprint)
+    variants: list[dict[str, Any]] = []
+    damage: ModelError | None = None  # of the table, which leaves the file's own facts
+    try:
+        variants = read_variants(model, artifact.metadata.fingerprint)
+    except ModelError as error:
+        damage = error
     if verify:
         facts["verified"] = True
     if as_json:
         click.echo(json.dumps({**facts, "variants": variants} if variants else facts))
-        return
-    for name, value in facts.items():
-        click.echo(f"{name:<16} {_readable(value)}")
-    if variants:
-        click.echo("\n".join(["", *_variants_table(variants, artifact.metadata.variant)]))
+    else:
+        for name, value in facts.items():
+            click.echo(f"{name:<16} {_readable(value)}")
+        if variants:
+            click.echo("\n".join(["", *_variants_table(variants, artifact.metadata.variant)]))
+    if damage:
+        raise damage
 
 
 def _variants_table(variants: list[dict[str, Any]], this: str) -> list[str]:

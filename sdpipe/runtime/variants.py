@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,17 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as stream:
             text = stream.read(_MAX_CHARACTERS + 1)
-        if not _has_our_columns(text):
-            return []
-        if len(text) > _MAX_CHARACTERS:
-            raise ModelError(f"{path}: over {_MAX_CHARACTERS:,} characters, no table of variants")
-        return [_row(cells) for cells in csv.DictReader(io.StringIO(text, newline=""), strict=True)]
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
-    except (AttributeError, KeyError, ValueError, csv.Error) as error:  # a row too short has None in it
-        raise ModelError(
-            f"{path}: expected rows of {', '.join(COLUMNS)}: {type(error).__name__} {error}"
-        ) from error
+    if not _has_our_columns(text):
+        return []
+    if len(text) > _MAX_CHARACTERS:
+        raise ModelError(f"{path}: over {_MAX_CHARACTERS:,} characters, no table of variants")
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        return [_row(cells) for cells in rows]
+    except (ValueError, csv.Error) as error:
+        raise ModelError(f"{path}: line {rows.reader.line_num}: {error}") from error
 
 
 def _has_our_columns(text: str) -> bool:
@@ -57,20 +58,22 @@ def _has_our_columns(text: str) -> bool:
         return False
 
 
-def _row(cells: dict[str, str]) -> dict[str, Any]:
+def _row(cells: dict[str, str | None]) -> dict[str, Any]:
+    """Raises ValueError for what cannot be in a row."""
+    if None in cells.values():
+        raise ValueError("too few cells")
     texts = {name: cells[name] for name in TEXTS}
-    numbers = {name: _number(cells[name].strip()) for name in NUMBERS}
-    return {**texts, **numbers, "parity": _truth(cells["parity"].strip())}
+    return {**texts, **{name: _value(name, str(cells[name]).strip()) for name in (*NUMBERS, "parity")}}
 
 
-def _number(cell: str) -> float | int | None:
+def _value(name: str, cell: str) -> float | int | bool | None:
     if not cell:
         return None
-    value = float(cell)
-    if not math.isfinite(value):
-        raise ValueError(f"{cell} is no figure")
-    return int(cell) if cell.isdigit() else value
-
-
-def _truth(cell: str) -> bool | None:
-    return {"": None, "true": True, "false": False}[cell.lower()]
+    if name == "parity":
+        if cell.lower() in ("true", "false"):
+            return cell.lower() == "true"
+        raise ValueError(f"parity: expected true or false, got {cell[:40]!r}")
+    with suppress(ValueError):
+        if math.isfinite(value := float(cell)):
+            return int(cell) if cell.isdigit() else value
+    raise ValueError(f"{name}: expected a number, got {cell[:40]!r}")
