@@ -1,6 +1,10 @@
 """The model repository for Triton is valid by Triton's own schema and loads in onnxruntime."""
 
 import json
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
-from conftest import random_images
+from conftest import ROOT, random_images
 from google.protobuf import text_format
 
 from sdpipe.cli import main
@@ -16,7 +20,7 @@ from sdpipe.deploy.config import ExportConfig
 from sdpipe.deploy.export import export_ensemble
 from sdpipe.errors import ModelError
 from sdpipe.runtime.artifact import open_artifact
-from sdpipe.runtime.triton import write_triton_repository
+from sdpipe.runtime.triton import _beside, write_triton_repository
 from sdpipe.training.weights import Weights
 
 # protobuf's Python code of tritonclient warns where it is older than protobuf itself.
@@ -89,6 +93,35 @@ def test_a_second_time_replaces_ours_and_refuses_what_is_not(model_path: Path, t
     (tmp_path / "link").symlink_to(folder)
     with pytest.raises(ModelError, match="was not written by"):
         write_triton_repository(model_path, tmp_path, "link", 8)
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from sdpipe.runtime.triton import write_triton_repository
+shutil.copyfile = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+write_triton_repository(Path(sys.argv[1]), Path(sys.argv[2]), "animals", 8)
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_next(model_path: Path, tmp_path: Path) -> None:
+    """It lay in the repository for ever; what is another's stays."""
+    command = [sys.executable, "-c", KILLED, str(model_path), str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / ".animals.notes").touch()
+    write_triton_repository(model_path, tmp_path, "animals", 8)
+    assert {path.name for path in tmp_path.iterdir()} == {"animals", ".animals.notes"}
+
+
+def test_a_process_that_lives_is_waited_for(model_path: Path, tmp_path: Path) -> None:
+    """Its folder is not taken for one that was left."""
+    with ThreadPoolExecutor(1) as pool, _beside(tmp_path / "animals") as beside:
+        second = pool.submit(write_triton_repository, model_path, tmp_path, "animals", 8)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=1)
+        assert beside.is_dir()
+    assert second.result(timeout=60) == tmp_path / "animals"
 
 
 def test_another_version_is_not_lost(model_path: Path, tmp_path: Path) -> None:

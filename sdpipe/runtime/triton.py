@@ -5,9 +5,13 @@ model_repository.md and model_configuration.md. The config's schema is protobuf'
 https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto; the tests parse it.
 """
 
+import fcntl
+import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sdpipe.errors import ModelError
@@ -50,8 +54,7 @@ def write_triton_repository(model_path: Path, out: Path, name: str, max_batch_si
             f"{folder}: also holds {more[0]}, which would be lost; choose another --out or --name"
         )
     out.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=out))
-    try:
+    with _beside(folder) as beside:
         (beside / MODEL).parent.mkdir()
         shutil.copyfile(model_path, beside / MODEL)
         (beside / LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
@@ -60,9 +63,25 @@ def write_triton_repository(model_path: Path, out: Path, name: str, max_batch_si
         if folder.exists():
             shutil.rmtree(folder)
         beside.replace(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A new hidden folder beside one, which no other process writes meanwhile; none is left behind."""
+    parent = os.open(folder.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # NFS has no locks of folders: there what was left stays
+            fcntl.flock(parent, fcntl.LOCK_EX)
+            for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # by a process that was killed
+                shutil.rmtree(left)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        try:
+            yield beside
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    finally:
+        os.close(parent)
 
 
 def _is_ours(folder: Path) -> bool:
