@@ -1,5 +1,6 @@
 """What all figures share: style, saving, and marks. Matplotlib without a screen; same data, same bytes."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,9 @@ STYLE: Any = {
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, cut to what is drawn, without a version or a time in it."""
-    with replacing(path) as beside:
+    with replacing(path) as beside, warnings.catch_warnings():
+        # Letters that the font lacks are drawn as boxes; the tables beside the figures have them.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(beside, format="png", bbox_inches="tight", metadata={"Software": ""})
 
 
