@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sdpipe.data.split import split_validation
+from sdpipe.data.split import split_stratified, split_validation
 from sdpipe.errors import DataError
 
 
@@ -38,3 +38,16 @@ def test_a_validation_part_is_used_as_it_is() -> None:
 def test_impossible_splits_name_the_key(validation: float | dict[str, int]) -> None:
     with pytest.raises(DataError, match=r"train\.validation"):
         split_validation(np.arange(50) % 10, (("train", 50),), validation, seed=0)
+
+
+@pytest.mark.parametrize(("fraction", "train", "test"), [(0.999, 0, 20), (0.9, 2, 18), (0.05, 19, 1)])
+def test_a_test_part_that_leaves_out_classes_names_the_key(fraction: float, train: int, test: int) -> None:
+    """Of 20 images of 3 classes; in words of ours, not scikit-learn's."""
+    labels = [0] * 8 + [1] * 6 + [2] * 6
+    with pytest.raises(DataError) as caught:
+        split_stratified(labels, fraction, 0, "fetch.imagefolder")
+    assert str(caught.value) == (
+        f"fetch.imagefolder.test_fraction: {fraction} of 20 images leaves {train} to train on and {test} to "
+        "test on; expected at least 3 of both, the number of classes"
+    )
+    split_stratified(labels, 0.85, 0, "fetch.imagefolder")

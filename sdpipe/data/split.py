@@ -1,5 +1,6 @@
 """Splits: test from all images, where a source has no test part, and the paper's validation part."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,12 +16,15 @@ def split_stratified(
 
     Raises DataError naming `key`, the section of params.yaml, where a class has too few images.
     """
-    try:
-        train, test = train_test_split(
-            range(len(labels)), test_size=fraction, random_state=seed, stratify=labels
+    num_images, num_classes = len(labels), len(set(labels))
+    num_test = math.ceil(fraction * num_images)
+    num_train = num_images - num_test
+    if min(num_train, num_test) < num_classes:
+        raise DataError(
+            f"{key}.test_fraction: {fraction} of {num_images} images leaves {num_train} to train on and "
+            f"{num_test} to test on; expected at least {num_classes} of both, the number of classes"
         )
-    except ValueError as error:
-        raise DataError(f"{key}.test_fraction: {fraction} of {len(labels)} images: {error}") from error
+    train, test = train_test_split(range(num_images), test_size=num_test, random_state=seed, stratify=labels)
     return sorted(train), sorted(test)
 
 
