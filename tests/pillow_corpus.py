@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from sdpipe.errors import on_one_line
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.predictor import predict
 
@@ -35,15 +36,15 @@ def run_command(model: Path, files: list[Path]) -> list[dict[str, object]]:
     failed = [line for line in found if not line["ok"]]
     assert done.returncode == (1 if failed else 0), done.stderr[-2000:]
     errors = done.stderr.splitlines()
-    expected = [f"error: {line['file']}: {line['message']}" for line in failed]
+    expected = [f"error: {on_one_line(str(line['file']))}: {line['message']}" for line in failed]
     assert errors == expected, [*(set(errors) - set(expected)), *(set(expected) - set(errors))]
     return found
 
 
 def measure(model: Path) -> None:
-    """In the measuring process: seconds and peak MiB of each name on standard input."""
+    """In the measuring process: seconds and peak MiB of each name in the list on standard input."""
     artifact = open_artifact(model, "cpu")
-    for name in map(str.rstrip, sys.stdin):
+    for name in json.load(sys.stdin):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         started = time.process_time()
         list(predict(artifact, [name], top_k=1, batch_size=1))
@@ -58,7 +59,7 @@ def measure_each(model: Path, files: list[Path]) -> list[tuple[float, float, str
         [sys.executable, __file__, "--measure", str(model)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
-    names = "".join(f"{path}\n" for path in files)
+    names = json.dumps([str(path) for path in files])  # JSON can say a name of any bytes
     output, _ = process.communicate(names, timeout=PATIENCE_S + LIMIT_S * len(files))
     assert process.returncode == 0, f"the process ended with {process.returncode}"
     figures = [json.loads(line) for line in output.splitlines()]
@@ -82,7 +83,7 @@ def main(folder: Path) -> None:
     for title, at, unit in (("slowest", 0, "s of processor time"), ("largest", 1, "MiB at the peak")):
         print(f"{title}:")
         for row in sorted(figures, key=lambda row: -row[at])[:3]:
-            print(f"  {row[at]:.2f} {unit}: {Path(row[2]).relative_to(folder)}")
+            print(f"  {row[at]:.2f} {unit}: {on_one_line(str(Path(row[2]).relative_to(folder)))}")
     over = [row for row in figures if row[0] > LIMIT_S or row[1] > LIMIT_MIB]
     assert not over, over
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from encoded_pictures import write_folder
 from PIL import Image
+from pillow_corpus import measure_each, run_command
 from test_predict_urls import listening
 from test_predict_use import CLI, ENVIRONMENT, call, run_in_terminal
 
@@ -134,3 +135,14 @@ def test_ctrl_c_ends_the_line_of_progress(folder: Path, rgb_model_path: Path) ->
     shown = run_in_terminal([sys.executable, "-c", command], subprocess.DEVNULL)
     assert time.monotonic() - started < 30
     assert "s left\r\ninterrupted\r\n" in shown
+
+
+def test_the_corpus_is_measured_whatever_its_names_are(tmp_path: Path, rgb_model_path: Path) -> None:
+    """tests/pillow_corpus.py, on names of no UTF-8, with a newline or a space at their end."""
+    files = [tmp_path / name for name in (os.fsdecode(b"\xe9.png"), "new\nline.png", "space.png ", "text")]
+    for path in files[:3]:
+        Image.new("RGB", (9, 9)).save(path, "PNG")
+    files[3].write_text("no picture")
+    assert [line["ok"] for line in run_command(rgb_model_path, files)] == [True, True, True, False]
+    figures = measure_each(rgb_model_path, files)
+    assert [Path(name) for _, _, name in figures] == files
