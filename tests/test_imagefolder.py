@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from test_fetch import left_behind, tar_of
+from test_sources import calls_200_deep  # noqa: F401  a fixture
 
 from sdpipe.data.config import ImageFolderConfig
 from sdpipe.data.fetch import fetch
@@ -158,6 +159,16 @@ def test_an_unfinished_data_set_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "out" / "test_labels.npy").unlink()
     with pytest.raises(DataError, match="out: no whole data set"):
         open_dataset(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("calls_200_deep")
+def test_folders_around_folders_are_gone_into_however_many(tmp_path: Path) -> None:
+    """More than Python has calls in each other."""
+    deep = tmp_path / "/".join(["a"] * 300)
+    subprocess.run(["mkdir", "-p", deep], check=True)
+    make_tree(deep)
+    meta = fetch("imagefolder", folder_config(tmp_path / "a"), tmp_path / "out", tmp_path / "dl")
+    assert meta["class_names"] == ["ant", "bee", "cow"]
 
 
 def test_splits_without_a_training_part_are_no_classes(tmp_path: Path) -> None:

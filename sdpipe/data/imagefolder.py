@@ -89,10 +89,11 @@ def _find_splits(root: Path, folders: list[Path]) -> dict[str, Path]:
 
 def _descend(root: Path) -> Path:
     """Archives often hold everything in one folder; go into it."""
-    inside = _subfolders(root)
-    if len(inside) == 1 and inside[0].name.lower() not in SPLIT_NAMES and _subfolders(inside[0]):
-        return _descend(inside[0])
-    return root
+    while True:
+        inside = _subfolders(root)
+        if len(inside) != 1 or inside[0].name.lower() in SPLIT_NAMES or not _subfolders(inside[0]):
+            return root
+        (root,) = inside
 
 
 def _subfolders(folder: Path) -> list[Path]:
