@@ -1,6 +1,7 @@
 """Every data set from a loopback server or from disk, in the true formats."""
 
 import gzip
+import re
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,28 @@ def test_cifar10_from_a_copy_on_disk(tmp_path: Path, as_folder: bool) -> None:
     source = str(tmp_path if as_folder else path)
     fetch("cifar10", cifar10_config(source, archive), tmp_path / "data" / "cifar10", tmp_path / "dl")
     assert len(open_dataset(tmp_path / "data" / "cifar10").train_labels_N) == 50
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("mirror/?sig=SECRET", "/mirror/cifar-10-binary.tar.gz?sig=SECRET"),
+        ("mirror?sig=SECRET/", "/mirror/cifar-10-binary.tar.gz?sig=SECRET/"),
+        ("mirror/#part", "/mirror/cifar-10-binary.tar.gz"),
+        ("CIFAR.TAR.GZ?sig=SECRET", "/CIFAR.TAR.GZ?sig=SECRET"),
+    ],
+)
+def test_a_source_with_a_query(tmp_path: Path, files: Files, source: str, asked: str) -> None:
+    """The archive's name belongs into the path; a mirror's token is neither kept nor shown."""
+    archive = cifar10_archive()
+    files.content[asked] = archive
+    config = cifar10_config(files.url + source, archive)
+    meta = fetch("cifar10", config, tmp_path / "cifar10", tmp_path / "dl")
+    assert meta["source"]["source"] == files.url + re.split("[?#]", source)[0]
+    files.content[asked] = b"another"
+    with pytest.raises(DataError, match="SHA-256 expected") as caught:
+        fetch("cifar10", config, tmp_path / "cifar10", tmp_path / "empty")
+    assert "SECRET" not in str(caught.value)
 
 
 def test_cifar100_takes_the_fine_label(tmp_path: Path, files: Files) -> None:

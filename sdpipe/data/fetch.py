@@ -22,10 +22,10 @@ from sdpipe.data.config import (
 )
 from sdpipe.data.formats import read_cifar, read_idx, read_svhn
 from sdpipe.data.imagefolder import hold_out_test, list_pictures, write_pictures
-from sdpipe.data.sources import has_sha256, is_url, locate
+from sdpipe.data.sources import as_shown, has_sha256, is_url, locate
 from sdpipe.data.split import split_stratified
 from sdpipe.data.store import PICTURES, write_files, write_meta, write_part
-from sdpipe.errors import DataError, without_passwords
+from sdpipe.errors import DataError
 from sdpipe.files import local_path, replacing_folder
 
 DIGITS_MAX = 16  # scikit-learn's digits have 17 grey levels, 0..16
@@ -80,7 +80,7 @@ def _fetch_fashion_mnist(config: ArchiveConfig, folder: Path, downloads: Path) -
         folder,
         name="fashion-mnist",
         class_names=FASHION_MNIST_CLASSES,
-        source={"source": without_passwords(config.source), "sha256_unpacked": config.sha256},
+        source={"source": as_shown(config.source), "sha256_unpacked": config.sha256},
     )
 
 
@@ -120,7 +120,7 @@ def _fetch_cifar(config: ArchiveConfig, folder: Path, downloads: Path, classes: 
         folder,
         name=f"cifar{classes}",
         class_names=class_names,
-        source={"source": without_passwords(config.source), "sha256": config.sha256},
+        source={"source": as_shown(config.source), "sha256": config.sha256},
     )
 
 
@@ -150,7 +150,7 @@ def _fetch_svhn(config: ArchiveConfig, folder: Path, downloads: Path) -> dict[st
         folder,
         name="svhn",
         class_names=[str(digit) for digit in range(10)],
-        source={"source": without_passwords(config.source), "sha256": config.sha256},
+        source={"source": as_shown(config.source), "sha256": config.sha256},
         train_parts=[(part, len(parts[part][1])) for part in ("train", "extra")],
     )
 
@@ -185,7 +185,7 @@ def _read_tree(tree: Path, config: ImageFolderConfig, folder: Path) -> dict[str,
         folder,
         name="imagefolder",
         class_names=listing.class_names,
-        source={"source": without_passwords(config.source), "num_ignored_files": listing.num_ignored},
+        source={"source": as_shown(config.source), "num_ignored_files": listing.num_ignored},
         train_parts=_parts(train, validation),
     )
 
@@ -194,7 +194,7 @@ def _fetch_imagenet(config: ImageNetConfig, folder: Path, _downloads: Path) -> d
     root = local_path(config.source)
     if is_url(config.source) or root.is_file():
         raise DataError(
-            f"{without_passwords(config.source)}: expected a folder, since the pictures stay in their files"
+            f"{as_shown(config.source)}: expected a folder, since the pictures stay in their files"
         )
     return _list_tree(root, config, folder, name="imagenet", source=config.source)
 

@@ -35,6 +35,13 @@ def is_url(source: str) -> bool:
     return urlsplit(source).scheme in ("http", "https")
 
 
+def as_shown(source: str) -> str:
+    """A source for messages and meta.json; of a URL what may be secret is left out: user, password, query."""
+    if not is_url(source):
+        return source
+    return urlsplit(without_passwords(source))._replace(query="", fragment="").geturl()
+
+
 Check = Callable[[Path, str], None]
 """Raises DataError, with the name given for messages, unless a file is the one that is expected."""
 
@@ -58,7 +65,7 @@ def locate(source: str, name: str, downloads: Path, check: Check | None) -> Path
     Raises DataError naming the file: not there, a failed check, a server's refusal.
     """
     if is_url(source):
-        url = source if not name or _is_file(source) else f"{source.rstrip('/')}/{name}"
+        url = source if not name or _is_file(source) else _inside(source, name)
         return _download(url, downloads / (name or _name_of(url)), check)
     path = local_path(source)
     if path.is_dir() and name:
@@ -71,7 +78,12 @@ def locate(source: str, name: str, downloads: Path, check: Check | None) -> Path
 
 
 def _is_file(url: str) -> bool:
-    return urlsplit(url).path.endswith(FILE_ENDINGS)
+    return urlsplit(url).path.lower().endswith(FILE_ENDINGS)
+
+
+def _inside(url: str, name: str) -> str:
+    parts = urlsplit(url)  # a query, such as a mirror's token, stands behind the path
+    return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
 
 
 def _name_of(url: str) -> str:
@@ -122,7 +134,7 @@ def _fetch_and_check(url: str, path: Path, check: Check | None) -> None:
     # The part's name carries its address, so that another URL never continues it.
     tag = hashlib.sha256(url.encode()).hexdigest()[:12]
     part = _Part(path.with_name(f"{path.name}.{tag}.part"))
-    shown = without_passwords(url)
+    shown = as_shown(url)
     try:
         for attempt in Retrying(
             retry=retry_if_exception_type((_BrokenOffError, requests.ConnectionError, requests.Timeout)),
@@ -158,7 +170,12 @@ def _reason(error: requests.RequestException) -> str:
         return "the server did not answer in time"
     if isinstance(error, requests.ConnectionError):
         return "the server cannot be reached"
-    return without_passwords(str(error))
+    return _in_words(error)
+
+
+def _in_words(error: Exception) -> str:
+    """What a library says, which may name the address."""
+    return re.sub(r"(?<=\?)[^\s']+", "***", without_passwords(str(error)))
 
 
 def _transfer(url: str, part: _Part) -> bool:
@@ -207,7 +224,7 @@ def _get(url: str, headers: dict[str, str]) -> requests.Response:
     except requests.RequestException:
         raise
     except (HTTPError, ValueError) as error:  # of an address that is none, the server's redirection too
-        raise DataError(f"{without_passwords(url)}: leads to no address: {error}") from error
+        raise DataError(f"{as_shown(url)}: leads to no address: {_in_words(error)}") from error
 
 
 def _number(text: str | None) -> int | None:
