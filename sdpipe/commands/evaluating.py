@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sdpipe.commands.options import MAX_BATCH, model_option, verify_option
+from sdpipe.commands.options import batch_size_option, device_option, model_option, verify_option
 from sdpipe.commands.printing import aligned
 from sdpipe.errors import DataError, on_one_line
 
@@ -16,14 +16,8 @@ from sdpipe.errors import DataError, on_one_line
 @model_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with the counts of all confusions.")
 @click.option("--mistakes", is_flag=True, help="First a line for each picture taken for another class.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1, max=MAX_BATCH),
-    default=64,
-    show_default=True,
-    help="Images at a time.",
-)
+@device_option
+@batch_size_option
 @verify_option
 def evaluate(
     pictures: Path, model: Path, as_json: bool, mistakes: bool, device: str, batch_size: int, verify: bool

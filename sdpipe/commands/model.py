@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from sdpipe.commands.options import MAX_BATCH, MAX_MEMBERS, model_argument, model_option, verify_option
+from sdpipe.commands.options import (
+    MAX_MEMBERS,
+    batch_size_option,
+    device_option,
+    model_argument,
+    model_option,
+    verify_option,
+)
 from sdpipe.commands.printing import aligned
 from sdpipe.errors import ModelError, on_one_line, without_passwords
 
@@ -45,14 +52,8 @@ def _drawable(_context: click.Context, _parameter: click.Parameter, value: Path 
     help="Draw the images with what they are, 60 at most.",
 )
 @click.option("--allow-url", is_flag=True, help="Fetch IMAGEs that begin with http:// or https://.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1, max=MAX_BATCH),
-    default=64,
-    show_default=True,
-    help="Images at a time.",
-)
+@device_option
+@batch_size_option
 @click.option(
     "--uncertainty",
     "num_members",

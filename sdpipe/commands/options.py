@@ -45,6 +45,18 @@ model_option = click.option(
 
 model_argument = click.argument("model", **_SETTINGS)
 
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+
+batch_size_option = click.option(
+    "--batch-size",
+    type=click.IntRange(min=1, max=MAX_BATCH),
+    default=64,
+    show_default=True,
+    help="Images at a time.",
+)
+
 verify_option = click.option(
     "--verify", is_flag=True, help="Compare MODEL with the SHA256SUMS in its folder, or the one above, first."
 )
