@@ -1,6 +1,10 @@
 """`sdpipe evaluate`: a deployed file on new pictures of known class. Classes are cat, dog, eel."""
 
 import json
+import shlex
+import subprocess
+import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from unittest.mock import ANY
@@ -15,8 +19,11 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
 from sdpipe.cli import main
+from sdpipe.data.imagefolder import list_pictures
+from sdpipe.errors import DataError
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.interval import error_interval
+from sdpipe.runtime.labelled import list_labelled
 
 NAMES = ["cat", "dog", "eel"]
 
@@ -100,17 +107,76 @@ def test_what_cannot_be_read_is_named_and_not_counted(labelled: Path, model_path
 
 def test_folders_that_are_no_classes_are_refused(labelled: Path, model_path: Path, tmp_path: Path) -> None:
     """Before anything is predicted: a misspelt class would count as nothing but mistakes."""
-    (labelled / "dogs").mkdir()
     (tmp_path / "empty" / "cat").mkdir(parents=True)
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "cat").symlink_to("nowhere")
+    (labelled / "cat" / "round").symlink_to("..")
+    (tmp_path / "other" / "dogs").mkdir(parents=True)
     for folder, words in (
-        (labelled, f"{labelled / 'dogs'}: not one of the network's 3 classes (cat, dog, eel)"),
+        (tmp_path / "other", "dogs: not one of the network's 3 classes (cat, dog, eel)"),
         (labelled / "cat" / "more", "expected folders named like the network's classes (cat, dog, eel)"),
         (tmp_path / "gone", f"{tmp_path / 'gone'}: no such folder"),
         (tmp_path / "empty", f"{tmp_path / 'empty'}: no picture there could be judged"),
+        (tmp_path / "file", f"{tmp_path / 'file' / 'cat'}: named like a class; expected a folder"),
+        (labelled, f"{labelled / 'cat' / 'round'}: a link to a folder that it lies in"),
     ):
         result = call(folder, "--model", model_path)
         assert (result.exit_code, result.stdout) == (1, "")
         assert words in result.stderr.splitlines()[-1]
+    for argument in ("", "http://127.0.0.1:9/new"):
+        assert call(argument, "--model", model_path).exit_code == 2
+
+
+def test_what_is_left_out_is_said(labelled: Path, model_path: Path) -> None:
+    """Beside the classes and in them; what archivers add is not worth a word."""
+    (labelled / "dog" / "IMG_1.HEIC").touch()
+    (labelled / "stray.png").write_bytes((labelled / "dog" / "00.png").read_bytes())
+    (labelled / "__MACOSX").mkdir()
+    (labelled / "eel").mkdir()
+    result = call(labelled, "--model", model_path, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["num_test"] == 30
+    assert "were left out: " in result.stderr
+    assert {"1 .heic", "1 .png"} == set(result.stderr.strip().rpartition(": ")[2].split(", "))
+
+
+def test_folders_are_read_as_for_training(labelled: Path, tmp_path: Path) -> None:
+    """Links to folders included; each picture has the class that `fetch` would give it."""
+    (tmp_path / "elsewhere").mkdir()
+    (labelled / "dog" / "00.png").rename(tmp_path / "elsewhere" / "x.png")
+    (labelled / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
+    listing = list_pictures(labelled)
+    expected = {(listing.class_names[k], str(path)) for path, k in listing.splits["train"]}
+    assert set(list_labelled(labelled, NAMES)) == expected
+    assert len(expected) == 30
+
+
+def test_names_that_are_no_plain_folders(tmp_path: Path) -> None:
+    """Fashion-MNIST has T-shirt/top; an accent is a letter of its own, or not, as the file system likes."""
+    names = ["T-shirt/top", "T-shirt/long", "caf\u00e9", ".hidden"]
+    for folder in ("T-shirt/top", "T-shirt/long", "cafe\u0301", ".hidden"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "0.png").touch()
+    found = dict(list_labelled(tmp_path, names))
+    assert found.keys() == set(names)
+    assert found["T-shirt/top"] == str(tmp_path / "T-shirt" / "top" / "0.png")
+    both = ["caf\u00e9", "cafe\u0301", "T-shirt/top", "T-shirt/long", ".hidden"]
+    assert "caf\u00e9" not in dict(list_labelled(tmp_path, both))
+    (tmp_path / "forms" / "\u1eb9\u0302").mkdir(parents=True)
+    two_forms = [unicodedata.normalize(form, "\u1ec7") for form in ("NFC", "NFD")]
+    with pytest.raises(DataError, match="not one of the network's 2 classes"):
+        list(list_labelled(tmp_path / "forms", two_forms))
+    (tmp_path / "T-shirt" / "short").mkdir()
+    with pytest.raises(DataError, match="short: not one of the network's 4 classes"):
+        list(list_labelled(tmp_path, names))
+
+
+def test_a_closed_standard_output_is_an_error(labelled: Path, model_path: Path) -> None:
+    command = [sys.executable, "-m", "sdpipe", "evaluate", str(labelled), "--model", str(model_path)]
+    done = subprocess.run(
+        ["sh", "-c", f"exec {shlex.join(command)} >&-"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "error: standard output is closed\n")
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,12 @@ def test_a_password_in_a_url_is_neither_sent_nor_shown(
     assert ("user and password in a URL are not sent" in result.stderr) == bool(flags)
 
 
+def test_an_at_sign_in_a_path_is_no_password(server: str, rgb_model_path: Path) -> None:
+    urls = [f"{server}/photos/2026:11/gone@2x.png", f"{server}/gone@2x.png"]
+    result = call("--allow-url", "--model", rgb_model_path, *urls)
+    assert [line.split(": ")[1] for line in result.stderr.splitlines()] == urls
+
+
 @pytest.mark.parametrize("name", ["ä.png", "a b.png"])
 def test_a_url_that_cannot_be_asked_for_is_one_line(server: str, rgb_model_path: Path, name: str) -> None:
     result = call("--allow-url", "--model", rgb_model_path, f"{server}/{name}")

@@ -1,6 +1,8 @@
 """The command that judges a deployed file on new pictures whose classes are known."""
 
 import json
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,19 @@ from sdpipe.errors import DataError, on_one_line
 
 
 @click.command()
-@click.argument("pictures", type=click.Path(path_type=Path))
+@click.argument("pictures")
 @model_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with the counts of all confusions.")
-@click.option("--mistakes", is_flag=True, help="First a line for each picture taken for another class.")
+@click.option(
+    "--mistakes",
+    is_flag=True,
+    help="First a line for each picture taken for another class; on standard error beside --json.",
+)
 @device_option
 @batch_size_option
 @verify_option
 def evaluate(
-    pictures: Path, model: Path, as_json: bool, mistakes: bool, device: str, batch_size: int, verify: bool
+    pictures: str, model: Path, as_json: bool, mistakes: bool, device: str, batch_size: int, verify: bool
 ) -> None:
     """Measure the error on new PICTURES of known class: a folder with a folder for each class.
 
@@ -28,28 +34,39 @@ def evaluate(
     """
     from sdpipe.commands import output
     from sdpipe.runtime.artifact import open_artifact
-    from sdpipe.runtime.labelled import Scores, predict_labelled
-    from sdpipe.runtime.sources import expand
+    from sdpipe.runtime.labelled import Scores, list_labelled, predict_labelled
+    from sdpipe.runtime.sources import ending_of, is_url
 
+    if not pictures or is_url(pictures):
+        raise click.UsageError(f"PICTURES: expected a folder, got {'a URL' if pictures else 'nothing'}.")
+    output.check_is_read()
     with output.only_our_lines():
         artifact = open_artifact(model, device, verify=verify)
         scores = Scores(artifact.metadata.class_names)
-        labelled = predict_labelled(artifact, pictures, batch_size=batch_size)
-        progress = output.Progress(lambda: sum(1 for _ in expand([str(pictures)])))
-        for one in progress.over(labelled):
+        files = partial(list_labelled, Path(pictures), artifact.metadata.class_names)
+        progress = output.Progress(lambda: sum(1 for _ in files()))
+        endings: Counter[str] = Counter()
+        found = files(passed_over=lambda name: endings.update([ending_of(name)]))
+        for one in progress.over(predict_labelled(artifact, found, batch_size=batch_size)):
             scores.add(one)
             if output.is_failure(one.result):
                 progress.note(f"error: {on_one_line(one.result.file)}: {one.result.message}")
             elif mistakes and one.is_wrong:
-                label, probability = one.result.top[0]
-                names = f"{on_one_line(one.label)}, taken for {on_one_line(label)} {probability:.4f}"
-                click.echo(f"{on_one_line(one.result.file)}: {names}", err=as_json)
+                (progress.note if as_json else click.echo)(_mistake(one))
+        if endings:
+            progress.note(output.passed_over(endings))
         if not scores.num_images:
             raise DataError(f"{pictures}: no picture there could be judged")
         facts = {"model": str(model), "fingerprint": artifact.metadata.fingerprint, **_figures(scores)}
         click.echo(json.dumps(facts) if as_json else "\n".join(_lines(facts)))
     if scores.num_failed:
         raise SystemExit(1)
+
+
+def _mistake(one: Any) -> str:
+    label, probability = one.result.top[0]
+    names = f"{on_one_line(one.label)}, taken for {on_one_line(label)} {probability:.4f}"
+    return f"{on_one_line(one.result.file)}: {names}"
 
 
 def _figures(scores: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from sdpipe.commands.options import (
     verify_option,
 )
 from sdpipe.commands.printing import aligned
-from sdpipe.errors import ModelError, on_one_line, without_passwords
+from sdpipe.errors import ModelError, on_one_line
 
 
 def _drawable(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
@@ -114,7 +114,7 @@ def predict(
             print_result(result)
             if output.is_failure(result):
                 num_failed += 1
-                file = on_one_line(without_passwords(result.file))
+                file = on_one_line(output.without_user(result.file))
                 progress.note(f"error: {file}: {result.message}")
             if sheet:
                 sheet.add(result)

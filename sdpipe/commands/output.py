@@ -32,13 +32,18 @@ def choose_printer(
 ) -> Callable[[Result], None]:
     """What writes a result to standard output; for CSV, the header is written now.
 
-    Raises SdpipeError where standard output is closed, and all results would be lost.
+    Raises SdpipeError as `check_is_read` does.
     """
-    if sys.stdout is None:
-        raise SdpipeError("standard output is closed")
+    check_is_read()
     if as_csv:
         return _csv_printer(top_k, with_uncertainty)
     return _print_json if as_json else lambda result: _print_line(result, top_k)
+
+
+def check_is_read() -> None:
+    """Raise SdpipeError where standard output is closed, and all results would be lost."""
+    if sys.stdout is None:
+        raise SdpipeError("standard output is closed")
 
 
 def _print_json(result: Result) -> None:
@@ -112,6 +117,11 @@ def passed_over(endings: Counter[str]) -> str:
     kinds = ", ".join(f"{count:,} {on_one_line(ending) or 'without ending'}" for ending, count in most)
     more = ", ..." * (len(endings) > _MAX_ENDINGS)
     return f"note: files in folders that are no pictures, by their names, were left out: {kinds}{more}"
+
+
+def without_user(url: str) -> str:
+    """A URL with *** for user and password, which stand before its path; a path may have an @, too."""
+    return re.sub(r"(?<=://)[^/?#]*@", "***@", url)
 
 
 class Progress:

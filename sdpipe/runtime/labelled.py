@@ -1,8 +1,9 @@
 """Pictures whose classes are known, in a folder for each: how many of them a deployed file gets wrong."""
 
+import os
 import unicodedata
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import numpy as np
 
 from sdpipe.errors import DataError
 from sdpipe.runtime.artifact import Artifact
+from sdpipe.runtime.image import image_suffixes
 from sdpipe.runtime.predictor import Prediction, predict
-from sdpipe.runtime.sources import Failure, expand
+from sdpipe.runtime.sources import Failure, ending_of
+
+_OF_ARCHIVERS = "__MACOSX"  # a folder that macOS puts beside what was packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,35 +70,91 @@ def _share(part: int, whole: int) -> float | None:
     return float(part / whole) if whole else None
 
 
-def predict_labelled(artifact: Artifact, root: Path, *, batch_size: int) -> Iterator[Labelled]:
-    """Predict the pictures of `root/<class>/**/*`, class by class, each folder sorted.
-
-    Raises DataError, before the first, if a folder is named like none of the network's classes, or none is.
-    """
-    folders = _class_folders(root, artifact.metadata.class_names)
+def predict_labelled(
+    artifact: Artifact, files: Iterable[tuple[str, str | Failure]], *, batch_size: int
+) -> Iterator[Labelled]:
+    """Predict the files that `list_labelled` finds, in their order."""
     labels: deque[str] = deque()
 
-    def files() -> Iterator[str | Failure]:
-        for label, folder in folders:
-            for file in expand([str(folder)]):
-                labels.append(label)
-                yield file
+    def unlabelled() -> Iterator[str | Failure]:
+        for label, file in files:
+            labels.append(label)
+            yield file
 
-    for result in predict(artifact, files(), top_k=1, batch_size=batch_size):
+    for result in predict(artifact, unlabelled(), top_k=1, batch_size=batch_size):
         yield Labelled(label=labels.popleft(), result=result)
 
 
-def _class_folders(root: Path, class_names: Sequence[str]) -> list[tuple[str, Path]]:
-    """Names are compared as composed letters: file systems keep an accent in one way or the other."""
+def list_labelled(
+    root: Path, class_names: Sequence[str], passed_over: Callable[[str], None] = lambda _name: None
+) -> Iterator[tuple[str, str | Failure]]:
+    """Class and name of each picture in `root/<class>/**/*`, as training on such folders reads them.
+
+    A class such as T-shirt/top is the folder top in T-shirt. passed_over: called with each file that is in no
+    class folder, or is no picture by its name. Raises DataError, before the first, if a folder is none of
+    these classes, or what is named like one is no folder.
+    """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    by_name = {unicodedata.normalize("NFC", name): name for name in class_names}
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-    found = [(by_name.get(unicodedata.normalize("NFC", path.name)), path) for path in folders]
-    known = ", ".join(class_names[:5]) + ", ..." * (len(class_names) > 5)
-    if not found:
-        raise DataError(f"{root}: expected folders named like the network's classes ({known}), found none")
-    for name, path in found:
-        if name is None:
-            raise DataError(f"{path}: not one of the network's {len(class_names)} classes ({known})")
-    return [(name, path) for name, path in found if name is not None]
+    folders = list(_class_folders(root, "", class_names, passed_over))
+    if not folders:
+        raise DataError(
+            f"{root}: expected folders named like the network's classes ({_some(class_names)}), found none"
+        )
+    for label, folder in folders:
+        for file in _pictures(folder, passed_over):
+            yield label, file
+
+
+def _class_folders(
+    folder: Path, prefix: str, class_names: Sequence[str], passed_over: Callable[[str], None]
+) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.iterdir()):
+        name = prefix + path.name
+        label = _class_named(name, class_names)
+        if label is not None and path.is_dir():
+            yield label, path
+        elif label is not None:
+            raise DataError(f"{path}: named like a class; expected a folder of its pictures")
+        elif path.name.startswith(".") or path.name == _OF_ARCHIVERS:
+            continue
+        elif not path.is_dir():
+            passed_over(str(path))
+        elif any(each.startswith(f"{name}/") for each in class_names):
+            yield from _class_folders(path, f"{name}/", class_names, passed_over)
+        else:
+            raise DataError(
+                f"{path}: not one of the network's {len(class_names)} classes ({_some(class_names)})"
+            )
+
+
+def _class_named(name: str, class_names: Sequence[str]) -> str | None:
+    """File systems keep an accent as a letter of its own or not: the name as it is, else the only alike."""
+    if name in class_names:
+        return name
+    composed = unicodedata.normalize("NFC", name)
+    alike = [each for each in class_names if unicodedata.normalize("NFC", each) == composed]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _some(class_names: Sequence[str]) -> str:
+    return ", ".join(class_names[:5]) + ", ..." * (len(class_names) > 5)
+
+
+def _pictures(folder: Path, passed_over: Callable[[str], None]) -> Iterator[str | Failure]:
+    """Below a class folder, sorted, hidden ones left out; links to folders are followed."""
+    endings = image_suffixes()
+    unreadable: list[OSError] = []
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=unreadable.append):
+        here = Path(parent)
+        if here.is_symlink() and here.resolve() in [each.resolve() for each in here.parents]:
+            raise DataError(f"{here}: a link to a folder that it lies in")
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            if ending_of(name) in endings:
+                yield str(here / name)
+            else:
+                passed_over(str(here / name))
+    for error in unreadable:
+        message = f"cannot be listed: {error.strerror}"
+        yield Failure(file=str(error.filename), code="unreadable", message=message)
