@@ -29,12 +29,13 @@ def test_a_damaged_run_is_named_and_left_out_and_the_rest_reported(tmp_path: Pat
         "short": lambda folder: (folder / "timing.csv").write_text("epoch,epoch_s,images_per_s\n1,2,3\n"),
         "foreign": lambda folder: (folder / "train.json").write_bytes(other),
         "empty": lambda folder: (folder / "timing.json").write_text("{}"),
+        "a cell": lambda folder: replaced(folder / "ensemble.csv", ",0.4,0.3", ",0.4"),
         "none": lambda folder: (folder / "train.json").write_text(
             (folder / "train.json").read_text().replace('"test_error": 0.1', '"test_error": "low"')
         ),
     }
     for name, spoil in damage.items():
-        write_run(models / name)
+        run_with_ensemble(models / name)
         spoil(models / name)
     done = CliRunner().invoke(main, ["report", str(models), "--out", str(tmp_path / "out")])
     assert done.exit_code == 1

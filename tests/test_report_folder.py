@@ -60,3 +60,9 @@ def test_a_disk_that_locks_no_folders_takes_a_report(tmp_path: Path, monkeypatch
     monkeypatch.setattr(fcntl, "flock", refuse)
     write_run(tmp_path / "models" / "a")
     assert write_report([tmp_path / "models"], tmp_path / "out") == []
+
+
+def test_a_report_of_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no finished run"):
+        write_report([tmp_path / "gone"], tmp_path / "new" / "below" / "out")
+    assert not (tmp_path / "new").exists()

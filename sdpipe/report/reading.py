@@ -141,9 +141,9 @@ def _ensemble(path: Path, fingerprint: str) -> list[Numbers]:
 
 def _number(text: str) -> float:
     """A whole one without a point, and exact: a seed may have more digits than a float."""
+    value = float(text)
     if text.isdecimal():
         return int(text)
-    value = float(text)
     return int(value) if value.is_integer() else value
 
 

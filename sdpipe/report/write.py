@@ -50,12 +50,18 @@ def _turn_in(folder: Path) -> Iterator[None]:
 
     The lock is on the folder itself: it may be anywhere, and a lock's own file would stay in it.
     """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a network's disk may lock no folders; there nothing else is done
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    except BaseException:
+        for each in missing:  # and what is in it by now stays
+            with suppress(OSError):
+                each.rmdir()
+        raise
     finally:
         os.close(descriptor)
 
