@@ -1,5 +1,6 @@
 """MLflow as a view of the files: complete, and rebuilt when lost."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from conftest import export_to, machine, train_config
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from test_evaluate import CONFIG
 
 from sdpipe.data.store import DataSet
@@ -21,7 +23,7 @@ from sdpipe.deploy.export import export_ensemble
 from sdpipe.deploy.fold import fold_file
 from sdpipe.deploy.proof.evaluate import evaluate_run
 from sdpipe.deploy.quantize import halve
-from sdpipe.errors import DataError, ModelError
+from sdpipe.errors import DataError, ModelError, TrackingError
 from sdpipe.files import read_json, write_json
 from sdpipe.track import track
 from sdpipe.training.records import record_from_files
@@ -105,8 +107,15 @@ def finished(project: Path, dataset: DataSet, mlflow_store: Path) -> Path:
     return folder
 
 
+def begin_and_fail(store: LocalArtifactRepository, folder: str, *_rest: object) -> None:
+    """As on a full disk: of a model's files the first is there."""
+    Path(store.artifact_dir).mkdir(parents=True)
+    shutil.copy(Path(folder) / "MLmodel", store.artifact_dir)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_finished_run_is_complete_and_is_rebuilt_when_lost(
-    finished: Path, mlflow_store: Path, empty_store: Path
+    finished: Path, mlflow_store: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Params, tags, per-epoch metrics, figures and model; the same from the files alone in an empty store.
 
@@ -141,6 +150,13 @@ def test_a_finished_run_is_complete_and_is_rebuilt_when_lost(
     assert track(finished) == run_id
     lost_and_again = before["models"] + 1
     assert describe(mlflow_store) == before | {"models": lost_and_again}, "what the tags say may be gone"
+    shutil.rmtree(mlflow_store.parent / "mlartifacts")
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalArtifactRepository, "log_artifacts", begin_and_fail)
+        with pytest.raises(TrackingError, match="No space left"):
+            track(finished)
+    track(finished)
+    assert describe(mlflow_store) == before | {"models": lost_and_again + 2}, "what was cut short is not it"
     mlflow_store.write_bytes(empty_store.read_bytes())
     assert track(finished) != run_id
     assert describe(mlflow_store) == before

@@ -23,19 +23,30 @@ def log_model(mlflow: Any, run_id: str, name: str, flavor: Any, **model: Any) ->
 
 
 def has_files(mlflow: Any, address: str) -> bool:
-    """Of a model, such as models:/m-0123: what the store knows of may be gone with mlartifacts/."""
-    return bool(mlflow.artifacts.list_artifacts(artifact_uri=address))
+    """Of a model, such as models:/m-0123: it may have been deleted, or its files with mlartifacts/."""
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+    try:
+        return bool(mlflow.artifacts.list_artifacts(artifact_uri=address))
+    except mlflow.MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        return False
 
 
 def has_onnx(mlflow: Any, run: "Run") -> bool:
-    """The model.onnx that was logged last for the run is there."""
+    """The model.onnx that was logged last for the run is there, and its sending was not cut short."""
+    from mlflow.entities import LoggedModelStatus
+
     newest = mlflow.MlflowClient().search_logged_models(
         [run.info.experiment_id],
         filter_string=f"source_run_id = '{run.info.run_id}' AND name = '{_ONNX}'",
         max_results=1,
         order_by=[{"field_name": "creation_timestamp", "ascending": False}],
     )
-    return any(has_files(mlflow, model.model_uri) for model in newest)
+    return any(
+        model.status == LoggedModelStatus.READY and has_files(mlflow, model.model_uri) for model in newest
+    )
 
 
 def log_onnx(mlflow: Any, run_id: str, path: Path) -> None:
