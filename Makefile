@@ -49,8 +49,8 @@ repro: .repository .venv/installed
 # DVC needs a git repository, here or in a folder above, or core.no_scm. It would say so behind the installation
 # of all packages only.
 .repository:
-	@folder="$(CURDIR)"; while [ "$$folder" ] && [ ! -e "$$folder/.git" ]; do folder=$${folder%/*}; done; \
-	[ "$$folder" ] || grep -qs 'no_scm *= *[Tt]rue' .dvc/config .dvc/config.local || { \
+	@folder=$$(pwd); while [ "$$folder" ] && [ ! -e "$$folder/.git" ]; do folder=$${folder%/*}; done; \
+	[ "$$folder" ] || grep -qsi '^[[:space:]]*no_scm *= *true' .dvc/config .dvc/config.local || { \
 		command -v git >/dev/null && how="git init makes one" || how="install git, and git init makes one"; \
 		echo "make repro needs a git repository, here or in a folder above; $$how" >&2; exit 1; }
 

@@ -134,7 +134,7 @@ def _dvc() -> Check:
     except SCMError as error:
         how = "`git init` makes one" if shutil.which("git") else "install git, and `git init` makes one"
         return Check(name="DVC", finding=f"{error}, which DVC needs; {how}", ok=False)
-    except DvcException as error:
+    except (DvcException, OSError, ValueError) as error:  # the latter of files that git or DVC cannot parse
         return Check(name="DVC", finding=str(error), ok=False)
     return Check(name="DVC", finding=f"repository {root}")
 

@@ -88,9 +88,9 @@ def test_where_dvc_works_doctor_and_make_agree(
     """In a git repository, in a folder of one, and without one where core.no_scm says so."""
     root = checkout
     if place == "nowhere":
-        (root / ".dvc" / "config").write_text("[core]\n    no_scm = True\n")
+        (root / ".dvc" / "config").write_text("[core]\n    no_scm = TRUE\n")
     elif place == "above":
-        root = checkout / "a b" / "project"
+        root = checkout / "a $b" / "project"
         root.mkdir(parents=True)
         for name in (".dvc", "Makefile", "sdpipe"):
             (checkout / name).rename(root / name)
@@ -107,6 +107,10 @@ def test_other_faults_of_dvc_are_said_in_its_words(checkout: Path) -> None:
     """Where it has no repository there is nothing to refuse."""
     (checkout / ".dvc" / "config").write_text("no setting\n")
     assert dvc_line().startswith("BAD DVC                      config file error: ")
+    (checkout / ".dvc" / "config").write_text("")
+    subprocess.run(["git", "init", "-q", checkout], check=True)
+    (checkout / ".git" / "config").write_text("[core\n")
+    assert dvc_line().startswith("BAD DVC                      ")
     shutil.rmtree(checkout / ".dvc")
     assert dvc_line() == "ok  DVC                      no DVC repository here"
 
