@@ -175,7 +175,7 @@ def _reason(error: requests.RequestException) -> str:
 
 def _in_words(error: Exception) -> str:
     """What a library says, which may name the address."""
-    return re.sub(r"(?<=\?)[^\s']+", "***", without_passwords(str(error)))
+    return re.sub(r"(?<=\?)\S+", "***", without_passwords(str(error)))
 
 
 def _transfer(url: str, part: _Part) -> bool:
