@@ -57,13 +57,11 @@ def _turn_in(folder: Path) -> Iterator[None]:
         with suppress(OSError):  # a network's disk may lock no folders; there nothing else is done
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    except BaseException:
-        for each in missing:  # and what is in it by now stays
-            with suppress(OSError):
-                each.rmdir()
-        raise
     finally:
         os.close(descriptor)
+        for each in missing:  # those that nothing came into
+            with suppress(OSError):
+                each.rmdir()
 
 
 def _check_out(out: Path) -> None:
