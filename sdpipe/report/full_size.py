@@ -2,12 +2,22 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdpipe.recipes import NOT_OF_THE_RECIPE, load_recipes
 
 Params = Mapping[str, Any]
 """A run's section `train` of params.yaml, with its overrides."""
+
+
+class _Training(NamedTuple):
+    """One of the papers'."""
+
+    recipe: str
+    num_train: int
+    image_px: int
+    deepest: int  # of its recipe's runs: layers
+    train: dict[str, Any]  # the section of params.yaml
 
 
 def full_size_recipe(params: Params, num_train: int, image_size: Sequence[int] | None) -> str | None:
@@ -16,22 +26,22 @@ def full_size_recipe(params: Params, num_train: int, image_size: Sequence[int] |
     num_train, image_size: how many images it was trained on, and their height and width; None if unknown.
     """
     wanted = _of_the_recipe(params)
-    trainings = _trainings_on(num_train, image_size)
-    return next((name for name, train in trainings if _of_the_recipe(train) == wanted), None)
+    size = (num_train, list(image_size or ()))
+    same = (each for each in _trainings() if (each.num_train, [each.image_px] * 2) == size)
+    return next((each.recipe for each in same if _of_the_recipe(each.train) == wanted), None)
 
 
 def is_full_size(params: Params, num_train: int, image_size: Sequence[int] | None) -> bool:
-    """Whether a run has the images, depth and widths of a paper's training, or more, and as many epochs."""
-    return any(_is_as_large(params, train) for _, train in _trainings_on(num_train, image_size))
+    """Whether a run has images, pixels, depth, widths and epochs of a paper's training, or more of them."""
+    return next(_as_small(params, num_train, image_size), None) is not None
 
 
 def other_settings(params: Params, num_train: int, image_size: Sequence[int] | None) -> list[str]:
     """The keys in which a run of full size differs from the most similar of the papers' trainings."""
     own = _of_the_recipe(params)
     differing = [
-        [key for key in theirs if key in own and own[key] != theirs[key]]
-        for _, train in _trainings_on(num_train, image_size)
-        if _is_as_large(params, train) and (theirs := _of_the_recipe(train))
+        [key for key, value in _of_the_recipe(each.train).items() if key in own and own[key] != value]
+        for each in _as_small(params, num_train, image_size)
     ]
     return min(differing, key=len, default=[])
 
@@ -42,12 +52,18 @@ def is_narrow(params: Params) -> bool:
     return not _is_as_wide(params, usual.train)
 
 
-def _is_as_large(params: Params, train: Params) -> bool:
-    return (
-        train["depth"] == params["depth"]
-        and train["epochs"] <= params["epochs"]
-        and _is_as_wide(params, train)
-    )
+def _as_small(params: Params, num_train: int, image_size: Sequence[int] | None) -> Iterator[_Training]:
+    """The papers' trainings that a run is as large as."""
+    for each in _trainings():
+        is_as_large = (
+            each.num_train <= num_train
+            and each.image_px <= min(image_size or [0])
+            and (params["depth"] == each.train["depth"] or params["depth"] > each.deepest)
+            and each.train["epochs"] <= params["epochs"]
+            and _is_as_wide(params, each.train)
+        )
+        if is_as_large:
+            yield each
 
 
 def _is_as_wide(params: Params, train: Params) -> bool:
@@ -56,13 +72,16 @@ def _is_as_wide(params: Params, train: Params) -> bool:
     return all(own >= theirs for own, theirs in zip(widths, train["widths"], strict=False))
 
 
-def _trainings_on(num_train: int, image_size: Sequence[int] | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The papers' trainings on so many images of this size: name of the recipe, section `train`."""
+def _trainings() -> Iterator[_Training]:
     for recipe in load_recipes().values():
-        if (recipe.num_train, [recipe.image_px] * 2) == (num_train, list(image_size or ())):
+        if recipe.num_train and recipe.image_px:
             longer = ({**recipe.train, "epochs": epochs} for epochs in recipe.results)
-            for train, run in product((recipe.train, *longer), recipe.runs.values()):
-                yield recipe.name, {**train, **run}
+            trainings = [
+                {**train, **run} for train, run in product((recipe.train, *longer), recipe.runs.values())
+            ]
+            deepest = max(train["depth"] for train in trainings)
+            for train in trainings:
+                yield _Training(recipe.name, recipe.num_train, recipe.image_px, deepest, train)
 
 
 def _of_the_recipe(train: Params) -> dict[str, Any]:

@@ -81,9 +81,9 @@ def _row2(setting: Setting, arm: Arm | None) -> TableRow:
         paper_stochastic_s=result and result.stochastic_train_s,
     )
     runs = _runs(setting, arm)
-    machines = sorted({f"{run.hardware}; {run.compute}" for run in runs})
+    machines = sorted(set(map(_machine, runs)))
     is_mixed = len(machines) > 1 or any(CONTINUED_ON in machine for machine in machines)
-    warning = {"warning": "different hardware: the times do not compare"} if is_mixed else {}
+    warning = {"warning": f"different {_differing(runs)}: the times do not compare"} if is_mixed else {}
     return {
         **_head(setting, arm),
         **_columns("constant_s", constant),
@@ -94,6 +94,18 @@ def _row2(setting: Setting, arm: Arm | None) -> TableRow:
         **warning,
         **_notes(setting, arm),
     }
+
+
+def _machine(run: Run) -> str:
+    """What a training's time is of: hardware, precision and layout, and what else changes it alone."""
+    options = (key for key in ("compile", "recompute") if run.params.get(key))
+    return "; ".join([run.hardware, run.compute, *options])
+
+
+def _differing(runs: Iterable[Run]) -> str:
+    hardware = {run.hardware for run in runs}
+    is_one = len(hardware) == 1 and CONTINUED_ON not in hardware.pop()
+    return "precision or options of computing" if is_one else "hardware"
 
 
 def _row_degradation(setting: Setting) -> TableRow:
@@ -173,7 +185,8 @@ def _paper(setting: Setting, arm: Arm | None) -> tuple[str | None, PaperResult |
     if known is None or setting.get("skip") == "plain":
         return None, None, None
     recipe = load_recipes()[known]
-    depth, epochs = recipe.train["depth"], recipe.train["epochs"]
+    depth = recipe.train["depth"]
+    epochs = setting.get("epochs") if own and result else recipe.train["epochs"]
     context = [f"{depth} layers", f"{epochs} epochs", f"p_L {PAPERS_KIND.p_L:g}", *_not_of(arm)]
     return known, recipe.results[epochs], ", ".join(context)
 
