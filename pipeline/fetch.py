@@ -33,7 +33,9 @@ def main(dataset: str) -> None:
     if untested := [name for name, count in counts if not count]:
         print(f"{dataset}: no test image of class {', '.join(untested)}")
     if ignored := meta["source"].get("num_ignored_files"):
-        print(f"{dataset}: {ignored:,} files were no pictures, by their names, and were left out")
+        print(
+            f"{dataset}: {ignored:,} files were left out: no pictures, by their names, or in no class folder"
+        )
 
 
 if __name__ == "__main__":

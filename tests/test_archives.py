@@ -127,12 +127,13 @@ def _renamed(name: bytes) -> bytes:
         _zip({"a": b"abcd", "a/b": b"abcd"}, zipfile.ZIP_STORED),
         _zip({"a": b"abcd" * 100}, zipfile.ZIP_STORED)[100:],
         _zip({"t/": b"", "t\\bee\\0.png": b"abcd", "readme.txt": b"abcd"}, zipfile.ZIP_STORED),
+        _zip({"bee/0.png": b"abcd", "cow\\0.png": b"abcd"}, zipfile.ZIP_STORED),
         _tar({"bee/0.png": b"abcd"}, "w:") + _tar({"cow/0.png": b"abcd"}, "w:"),
     ],
     ids=[
         "no date", "a late date", "NUL in a name", "a large size", "no sparse map", "an empty name",
         "a name that is no UTF-8", "a long name", "a file and a folder of one name", "no beginning",
-        "backslashes", "two archives in one",
+        "backslashes", "backslashes beside slashes", "two archives in one",
     ],
 )  # fmt: skip
 def test_odd_archives_are_named(tmp_path: Path, content: bytes) -> None:
@@ -157,6 +158,18 @@ def test_odd_archives_that_are_right(tmp_path: Path, content: bytes, contents: d
     archive = tmp_path / "pictures"
     archive.write_bytes(content)
     assert _unpacked(archive, tmp_path / "out") == contents
+
+
+def test_names_that_are_not_marked_as_utf_8_are_read_as_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Info-ZIP and macOS mark none. Others have code page 437, which is right for some, and is said."""
+    for encoding in ("utf-8", "cp437"):
+        archive = tmp_path / f"{encoding}.zip"
+        archive.write_bytes(_renamed("Größe.png".encode(encoding)))
+        assert _unpacked(archive, tmp_path / encoding) == {"Größe.png": b"abcd"}
+        told = capsys.readouterr().err
+        assert ("read as code page 437, such as Größe.png" in told) == (encoding == "cp437")
 
 
 def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:

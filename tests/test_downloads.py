@@ -106,6 +106,13 @@ def test_a_redirection_to_no_address(tmp_path: Path, files: Files, place: str) -
     assert "SECRET" not in str(caught.value)
 
 
+def test_a_redirection_without_an_end(tmp_path: Path, files: Files) -> None:
+    files.content["/a.zip"], files.status, files.headers = b"", 302, {"Location": "/a.zip"}
+    message = f"{files.url}a.zip: it leads from address to address without an end"
+    with pytest.raises(DataError, match=f"^{message}$"):
+        download(f"{files.url}a.zip", tmp_path, CONTENT)
+
+
 @pytest.mark.parametrize("status", [206, 416])
 def test_an_answer_to_a_range_that_nobody_asked_for(tmp_path: Path, files: Files, status: int) -> None:
     files.content["/a.zip"], files.status = CONTENT, status

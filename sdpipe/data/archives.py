@@ -11,7 +11,7 @@ import zlib
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from sdpipe.errors import DataError
+from sdpipe.errors import DataError, tell
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK_BYTES = 1 << 20
@@ -109,14 +109,29 @@ def _check_end(tar: tarfile.TarFile) -> None:
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:
-    with zipfile.ZipFile(archive) as zip_file:
-        names = zip_file.namelist()
-        if any("\\" in name for name in names) and not any("/" in name.rstrip("/") for name in names):
-            raise DataError(f"{archive}: refused, its members have \\ in place of /; pack it again")
+    with _open_zip(archive) as zip_file:
         for info in zip_file.infolist():
+            if "\\" in info.filename and "/" not in info.filename.rstrip("/"):
+                raise DataError(
+                    f"{archive}: refused, its member {info.filename!r} has \\ in place of /; pack it again"
+                )
             kind = stat.S_IFMT(info.external_attr >> 16)
             _check_member(archive, info.filename, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
         zip_file.extractall(folder)
+
+
+def _open_zip(archive: Path) -> zipfile.ZipFile:
+    """Names that are not marked as UTF-8 mostly are all the same (Info-ZIP's, macOS's), else code page 437.
+
+    That is the format's own; what it makes of names in another code page, people see.
+    """
+    try:
+        return zipfile.ZipFile(archive, metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        zip_file = zipfile.ZipFile(archive)
+        odd = next(name for name in zip_file.namelist() if not name.isascii())
+        tell(f"note: {archive}: the names in it are not UTF-8, and are read as code page 437, such as {odd}")
+        return zip_file
 
 
 def read_gzip(path: Path) -> bytes:

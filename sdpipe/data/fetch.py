@@ -163,12 +163,13 @@ def _fetch_imagefolder(config: ImageFolderConfig, folder: Path, downloads: Path)
         return _read_tree(local, config, folder)
     check = None if config.sha256 is None else has_sha256(config.sha256)
     archive = locate(config.source, "", downloads, check)
+    shown = as_shown(config.source) if is_url(config.source) else str(archive)
     with tempfile.TemporaryDirectory(dir=folder) as unpacked:
-        unpack(archive, Path(unpacked))
         try:
+            unpack(archive, Path(unpacked))
             return _read_tree(Path(unpacked), config, folder)
         except DataError as error:  # the place where it was unpacked is gone when this is read
-            raise DataError(str(error).replace(unpacked, str(archive))) from error
+            raise DataError(str(error).replace(unpacked, shown).replace(str(archive), shown)) from error
 
 
 def _read_tree(tree: Path, config: ImageFolderConfig, folder: Path) -> dict[str, Any]:

@@ -5,6 +5,8 @@ validation may be missing; or `<class>/**/*`. What has no test part is split, st
 """
 
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ SPLIT_NAMES = {
 }
 _OF_ARCHIVERS = "__MACOSX"  # a folder that macOS puts beside what was packed
 _CHUNK = 256  # pictures decoded at a time
-_MAX_NAMED = 5  # damaged pictures named in one error
+_MAX_NAMED = 5  # damaged pictures, and endings, named in one error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Listing:
 
     class_names: list[str]
     splits: dict[str, list[tuple[Path, int]]]
-    num_ignored: int  # files without a picture's ending
+    num_ignored: int  # files without a picture's ending, or in no class folder
 
 
 def list_pictures(root: Path) -> Listing:
@@ -52,7 +54,7 @@ def list_pictures(root: Path) -> Listing:
     root = _descend(root)
     folders = _subfolders(root)
     by_split = _find_splits(root, folders)
-    class_names = [folder.name for folder in _subfolders(by_split["train"])]
+    class_names = sorted(_class_folders(by_split["train"]))
     if len(class_names) < 2:
         raise DataError(
             f"{by_split['train']}: expected a folder for each of at least 2 classes, found {class_names}"
@@ -60,7 +62,7 @@ def list_pictures(root: Path) -> Listing:
     for name in class_names:
         if not name.isprintable():
             raise DataError(f"{by_split['train']}: the class folder {name!r} has no printable name")
-    num_ignored = 0
+    num_ignored = 0 if root in by_split.values() else _num_files(root)
     splits = {}
     for split, folder in by_split.items():
         splits[split], ignored = _list_split(folder, class_names)
@@ -96,23 +98,42 @@ def _descend(root: Path) -> Path:
         (root,) = inside
 
 
+def _class_folders(folder: Path) -> dict[str, Path]:
+    """The folders by class name. File systems keep an accent as a letter of its own or not: one name here."""
+    by_name: dict[str, Path] = {}
+    for path in _subfolders(folder):
+        name = unicodedata.normalize("NFC", path.name)
+        if name in by_name:
+            raise DataError(f"{path}: a second folder of the class {name}, of the same letters")
+        by_name[name] = path
+    return by_name
+
+
+def _num_files(folder: Path) -> int:
+    return sum(not path.is_dir() for path in _visible(folder))
+
+
 def _subfolders(folder: Path) -> list[Path]:
     return [path for path in _visible(folder) if path.is_dir() and path.name != _OF_ARCHIVERS]
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What a folder holds, sorted, hidden entries left out. Raises DataError if it cannot be listed."""
+    """What a folder holds, sorted, hidden entries left out.
+
+    Raises DataError if it cannot be listed, or at a link to nowhere, which may have led to a class.
+    """
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed: {error.strerror}") from error
+    for path in found:
+        if path.is_symlink() and not path.exists():
+            raise DataError(f"{path}: a link to nowhere; expected a file or a folder behind it")
+    return found
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """The files of a class, to any depth, also behind links to folders.
-
-    A link to nowhere is among them, so that it is named as unreadable instead of dropped.
-    """
+    """The files of a class, to any depth, also behind links to folders."""
     waiting: list[tuple[Path, frozenset[Path]]] = [(folder, frozenset())]
     while waiting:
         here, above = waiting.pop()
@@ -127,22 +148,30 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _list_split(folder: Path, class_names: list[str]) -> tuple[list[tuple[Path, int]], int]:
-    found = [path.name for path in _subfolders(folder)]
+    found = _class_folders(folder)
     if missing := sorted(set(class_names) - set(found)):
         raise DataError(f"{folder / missing[0]}: class folder missing, the training part has it")
     if unknown := sorted(set(found) - set(class_names)):
         raise DataError(f"{folder / unknown[0]}: a class that the training part does not have")
     endings = image_suffixes()
     pictures: list[tuple[Path, int]] = []
-    num_ignored = sum(not path.is_dir() for path in _visible(folder))
+    num_ignored = _num_files(folder)
     for k, name in enumerate(class_names):
-        files = sorted(_files_below(folder / name))
+        files = sorted(_files_below(found[name]))
         chosen = [path for path in files if path.suffix.lower() in endings]
         if not chosen:
-            raise DataError(f"{folder / name}: class folder without a picture")
+            raise DataError(f"{found[name]}: class folder without a picture; {_what_is_there(files)}")
         pictures += [(path, k) for path in chosen]
         num_ignored += len(files) - len(chosen)
     return pictures, num_ignored
+
+
+def _what_is_there(files: list[Path]) -> str:
+    """Of files that are no pictures, since none of their endings is one's."""
+    if not files:
+        return "it is empty"
+    endings = Counter(path.suffix or "without ending" for path in files).most_common(_MAX_NAMED)
+    return f"its files are {', '.join(f'{count:,} {ending}' for ending, count in endings)}"
 
 
 def hold_out_test(

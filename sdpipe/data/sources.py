@@ -164,6 +164,8 @@ def _fetch_and_check(url: str, path: Path, check: Check | None) -> None:
 
 
 def _reason(error: requests.RequestException) -> str:
+    if isinstance(error, requests.TooManyRedirects):
+        return "it leads from address to address without an end"
     if error.response is not None:
         return f"the server answered {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout):
