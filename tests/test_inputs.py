@@ -1,12 +1,16 @@
 """What a data set must be for a training, and what a processor must not be asked for."""
 
+import re
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from conftest import make_dataset, train_config
 
-from sdpipe.errors import ConfigError
+from sdpipe.errors import ConfigError, DataError
 from sdpipe.training.compute import Compute
-from sdpipe.training.inputs import check_fits
+from sdpipe.training.inputs import check_fits, split
 
 FP32 = Compute(device=torch.device("cpu"), precision="fp32", reason="")
 BF16 = Compute(device=torch.device("cpu"), precision="bf16", reason="")
@@ -26,6 +30,23 @@ def test_projections_that_write_beyond_their_memory_are_refused(tmp_path, skip: 
         (train_config(widths=[8, 16, 16]), large, FP32),
     ):  # fmt: skip
         check_fits(config, dataset, compute)
+
+
+def test_no_class_may_lose_all_its_images_to_the_validation(tmp_path) -> None:
+    """It would never be learned, and nothing would say so."""
+    dataset = make_dataset(tmp_path / "data")
+    assert set(dataset.train_labels_N) == {0, 1, 2}
+    labels_N = dataset.train_labels_N.copy()
+    config = train_config(validation=0.5, batch_size=4)
+    train, validation = split(config, dataset)
+    assert np.array_equal(np.sort([*train, *validation]), np.arange(len(labels_N)))
+    labels_N[train] = 0
+    labels_N[validation] = 1
+    labels_N[train[0]] = 2
+    lost = replace(dataset, train_labels_N=labels_N)
+    name = re.escape(dataset.class_names[1])
+    with pytest.raises(DataError, match=rf"train.validation: 0.5 .* all {len(validation)} .* class {name}; "):
+        split(config, lost)
 
 
 def test_images_that_are_too_small_are_refused(tmp_path) -> None:

@@ -4,8 +4,9 @@ import numpy as np
 
 from sdpipe.architecture import block_shapes, min_image_px
 from sdpipe.data.augment import Normalisation, fit_normalisation
+from sdpipe.data.split import split_validation
 from sdpipe.data.store import DataSet
-from sdpipe.errors import ConfigError
+from sdpipe.errors import ConfigError, DataError
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import RandomScaleCrop, TrainConfig
 from sdpipe.training.decoding import FileImages
@@ -66,6 +67,26 @@ def _check_projections(config: TrainConfig, side: int) -> None:
                 f"beyond its memory; got {shape.in_channels}"
             )
         side = -(-side // shape.stride)
+
+
+def split(config: TrainConfig, dataset: DataSet) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (int64, sorted) of the images to train on and of those to validate on.
+
+    Raises DataError where the first are fewer than a batch, or none of a class, which could not be learned.
+    """
+    labels_N = dataset.train_labels_N
+    train, validation = split_validation(labels_N, dataset.train_parts, config.validation, config.seed)
+    if len(train) < config.batch_size:
+        raise DataError(f"train.batch_size: {config.batch_size} images asked for, {len(train)} to train on")
+    counts = np.bincount(labels_N[train], minlength=len(dataset.class_names))
+    if not counts.all():
+        k = int(counts.argmin())
+        raise DataError(
+            f"train.validation: {config.validation} with train.seed {config.seed} takes all "
+            f"{np.count_nonzero(labels_N == k)} training images of the class {dataset.class_names[k]}; "
+            "expected some of each to train on: more images, another seed, or a validation part of its own"
+        )
+    return train, validation
 
 
 def open_images(config: TrainConfig, dataset: DataSet, compute: Compute, workers: int | None) -> Images:

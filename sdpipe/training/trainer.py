@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdpipe.data.split import split_validation
 from sdpipe.data.store import DataSet
-from sdpipe.errors import DataError, TrainingError
+from sdpipe.errors import TrainingError
 from sdpipe.network import ResNet, initialise
 from sdpipe.segment import Active, Segment
 from sdpipe.training.batches import Batches
@@ -25,7 +24,7 @@ from sdpipe.training.config import TrainConfig
 from sdpipe.training.draws import Draws
 from sdpipe.training.evaluation import error_and_loss
 from sdpipe.training.images import ArrayImages, agreed
-from sdpipe.training.inputs import check_fits, fit_to, open_images
+from sdpipe.training.inputs import check_fits, fit_to, open_images, split
 from sdpipe.training.progress import EpochRecord, EpochTiming, Progress, Sums, TrainResult
 from sdpipe.training.schedule import learning_rate_at, survival_probs_at
 from sdpipe.training.step import PartDraws, TrainingStep
@@ -51,15 +50,8 @@ class Trainer:
         self.compute = compute
         self.world = world
         self.draws = Draws(config.seed)
-        self.train_indices, self.validation_indices = split_validation(
-            dataset.train_labels_N, dataset.train_parts, config.validation, config.seed
-        )
+        self.train_indices, self.validation_indices = split(config, dataset)
         self.steps_per_epoch = len(self.train_indices) // config.batch_size
-        if not self.steps_per_epoch:
-            raise DataError(
-                f"train.batch_size: {config.batch_size} images asked for, "
-                f"{len(self.train_indices)} to train on"
-            )
         self.images = open_images(config, dataset, compute, workers)
         self.normalisation = fit_to(config, dataset, self.train_indices, self.images)
         self.normalise = self.normalisation.to(compute.device)
