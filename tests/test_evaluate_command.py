@@ -116,6 +116,7 @@ def test_folders_that_are_no_classes_are_refused(labelled: Path, model_path: Pat
         (tmp_path / "other", "dogs: not one of the network's 3 classes (cat, dog, eel)"),
         (labelled / "cat" / "more", "expected folders named like the network's classes (cat, dog, eel)"),
         (tmp_path / "gone", f"{tmp_path / 'gone'}: no such folder"),
+        (model_path, f"{model_path}: expected a folder of class folders, found a file"),
         (tmp_path / "empty", f"{tmp_path / 'empty'}: no picture there could be judged"),
         (tmp_path / "file", f"{tmp_path / 'file' / 'cat'}: named like a class; expected a folder"),
         (labelled, f"{labelled / 'cat' / 'round'}: a link to a folder that it lies in"),

@@ -95,7 +95,8 @@ def list_labelled(
     these classes, or what is named like one is no folder.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
+        found = "no such folder" if not root.exists() else "expected a folder of class folders, found a file"
+        raise DataError(f"{root}: {found}")
     folders = list(_class_folders(root, "", class_names, passed_over))
     if not folders:
         raise DataError(

@@ -5,6 +5,7 @@ The same files give the same card: it holds no time of writing and no path of th
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.replace("|", "\\|").split())  # class names are the user's
+    return " ".join(text.split())
+
+
+def _as_text(name: str) -> str:
+    """A name of the user's, of which Markdown takes nothing for its own."""
+    return re.sub(r"[\\`*<>\[\]&|~]|\b_|_\b", r"\\\g<0>", name)
 
 
 def _error(value: Any) -> str:
@@ -95,7 +101,7 @@ def _head(candidate: Candidate, metadata: Metadata, info: ModelInfo, train: Mapp
     names = metadata.class_names
     more = "" if len(names) <= _FEW_CLASSES else ", ... (all are in the file's metadata)"
     rows = [
-        ["run", f"{candidate.run_folder.name}, fingerprint {metadata.fingerprint}"],
+        ["run", f"{_as_text(candidate.run_folder.name)}, fingerprint {metadata.fingerprint}"],
         ["network", f"{metadata.depth} layers, {train['num_parameters']:,} parameters"],
         [
             "depth while training",
@@ -103,7 +109,7 @@ def _head(candidate: Candidate, metadata: Metadata, info: ModelInfo, train: Mapp
             f"{train['num_blocks']} blocks active on average",
         ],
         ["data set", f"{metadata.data_set}, SHA-256 of its arrays {metadata.data_digest}"],
-        ["classes", f"{len(names)}: {', '.join(names[:_FEW_CLASSES])}{more}"],
+        ["classes", f"{len(names)}: {', '.join(map(_as_text, names[:_FEW_CLASSES]))}{more}"],
         ["pictures", f"{size} (height, width, channels), uint8"],
         [MODEL, f"SHA-256 {candidate.metrics['model_sha256']}"],
         ["made by", f"sdpipe {metadata.sdpipe_version}"],
@@ -134,7 +140,7 @@ what so few pictures leave open; of other trainings it says nothing.
 """
     classes = _read_classes(folder / "classes.csv")
     if len(classes) <= _FEW_CLASSES:
-        rows = [[row["class"], _number(row["precision"]), _number(row["recall"]), row["images"]]
+        rows = [[_as_text(row["class"]), _number(row["precision"]), _number(row["recall"]), row["images"]]
                 for row in classes]  # fmt: skip
         text += "\n" + table(["class", "precision", "recall", "test pictures"], rows)
     return text
@@ -264,7 +270,7 @@ Its EXIF orientation is applied; of more than 8 bits the upper 8 count; transpar
 becomes {colours}. The largest centred box with the aspect ratio {width} : {height} is found; {part}
 is cut out and resized to {width} x {height} (width x height), bilinear with antialiasing.
 {unchanged}`sdpipe predict` does all of it; the Python above does, too, but refuses grey of more
-than 8 bits; in C++ and JavaScript it is yours to do.
+than 8 bits, and damaged EXIF data; in C++ and JavaScript it is yours to do.
 """
 
 
