@@ -20,6 +20,7 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator, save_tensors_data
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+from tqdm import tqdm
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.confidence import divergence, negative_log_likelihood
@@ -77,7 +78,7 @@ def quantize_int8(
     exact_NK = _validation_logits(source, validated)
     figures = {"float": _figures(exact_NK, validated, metadata.temperature)}
     with tempfile.TemporaryDirectory() as scratch:
-        for method in config.methods:
+        for method in tqdm(config.methods, desc=source.name, unit="method", disable=None):
             ranges = observe_ranges(source, calibration.batches(BATCH), method, config.percentile)
             candidate = Path(scratch) / f"{method}.onnx"
             save_model(insert_ranges(source, ranges), candidate, metadata)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.config import EvaluateConfig
@@ -101,7 +102,7 @@ def _prove_all(
     folder: Path, weights: Weights, images_NHWC: np.ndarray, config: EvaluateConfig
 ) -> dict[Path, Proof]:
     proofs: dict[Path, Proof] = {}
-    for variant in find_variants(folder):
+    for variant in tqdm(find_variants(folder), desc="files proved", unit="file", disable=None):
         own = load_weights(variant.weights)
         if variant.weights.name != WEIGHTS:
             check_pruned_claims(own.info, weights.info, variant.weights)

@@ -4,12 +4,14 @@ N: images, C: channels, H, W: height, width, K: classes, L: blocks, l = 1..L.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from sdpipe.data.augment import Normalisation
 from sdpipe.deploy.confidence import fit_temperature, negative_log_likelihood
@@ -49,21 +51,33 @@ def order_blocks(weights: Weights, held: Labelled, num_candidates: int) -> list[
     nll = negative_log_likelihood(whole_NK, held.labels_N, temperature)
     last: dict[int, float] = dict.fromkeys(range(1, len(costs_L) + 1), 0.0)
     candidates, order = list(last), list[BlockWorth]()
-    while last:
-        measured = []
-        found = logits_without(network, weights.normalisation, active_L, candidates, held.images_NHWC)
-        for ell, logits_NK in zip(candidates, found, strict=True):
-            without = negative_log_likelihood(logits_NK, held.labels_N, temperature)
-            error = float((logits_NK.argmax(axis=1) != held.labels_N).mean())
-            cost = costs_L[ell - 1]
-            measured.append(BlockWorth(ell=ell, nll=without, nll_rise=without - nll, error=error, cost=cost))
-            last[ell] = (without - nll) / cost
-        order.append(min(measured, key=lambda worth: worth.nll_rise / worth.cost))
-        nll = order[-1].nll
-        active_L[order[-1].ell - 1] = False
-        del last[order[-1].ell]
-        candidates = sorted(sorted(last, key=lambda ell: last[ell])[:num_candidates])
+    with _progress(len(costs_L), num_candidates, len(held.labels_N)) as bar:
+        while last:
+            measured = []
+            found = logits_without(
+                network, weights.normalisation, active_L, candidates, held.images_NHWC, bar.update
+            )
+            for ell, logits_NK in zip(candidates, found, strict=True):
+                without = negative_log_likelihood(logits_NK, held.labels_N, temperature)
+                error = float((logits_NK.argmax(axis=1) != held.labels_N).mean())
+                cost = costs_L[ell - 1]
+                measured.append(
+                    BlockWorth(ell=ell, nll=without, nll_rise=without - nll, error=error, cost=cost)
+                )
+                last[ell] = (without - nll) / cost
+            order.append(min(measured, key=lambda worth: worth.nll_rise / worth.cost))
+            nll = order[-1].nll
+            active_L[order[-1].ell - 1] = False
+            del last[order[-1].ell]
+            candidates = sorted(sorted(last, key=lambda ell: last[ell])[:num_candidates])
     return order
+
+
+def _progress(num_blocks: int, num_candidates: int, num_images: int) -> "tqdm[Any]":
+    """Of images that are shown to a network without a block; of 1202 layers this takes hours."""
+    num_measured = num_blocks + sum(min(num_candidates, left) for left in range(1, num_blocks))
+    total = num_measured * num_images
+    return tqdm(total=total, desc="order of the blocks", unit="image", unit_scale=True, disable=None)
 
 
 @torch.inference_mode()
@@ -73,11 +87,13 @@ def logits_without(
     active: Sequence[bool],
     candidates: Sequence[int | None],
     images_NHWC: np.ndarray,
+    on_measured: Callable[[int], object] = lambda _num_images: None,
 ) -> list[np.ndarray]:
     """Logits, float32 (N, K), of a folded network without each candidate (l = 1..L); None: with all.
 
     active: b_1..b_L of the blocks that are there. What stands before block l is computed once for all, so
-    that all blocks cost half of L forward passes.
+    that all blocks cost half of L forward passes. on_measured: called with the number of images that a
+    network without one block has seen.
     """
     found: dict[int | None, list[np.ndarray]] = {ell: [] for ell in candidates}
     for batch_NCHW in normalised_batches(images_NHWC, normalisation):
@@ -85,6 +101,7 @@ def logits_without(
         for ell, block in enumerate(network.blocks, start=1):
             if ell in found:
                 found[ell].append(_rest(network, block(hidden_NCHW, False), active, ell))
+                on_measured(len(batch_NCHW))
             hidden_NCHW = block(hidden_NCHW, active[ell - 1])
         if None in found:
             found[None].append(_rest(network, hidden_NCHW, active, len(network.blocks)))
