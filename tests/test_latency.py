@@ -1,6 +1,7 @@
 """What is measured side by side does not disturb each other."""
 
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -35,3 +36,19 @@ def test_the_contenders_take_turns() -> None:
     assert {batch: {name: one["n"] for name, one in found.items()} for batch, found in latency.items()} == {
         "batch_1": dict.fromkeys("abc", 4), "batch_8": dict.fromkeys("abc", 4),
     }  # fmt: skip
+
+
+def test_of_a_test_part_on_disk_only_the_batch_is_read(tmp_path: Path) -> None:
+    """The first images, from the front again where there are too few; 8 MB beside them stay on disk."""
+    for num_images, batch_size in ((8000, 3), (3, 8)):
+        path, shape = tmp_path / f"{num_images}.npy", (num_images, 32, 32, 1)
+        stored_NHWC = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        stored_NHWC[:3] = np.arange(3).reshape(3, 1, 1, 1)
+        seen: list[np.ndarray] = []
+        tracemalloc.start()
+        measure_latency({"a": seen.append}, stored_NHWC, [batch_size], repeats=1)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak_bytes < 1e6
+        expected_NHWC = np.resize(stored_NHWC[:3], (batch_size, 32, 32, 1))
+        np.testing.assert_array_equal(seen[0], expected_NHWC)
