@@ -15,6 +15,7 @@ from pruned_runs import make_pruned_run
 
 from sdpipe.cli import main
 from sdpipe.data.store import DataSet
+from sdpipe.files import read_json, write_json
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.training.weights import load_weights, save_weights
 
@@ -36,13 +37,18 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["prune", *map(str, arguments)])
 
 
+def compared(folder: Path) -> list[dict[str, str]]:
+    """The rows of its pareto.csv."""
+    with (folder / "pareto.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
 def test_the_command_compares_and_picks(runs: Path, tmp_path: Path) -> None:
     """A table, a CSV of the same rows, a picture; further sizes outside DVC's folder; a copy of the pick."""
     before = {path: path.read_bytes() for path in (runs / "stochastic" / "pruned").iterdir()}
     result = call("--keep", "2")
     assert result.exit_code == 0, result.output
-    with (runs / "pareto.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
+    rows = compared(runs)
     assert [(row["variant"], row["blocks"]) for row in rows] == [
         ("fp32", "6"), ("keep-5", "5"), ("keep-3", "3"), ("keep-2", "2"),
     ]  # fmt: skip
@@ -72,8 +78,7 @@ def test_a_failed_parity_is_marked(runs: Path) -> None:
     (run / "metrics.json").write_text(json.dumps(metrics))
     result = call()
     assert result.exit_code == 0, result.output
-    with (runs / "pareto.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
+    rows = compared(runs)
     assert [(row["variant"], row["parity"]) for row in rows] == [
         ("fp32", ""), ("keep-5", "True"), ("keep-3", "False"),
     ]  # fmt: skip
@@ -96,21 +101,7 @@ def test_an_older_run_stops_the_others_only_where_it_is_named(runs: Path) -> Non
         (note,) = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
         assert note.startswith(f"note: {said}")
         assert note.endswith("whether the parity of its files held is not known")
-        with (runs / "pareto.csv").open() as stream:
-            assert [row["parity"] for row in csv.DictReader(stream)] == ["", "", ""]
-
-
-@pytest.mark.slow
-def test_a_size_stands_in_the_table_once(runs: Path) -> None:
-    """Whether it was asked for after the stage made it, or before."""
-    run = runs / "stochastic"
-    assert call("--keep", "3,2").exit_code == 0
-    assert not (run / "pruned-extra" / "keep-3.onnx").exists()
-    shutil.copy(run / "pruned" / "keep-3.onnx", run / "pruned-extra")
-    assert call().exit_code == 0
-    with (runs / "pareto.csv").open() as stream:
-        paths = [row["path"].removeprefix("models/stochastic/") for row in csv.DictReader(stream)]
-    assert paths == ["model.onnx", "pruned/keep-5.onnx", "pruned/keep-3.onnx", "pruned-extra/keep-2.onnx"]
+        assert [row["parity"] for row in compared(runs)] == ["", "", ""]
 
 
 @pytest.mark.slow
@@ -133,12 +124,12 @@ def test_a_size_made_with_other_settings_is_refused(runs: Path) -> None:
     """Beside a family that the stage made anew it would be compared with what it is no part of."""
     assert call("--keep", "2").exit_code == 0
     path = runs / "stochastic" / "pruned" / "prune.json"
-    facts = json.loads(path.read_text())
+    facts = read_json(path)
     facts["prune"]["keep"] = [0.9]
-    path.write_text(json.dumps(facts))
+    write_json(path, facts)
     assert call().exit_code == 0
     facts["prune"]["num_statistics"] += 1
-    path.write_text(json.dumps(facts))
+    write_json(path, facts)
     result = call()
     assert result.exit_code == 1
     assert "pruned-extra/keep-2.onnx: made with other settings than models/stochastic/pruned" in result.stderr
@@ -217,8 +208,7 @@ def test_runs_of_one_name_stay_apart(runs: Path) -> None:
     folders = ("A/x/run", "B/x/run", "models/stochastic", "models/link", "A/../A/x/run")
     result = call(*folders, "--out", "out")
     assert result.exit_code == 0, result.output
-    with Path("out/pareto.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
+    rows = compared(Path("out"))
     expected = [name for name in ("A/x/run", "B/x/run", "stochastic") for _ in range(3)]
     assert [row["run"] for row in rows] == expected
     assert [float(row["speedup"]) for row in rows if row["variant"] == "fp32"] == [1, 1, 1]
@@ -236,8 +226,8 @@ def test_each_run_is_validated_on_its_own_images(runs: Path) -> None:
     def errors(*names: str) -> set[tuple[str, str, str]]:
         result = call(*(runs / name for name in names), "--out", "out")
         assert result.exit_code == 0, result.output
-        with Path("out/pareto.csv").open() as stream:
-            return {(row["run"], row["variant"], row["validation_error"]) for row in csv.DictReader(stream)}
+        rows = compared(Path("out"))
+        return {(row["run"], row["variant"], row["validation_error"]) for row in rows}
 
     alone = errors("other") | errors("stochastic")
     assert len({validation_error for _, variant, validation_error in alone if variant == "fp32"}) == 2
@@ -258,7 +248,7 @@ def test_a_damaged_family_is_not_taken_further(
     """Of two blocks of an order the size of two took one, and was called keep-2."""
     path = runs / "stochastic" / "pruned" / file
     if content is None:
-        facts = json.loads(path.read_text())
+        facts = read_json(path)
         content = json.dumps(facts | {"prune": {**facts["prune"], "seed": "x"}})
     path.write_text(content)
     result = call("models/stochastic", "--keep", "2")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sdpipe.commands.options import MAX_BATCH, whole_numbers
-from sdpipe.errors import DataError, SdpipeError, on_one_line, tell, training_packages
+from sdpipe.errors import DataError, ModelError, SdpipeError, on_one_line, tell, training_packages
 
 
 def _counts(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[int]:
@@ -84,7 +84,8 @@ def prune(
     runs = _runs(folders)
     for folder in (out, *([copy_to.parent] if copy_to else [])):  # now, not after all the measuring
         _check_can_be_made(folder)
-    variants = _measured(runs, _parities(runs, are_named=bool(folders)), keep, batch_size, out)
+    further = _planned(runs, keep, are_named=bool(folders))
+    variants = _measured(runs, further, _parities(runs, are_named=bool(folders)), batch_size, out)
     click.echo(_table(variants, batch_size), err=is_picking)
     if not is_picking:
         return
@@ -144,6 +145,32 @@ def _check_can_be_made(folder: Path) -> None:
             each.rmdir()
 
 
+def _planned(runs: list[Path], keep: list[int], *, are_named: bool) -> list[Any]:
+    """The sizes to be made, of each run, all checked before the first is made.
+
+    Raises DataError if the runs are of different data or what stands in pruned/ cannot be taken further,
+    ModelError if a run has no such size; of one that was not asked for a note says so, if another has.
+    """
+    from sdpipe.deploy.pruning.family import check_same_data
+    from sdpipe.deploy.pruning.prune import plan_further
+
+    check_same_data(runs)
+    planned: list[Any] = []
+    refused: list[ModelError] = []
+    for run in runs if keep else ():
+        try:
+            planned.append(plan_further(run, keep))
+        except ModelError as error:
+            if are_named:
+                raise
+            refused.append(error)
+    if refused and not planned:
+        raise refused[0]
+    for reason in refused:
+        tell(f"note: {reason}; its files are compared as they are")
+    return planned
+
+
 def _parities(runs: list[Path], *, are_named: bool) -> dict[str, bool]:
     """SHA-256 -> whether its parity held, of the files that evaluate looked at.
 
@@ -163,9 +190,9 @@ def _parities(runs: list[Path], *, are_named: bool) -> dict[str, bool]:
 
 
 def _measured(
-    runs: list[Path], parities: dict[str, bool], keep: list[int], batch_size: int, out: Path
+    runs: list[Path], further: list[Any], parities: dict[str, bool], batch_size: int, out: Path
 ) -> list[Any]:
-    """Make what is missing, measure, and write pareto.csv and pareto.png."""
+    """Make what was planned, measure, and write pareto.csv and pareto.png."""
     from sdpipe.data.store import open_dataset
     from sdpipe.deploy.pruning.family import measure, write_table
     from sdpipe.deploy.pruning.pareto import draw_pareto
@@ -174,9 +201,8 @@ def _measured(
 
     info = load_info(runs[0] / "weights.safetensors")
     dataset = open_dataset(Path("data") / info.dataset)
-    if keep:
-        for folder in runs:
-            prune_further(folder, dataset, keep)
+    for each in further:
+        prune_further(each, dataset)
     variants = measure(runs, parities, dataset, batch_size)
     write_table(out / "pareto.csv", variants)
     title = f"{info.dataset}, {info.network.depth} layers: blocks removed after training"

@@ -43,17 +43,24 @@ class Variant:
     parity: bool | None  # whether evaluate proved this very file; None: it did not look at it
 
 
+def check_same_data(folders: Sequence[Path]) -> None:
+    """Raise DataError if the runs were trained on different data."""
+    if len({load_info(folder / "weights.safetensors").dataset_digest for folder in folders}) > 1:
+        raise DataError(
+            f"{', '.join(map(str, folders))}: trained on different data; compare one data set at a time"
+        )
+
+
 def find_variants(folders: Sequence[Path]) -> list[list[Artifact]]:
     """The files of each run, opened on the processor; model.onnx stands first.
 
     Raises ModelError if a run has no model.onnx, if a file cannot be read, is of another training or was made
-    with other settings, and DataError if the runs were trained on different data.
+    with other settings.
     """
-    families, digests = [], set()
+    families = []
     for folder in folders:
         artifacts = []
         info = load_info(folder / "weights.safetensors")
-        digests.add(info.dataset_digest)
         found = [path for place in _PLACES for path in sorted(folder.glob(place), key=_by_size)]
         made = {path.name for path in found if path.parent.name == PRUNED}  # by the stage, perhaps since
         found = [path for path in found if path.parent.name != EXTRA or path.name not in made]
@@ -70,10 +77,6 @@ def find_variants(folders: Sequence[Path]) -> list[list[Artifact]]:
                 _check_settings(path, folder)
             artifacts.append(artifact)
         families.append(artifacts)
-    if len(digests) > 1:
-        raise DataError(
-            f"{', '.join(map(str, folders))}: trained on different data; compare one data set at a time"
-        )
     return families
 
 
@@ -102,7 +105,8 @@ def measure(
 ) -> list[Variant]:
     """Errors and latency of all files of the runs, measured now. batch_size: at which the front is drawn.
 
-    folders: each run once; parities: as `read_parities` gives them, of all. Raises as `find_variants` does.
+    folders: each run once, all trained on `dataset`, else DataError; parities: as `read_parities` gives them,
+    of all. Raises as `find_variants` does.
     """
     families = find_variants(folders)
     artifacts = [one for family in families for one in family]

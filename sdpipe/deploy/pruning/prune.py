@@ -35,7 +35,7 @@ from sdpipe.deploy.pruning.recalibrate import (
 from sdpipe.deploy.pruning.worth import BlockWorth, order_blocks
 from sdpipe.errors import DataError, ModelError
 from sdpipe.files import read_json, replacing_folder, write_json, write_records
-from sdpipe.training.weights import ModelInfo, Weights, load_weights, save_weights
+from sdpipe.training.weights import ModelInfo, Weights, load_info, load_weights, save_weights
 
 PRUNED, EXTRA = "pruned", "pruned-extra"
 """Folders of a run: the stage's sizes, and those that were asked for later."""
@@ -85,20 +85,32 @@ def prune_run(folder: Path, dataset: DataSet, config: PruneConfig, export: Expor
         write_json(beside / "prune.json", facts)
 
 
-def prune_further(folder: Path, dataset: DataSet, counts: Sequence[int]) -> None:
-    """Write models/<run>/pruned-extra/ with further sizes, in the order and with the settings of pruned/.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Further:
+    """Sizes of a run that the stage has not made and that can be made."""
 
-    Not into pruned/, since that is DVC's; what stands there is not made again. Raises DataError if pruned/
-    cannot be read or belongs to another training, ModelError if the network has no such size.
+    folder: Path  # models/<run>
+    counts: list[int]
+    order: list[int]  # all blocks, the least worthy first
+    config: PruneConfig
+    export: ExportConfig
+    made_from: dict[str, Any]  # to stand beside them
+
+
+def plan_further(folder: Path, counts: Sequence[int]) -> Further:
+    """Sizes in the order and with the settings of pruned/; what stands there is not made again.
+
+    Raises ModelError if the network has no such size, DataError if pruned/ cannot be read or belongs to
+    another training.
     """
-    weights = load_weights(folder / "weights.safetensors")
+    info = load_info(folder / "weights.safetensors")
     written = folder / PRUNED / "prune.json"
     facts = read_json(written, ("fingerprint", "why_empty", "prune", "export", "sizes"))
-    if facts["fingerprint"] != weights.info.fingerprint:
+    if facts["fingerprint"] != info.fingerprint:
         raise DataError(f"{folder / PRUNED}: made from another training; run `dvc repro`")
     if facts["why_empty"]:
         raise ModelError(f"{folder}: {facts['why_empty']}")
-    num_blocks = weights.info.network.num_blocks
+    num_blocks = info.network.num_blocks
     for count in counts:
         if not 1 <= count < num_blocks:
             raise ModelError(
@@ -109,13 +121,25 @@ def prune_further(folder: Path, dataset: DataSet, counts: Sequence[int]) -> None
         export = ExportConfig.model_validate(facts["export"])
     except ValidationError as error:
         raise DataError(f"{written}: {describe(error)}; run `dvc repro prune`") from error
-    material = open_material(weights.info, dataset, config)
-    ells = read_order(folder / PRUNED / "order.csv", num_blocks)
     made = {size["name"] for size in facts["sizes"]}
-    for count in [count for count in counts if f"keep-{count}" not in made]:
-        size = write_size(folder / EXTRA, weights, ells, count, material, config, export)
-        made_from = {"fingerprint": weights.info.fingerprint, **settings_of(facts)}
-        write_json(folder / EXTRA / f"keep-{count}.json", {**made_from, **size})
+    return Further(
+        folder=folder,
+        counts=[count for count in counts if f"keep-{count}" not in made],
+        order=read_order(folder / PRUNED / "order.csv", num_blocks),
+        config=config,
+        export=export,
+        made_from={"fingerprint": info.fingerprint, **settings_of(facts)},
+    )
+
+
+def prune_further(further: Further, dataset: DataSet) -> None:
+    """Write models/<run>/pruned-extra/; not into pruned/, since that is DVC's."""
+    folder, config = further.folder, further.config
+    weights = load_weights(folder / "weights.safetensors")
+    material = open_material(weights.info, dataset, config)
+    for count in further.counts:
+        size = write_size(folder / EXTRA, weights, further.order, count, material, config, further.export)
+        write_json(folder / EXTRA / f"keep-{count}.json", {**further.made_from, **size})
 
 
 def settings_of(facts: Mapping[str, Any]) -> dict[str, Any]:
