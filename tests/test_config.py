@@ -122,6 +122,8 @@ def test_the_committed_params_are_right(params: dict[str, Any]) -> None:
         ("fetch.imagefolder.channels", 2, r"fetch\.imagefolder\.channels: expected 1 or 3, got 2"),
         ("evaluate.batch_sizes", [], r"evaluate\.batch_sizes"),
         ("evaluate.batch_sizes", [0], r"evaluate\.batch_sizes\.0"),
+        ("evaluate.batch_sizes", [7, 7], r"evaluate\.batch_sizes: expected each number once, got \[7, 7\]"),
+        ("evaluate.threads", [1, 2, 1], r"evaluate\.threads: expected each number once, got \[1, 2, 1\]"),
         ("exprot", {}, r"exprot: key not permitted"),
         ("train", [], r"train"),
     ],

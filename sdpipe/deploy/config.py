@@ -2,11 +2,22 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sdpipe.config import Fraction, Section, Seed
 
-BatchSizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
+
+def _check_each_once(counts: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(counts)) < len(counts):
+        raise ValueError(f"expected each number once, got {list(counts)}")
+    return counts
+
+
+Counts = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...],
+    Field(strict=False, min_length=1),
+    AfterValidator(_check_each_once),  # a second time would prove and measure nothing new
+]
 
 
 class ExportConfig(Section):
@@ -65,14 +76,14 @@ class Int8Parity(Section):
 class EvaluateConfig(Section):
     """What is proved of the ONNX files, and what is measured."""
 
-    batch_sizes: BatchSizes  # the whole test set goes through at each, with threads[0]
-    threads: BatchSizes  # of an operator; at the others the last batch size
+    batch_sizes: Counts  # the whole test set goes through at each, with threads[0]
+    threads: Counts  # of an operator; at the others the last batch size
     max_relative_logit_diff: Fraction  # of float32 files, of the reference's logit spread
     max_probability_diff: Fraction  # from softmax(logits / T) in float64
     fp16: Fp16Parity
     int8: Int8Parity
     layer_images: Annotated[int, Field(ge=1)]  # of the test part, for what is looked at layer by layer
-    latency_batch_sizes: BatchSizes
+    latency_batch_sizes: Counts
     latency_repeats: Annotated[int, Field(ge=3)]  # timed calls of each kind, interleaved
 
 
