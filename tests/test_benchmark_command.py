@@ -20,7 +20,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sdpipe.cli import main
-from sdpipe.deploy.timing.contenders import matching_weights
 from sdpipe.deploy.timing.eager import eager_contender
 from sdpipe.errors import ModelError
 from sdpipe.runtime.artifact import Artifact, open_artifact
@@ -115,18 +114,6 @@ def test_without_weights_there_is_no_pytorch(deployed: Path) -> None:
     assert "pytorch" not in done.stdout
     assert "| models/model.onnx | onnxruntime | 1 | 1 |" in done.stdout
     assert not {"torch", "mlflow", "onnx", "pydantic"} & set(done.stderr.split())
-
-
-def test_weights_match_by_run_and_scales(
-    tmp_path: Path, weights: Weights, model_path: Path, pruned: tuple[Path, Path]
-) -> None:
-    """A pruned file's weights are those without the same blocks, whatever else the run has."""
-    save_weights(tmp_path / "whole.safetensors", weights)
-    candidates = [tmp_path / "gone.safetensors", pruned[0], tmp_path / "whole.safetensors"]
-    whole = open_artifact(model_path, "cpu").metadata
-    assert matching_weights(whole, candidates) == candidates[2]
-    assert matching_weights(open_artifact(pruned[1], "cpu").metadata, candidates) == pruned[0]
-    assert matching_weights(replace(whole, fingerprint="e" * 16), candidates) is None
 
 
 def test_eager_computes_the_file_without_the_removed_branches(pruned: tuple[Path, Path]) -> None:

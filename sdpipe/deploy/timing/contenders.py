@@ -27,7 +27,8 @@ def weights_files(models: Path) -> list[Path]:
     """The weights of all runs, and those of their pruned networks; none where PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
         return []
-    return [*sorted(models.glob("*/weights.safetensors")), *sorted(models.glob("*/pruned/*.safetensors"))]
+    places = ("weights.safetensors", "pruned/*.safetensors", "pruned-extra/*.safetensors")
+    return [path for place in places for path in sorted(models.glob(f"*/{place}"))]
 
 
 def matching_weights(metadata: Metadata, candidates: Iterable[Path]) -> Path | None:
