@@ -69,6 +69,14 @@ def test_the_command_compares_and_picks(runs: Path, tmp_path: Path) -> None:
     assert "error: no file takes at most 1e-06 ms at batch 1; the fastest, models/stochastic/" in none.stderr
 
 
+def test_what_was_picked_is_said_before_it_is_copied(runs: Path) -> None:
+    """To a place that the measuring itself took away."""
+    result = call("--max-error", "1", "--out", "out", "--copy-to", "out/pareto.png/chosen.onnx")
+    assert result.exit_code == 1
+    assert Path(result.stdout.strip()).is_file()
+    assert "out/pareto.png" in result.stderr.splitlines()[-1]
+
+
 def test_a_failed_parity_is_marked(runs: Path) -> None:
     """By the file's SHA-256 in metrics.json; what was made again since is not the one that failed."""
     run = runs / "stochastic"
@@ -163,13 +171,17 @@ def test_files_of_another_training_are_refused(runs: Path) -> None:
         (("--out", "data/animals/meta.json/x"), 1, "error: [Errno 20] Not a directory"),
         (("--max-error", "1", "--copy-to", "x" * 300), 1, "error: [Errno 36] File name too long"),
         (("--max-error", "1", "--copy-to", "data/animals/meta.json/x/y"), 1, "Not a directory"),
+        (("--max-error", "1", "--copy-to", "/proc/net.onnx"), 1, "directory: '/proc/net.onnx'\n"),
+        (("--out", "/proc"), 1, "directory: '/proc/pareto.csv'\n"),
     ],
 )
 def test_odd_arguments(runs: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+    """They are seen before anything is measured."""
     result = call(*arguments)
     assert result.exit_code == code, result.output
     assert message in result.stderr
     assert "Traceback" not in result.output
+    assert not (runs / "pareto.csv").exists()
 
 
 @pytest.mark.parametrize(

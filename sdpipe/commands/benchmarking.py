@@ -69,15 +69,13 @@ def benchmark(
     and peak memory in fresh processes. Default: models/model.onnx and what is in models/variants/. PyTorch
     runs the weights in models/ that a file was made of. Ctrl-C prints what is measured so far.
     """
-    from tempfile import TemporaryFile
-
+    from sdpipe.commands.writable import check_can_be_written
     from sdpipe.files import write_json
     from sdpipe.runtime.cores import num_threads
 
     interrupted = complete = False
     if json_path is not None:  # now, not after all the measuring
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=json_path.parent).close()
+        check_can_be_written(json_path)
     results: dict[str, Any] = {"models": [], "timings": [], "failures": []}
     try:
         chosen = [

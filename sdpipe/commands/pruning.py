@@ -2,7 +2,6 @@
 
 import math
 import os
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -79,11 +78,13 @@ def prune(
     is_picking = latency_ms is not None or max_error is not None
     if copy_to is not None and not is_picking:
         raise click.UsageError("--copy-to needs --latency-ms or --max-error.")
+    from sdpipe.commands.writable import check_can_be_written
+
     with training_packages("prune"):
         from sdpipe.deploy.pruning.family import pick_by_error, pick_by_latency
     runs = _runs(folders)
-    for folder in (out, *([copy_to.parent] if copy_to else [])):  # now, not after all the measuring
-        _check_can_be_made(folder)
+    for path in (out / "pareto.csv", *([copy_to] if copy_to else [])):  # now, not after all the measuring
+        check_can_be_written(path)
     further = _planned(runs, keep, are_named=bool(folders))
     variants = _measured(runs, further, _parities(runs, are_named=bool(folders)), batch_size, out)
     click.echo(_table(variants, batch_size), err=is_picking)
@@ -94,9 +95,9 @@ def prune(
     else:
         assert max_error is not None
         picked = pick_by_error(variants, max_error, batch_size)
+    click.echo(picked.path)
     if copy_to is not None:
         _copy(picked.path, copy_to)
-    click.echo(picked.path)
 
 
 def _runs(folders: tuple[Path, ...]) -> list[Path]:
@@ -134,15 +135,6 @@ def _of_present_data(runs: list[Path]) -> list[Path]:
         if run not in present:
             tell(f"note: {run}: left out, data/{infos[run].dataset} is not what it was trained on")
     return present
-
-
-def _check_can_be_made(folder: Path) -> None:
-    """Raise OSError unless a folder is there or can be made. What is made to see that is removed at once."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for each in missing:
-        with suppress(OSError):  # of new/../out it is `new/..`
-            each.rmdir()
 
 
 def _planned(runs: list[Path], keep: list[int], *, are_named: bool) -> list[Any]:
