@@ -21,10 +21,10 @@ from test_evaluate import CONFIG, HISTORY, NUM_BINS
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.held_out import open_held_out
 from sdpipe.deploy.proof.evaluate import evaluate_run
-from sdpipe.deploy.proof.integers import signal_to_noise_db
+from sdpipe.deploy.proof.integers import check_numbers, signal_to_noise_db
 from sdpipe.deploy.proof.layers import file_layers, reference_layers, relative_difference
 from sdpipe.deploy.proof.parity import Reference
-from sdpipe.deploy.quantize import observe_ranges
+from sdpipe.deploy.quantize import insert_ranges, observe_ranges
 from sdpipe.runtime.artifact import count_operators, open_artifact
 
 
@@ -151,6 +151,23 @@ def test_layers_of_file_and_reference_are_the_same(tmp_path: Path, removed: tupl
     # normalisation, stem, head; 2 pooled skips; 2 convolutions and a sum for each block
     assert len(ours) == 3 + 2 + 3 * (9 - len(removed))
     assert max(relative_difference(a.values, b.values) for a, b in zip(ours, theirs, strict=True)) < 1e-5
+
+
+def test_equal_branches_are_sound_in_int8(tmp_path: Path) -> None:
+    """PyTorch's exporter keeps their equal biases once; as integers they differ, as their inputs do."""
+    weights = make_weights()
+    first, second = "blocks.1.branch.", "blocks.2.branch."
+    for name in [name for name in weights.state if name.startswith(first)]:
+        weights.state[name.replace(first, second)] = weights.state[name].clone()
+    path = export_to(tmp_path / "model.onnx", weights)
+    model = onnx.load(path)
+    biases = [node.input[2] for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert len(set(biases)) == len(biases) == 20
+    images_NHWC = random_images(16)
+    logits_NK, _ = open_artifact(path, "cpu").run(images_NHWC)
+    np.testing.assert_allclose(logits_NK, Reference(weights).logits(images_NHWC), rtol=1e-4, atol=1e-4)
+    ranges = observe_ranges(path, [images_NHWC], "minmax", 99.0)
+    assert check_numbers(model, insert_ranges(path, ranges)) == []
 
 
 def test_signal_to_noise_by_hand() -> None:

@@ -158,14 +158,26 @@ def _to_onnx(network: nn.Module, examples: dict[str, Tensor], config: ExportConf
 
 
 def _give_biases(graph: onnx.GraphProto) -> None:
-    """The exporter leaves out a bias that is 0 throughout, as of a branch that was never active."""
-    channels = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
+    """To each convolution, and to the head, a bias of its own.
+
+    The exporter leaves out one that is 0 throughout, as of a branch that was never active, and keeps equal
+    ones once; in an int8 file the step of a bias depends on the input beside it.
+    """
+    numbers = {tensor.name: tensor for tensor in graph.initializer}
+    taken = set()
     for node in graph.node:
-        if node.op_type in ("Conv", "Gemm") and len(node.input) == 2:
-            name = f"{node.name}.bias"  # not after the weight, which equal convolutions share
-            zeros = np.zeros(channels[node.input[1]], dtype=np.float32)
-            graph.initializer.append(onnx.numpy_helper.from_array(zeros, name))
-            node.input.append(name)
+        if node.op_type not in ("Conv", "Gemm"):
+            continue
+        if len(node.input) == 2:
+            bias_C = np.zeros(numbers[node.input[1]].dims[0], dtype=np.float32)
+            node.input.append("")
+        elif node.input[2] in taken:
+            bias_C = onnx.numpy_helper.to_array(numbers[node.input[2]])
+        else:
+            taken.add(node.input[2])
+            continue
+        node.input[2] = f"{node.name}.bias"  # not after the weight, which equal convolutions share
+        graph.initializer.append(onnx.numpy_helper.from_array(bias_C, node.input[2]))
 
 
 def _strip(model: onnx.ModelProto) -> None:
