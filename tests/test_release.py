@@ -83,6 +83,10 @@ def test_rounding_is_not_one_more_mistake(run_folder: Path) -> None:
         ({"parity": None}, "its parity did not hold"),
         ({"sha256": "0" * 64}, "metrics.json is about another file"),
         ({"test_error": None}, "test error None is over 0.1 by more than deploy.max_error_increase 0.005"),
+        (
+            {"test_error": 37 / 90},
+            "test error 0.411111 is over 0.1 by more than deploy.max_error_increase 0.005",
+        ),
     ],
 )
 def test_a_variant_that_was_not_proved_is_left_out(run_folder: Path, changes: dict, reason: str) -> None:

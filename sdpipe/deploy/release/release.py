@@ -71,7 +71,7 @@ def judge(folder: Path, config: DeployConfig) -> Candidate:
         faults.append("parity with PyTorch did not hold")
     error = metrics.get("test_error")
     if not isinstance(error, int | float) or not error <= config.max_test_error:
-        faults.append(f"test error {error} is over deploy.max_test_error {config.max_test_error}")
+        faults.append(f"test error {_short(error)} is over deploy.max_test_error {config.max_test_error}")
     if faults:
         raise GateError(f"{model_path} is not deployed: " + "; ".join(faults))
     found = _variant_files(folder)
@@ -82,6 +82,11 @@ def judge(folder: Path, config: DeployConfig) -> Candidate:
         variants={name: path for name, path in found.items() if verdicts[name] is None},
         left_out={name: fault for name, fault in verdicts.items() if fault is not None},
     )
+
+
+def _short(error: Any) -> Any:
+    """A fraction with digits that tell one image of 100,000; anything else as it is."""
+    return f"{error:.6g}" if isinstance(error, float) else error
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def _variant_fault(name: str, path: Path, metrics: Mapping[str, Any], config: De
     error, allowed = facts.get("test_error"), getattr(config, key)
     base = metrics["test_error"]
     if not isinstance(error, int | float) or not error <= base + allowed + _ROUNDING:
-        return f"test error {error} is over {base} by more than deploy.{key} {allowed}"
+        return f"test error {_short(error)} is over {_short(base)} by more than deploy.{key} {allowed}"
     return None
 
 
