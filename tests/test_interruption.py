@@ -72,6 +72,29 @@ def test_who_decodes_pictures_ends_with_a_training_that_is_given_up(then: str) -
     assert done.returncode == 143
 
 
+SHORT_OF_MEMORY = """
+import _thread, os, signal, threading, time
+from sdpipe.training import interruption
+interruption.GRACE_S = interruption.ENDING_S = 1.0
+def start_new_thread(*_arguments):
+    {fault}
+with interruption.noticing_signals(lambda: interruption.tell_in_time("not closed")) as asked:
+    threading._start_new_thread = _thread.start_new_thread = start_new_thread
+    interruption.tell_in_time("a warning")
+    os.kill(os.getpid(), signal.SIGTERM)
+    {then}
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("then", ["pass", "asked.allow_last_words()"])
+@pytest.mark.parametrize("fault", ["return 7", 'raise RuntimeError("can\'t start new thread")'])
+def test_a_training_without_memory_for_a_thread_ends_in_time(fault: str, then: str) -> None:
+    """It dies as it begins, for which Thread.start() waits for ever, or there is no room for its stack."""
+    done = run_python(SHORT_OF_MEMORY.format(fault=fault, then=then))
+    assert (done.returncode, done.stderr) == (143, "")
+
+
 ENDING = """
 import atexit, sys, time
 from sdpipe.errors import errors_on_one_line

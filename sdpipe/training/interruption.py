@@ -1,14 +1,17 @@
 """What asks a training to end, as a question that its loop asks between steps, with an end to patience."""
 
+import _thread
 import ctypes
 import multiprocessing
 import os
+import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -20,6 +23,8 @@ _STORE_S = 2.0  # for the store at least, and for who presses Ctrl-C twice
 _LAST_WORD_S = 0.5
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_Order = tuple[float, Callable[[], NoReturn]]
+"""When the process ends, on the monotonic clock, and how."""
 
 
 class Interruption:
@@ -30,7 +35,7 @@ class Interruption:
         self.number: int | None = None
         self._noticed = 0.0
         self._is_hurried = False
-        self._watchdog: threading.Timer | None = None
+        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()  # a signal handler may put
 
     @property
     def requested(self) -> bool:
@@ -63,35 +68,43 @@ class Interruption:
             return
         self.number = number
         self._noticed = time.monotonic()
-        self._watchdog = threading.Timer(GRACE_S, self._give_up)
-        self._watchdog.daemon = True
-        self._watchdog.start()
+        self._orders.put((self._noticed + GRACE_S, self._give_up))
         # Not from here: the signal may have come in the middle of a line that the main thread writes.
         _start_telling("stopping after this step; Ctrl-C to stop at once")
 
+    def watch(self) -> None:
+        """What the watchdog does, a thread: end the process as it was last ordered to.
+
+        It is there before a signal is. Where memory is short none may begin, and Thread.start() would wait
+        for it for ever.
+        """
+        order = self._orders.get()
+        while order is not None:
+            ends_at, end = order
+            try:
+                order = self._orders.get(timeout=max(0.0, ends_at - time.monotonic()))
+            except queue.Empty:
+                end()
+
     def forget(self) -> None:
-        """End the patience's clock: the block has ended."""
-        if self._watchdog is not None:
-            self._watchdog.cancel()
+        """End the watchdog: the block has ended."""
+        self._orders.put(None)
 
     def allow_last_words(self) -> None:
         """The step has ended. A reader or a disk that keeps the rest waiting ends with the promised time."""
-        if self.number is None:
-            return
-        self.forget()
-        left_s = self._noticed + ENDING_S - _LAST_WORD_S - time.monotonic()
-        self._watchdog = threading.Timer(left_s, _end_now, [128 + self.number])
-        self._watchdog.daemon = True
-        self._watchdog.start()
+        if self.number is not None:
+            self._orders.put((self._noticed + ENDING_S - _LAST_WORD_S, partial(_end_now, 128 + self.number)))
 
-    def _give_up(self) -> None:
+    def _give_up(self) -> NoReturn:
         assert self.number is not None
-        self._on_give_up()
-        tell_in_time(
-            f"error: what was under way did not end in {GRACE_S:.0f} s; "
-            "a checkpoint, if there is one, is good"
-        )
-        _end_now(128 + self.number)
+        try:
+            self._on_give_up()
+            tell_in_time(
+                f"error: what was under way did not end in {GRACE_S:.0f} s; "
+                "a checkpoint, if there is one, is good"
+            )
+        finally:  # whatever the lack of memory leaves undone
+            _end_now(128 + self.number)
 
 
 def say(text: str) -> None:
@@ -102,14 +115,26 @@ def say(text: str) -> None:
 
 def tell_in_time(text: str) -> None:
     """Print a line to standard error, and wait half a second at most for who reads it."""
-    _start_telling(text).join(_LAST_WORD_S)
+    _start_telling(text).wait(_LAST_WORD_S)
 
 
-def _start_telling(text: str) -> threading.Thread:
-    """Standard error may be a terminal that nobody reads, which blocks who writes to it."""
-    thread = threading.Thread(target=tell, args=(text,), daemon=True)
-    thread.start()
-    return thread
+def _start_telling(text: str) -> threading.Event:
+    """Standard error may be a terminal that nobody reads, which blocks who writes to it.
+
+    Returns what is set when nothing more comes of it. Where memory is too short for a thread, the line is
+    lost; a Thread.start() may then wait for ever.
+    """
+    is_over = threading.Event()
+
+    def tell_it() -> None:
+        tell(text)
+        is_over.set()
+
+    try:
+        _thread.start_new_thread(tell_it, ())
+    except RuntimeError:
+        is_over.set()
+    return is_over
 
 
 def ending_signals() -> list[signal.Signals]:
@@ -126,6 +151,7 @@ def noticing_signals(on_give_up: Callable[[], None]) -> Iterator[Interruption]:
     ends behind it.
     """
     interruption = Interruption(on_give_up)
+    threading.Thread(target=interruption.watch, daemon=True).start()  # a signal still ends its wait
     before = {number: signal.signal(number, interruption.notice) for number in ending_signals()}
     try:
         yield interruption
@@ -169,6 +195,8 @@ def ending_at_once() -> Iterator[None]:
 
 def _end_now(status: int) -> NoReturn:
     """With the processes that decode pictures, which would hold this one's output for seconds."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(status)
+    try:
+        for child in multiprocessing.active_children():
+            child.kill()
+    finally:
+        os._exit(status)
