@@ -7,9 +7,12 @@ PyTorch's DataLoader holds the processes and brings batches in order. What a cro
 import errno
 import os
 import signal
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.queues import Queue
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +30,8 @@ from sdpipe.training.draws import Draws
 _SHORT = (errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EMFILE)
 _DEATHS = ("DataLoader worker", "Pin memory thread exited")
 """How the DataLoader begins to tell of a process's death; the second, where its batch was being pinned."""
+_LONGEST_TMPDIR = 75
+"""Bytes: a socket's path may have 107 (unix(7)), and `/pymp-xxxxxxxx/listener-xxxxxxxx` is 32 of them."""
 Crop = RandomSizeCrop | RandomScaleCrop | None
 Key = tuple[int, int | None]
 """A picture's number, and the epoch of its random crop."""
@@ -159,6 +164,24 @@ def _start_worker(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler came along
+    Queue._on_queue_feeder_error = _tell_instead  # type: ignore[attr-defined]
+
+
+def _tell_instead(results: "Queue[Any]", error: Exception, unsent: tuple[int, object] | bytes) -> None:
+    """Tell why a batch cannot be sent, in its place: it would be waited for for ever, behind a traceback.
+
+    Called in the thread that sends it, which first makes a socket, through which memory is shared.
+    """
+    if not isinstance(unsent, tuple):
+        os._exit(1)  # nothing can be told, either; that a worker has died is noticed
+    reason = str(error)
+    if reason == "AF_UNIX path too long":
+        folder = tempfile.gettempdir()
+        reason = (
+            f"TMPDIR, {folder}, is of {len(os.fsencode(folder))} bytes, and the sockets that stand there let "
+            f"it have {_LONGEST_TMPDIR}"
+        )
+    results.put((unsent[0], _Unreadable(f"no picture can be sent to the training: {reason}")))
 
 
 @contextmanager
