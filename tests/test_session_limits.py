@@ -119,11 +119,13 @@ def test_too_little_memory_is_one_line(project: Path, mlflow_store: Path) -> Non
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("can't start new thread"),
     ],
     ids=repr,
 )
 def test_every_kind_of_too_little_memory_is_known(error: Exception) -> None:
-    """As CUDA's driver, cuDNN, Python and the kernel say it."""
+    """As Python, the kernel, CUDA's driver, cuDNN and oneDNN say it, and Python of a thread."""
     says = "^out of memory at train.batch_size 16 in 1 parts"
     with pytest.raises(TrainingError, match=says), memory_on_one_line(train_config()):
         raise error
@@ -142,6 +144,14 @@ def test_a_capture_that_was_given_up_for_lack_of_memory_is_one() -> None:
         capture()
 
 
-def test_other_errors_are_not_called_a_lack_of_memory() -> None:
-    with pytest.raises(RuntimeError, match="illegal memory access"), memory_on_one_line(train_config()):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+@pytest.mark.parametrize(
+    "says",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "could not create a primitive descriptor for a convolution forward propagation primitive",
+    ],
+)
+def test_other_errors_are_not_called_a_lack_of_memory(says: str) -> None:
+    """The second is oneDNN's for shapes and types that it does not know."""
+    with pytest.raises(RuntimeError, match=f"^{says}$"), memory_on_one_line(train_config()):
+        raise RuntimeError(says)

@@ -280,9 +280,11 @@ def _is_of_memory(error: BaseException | None) -> bool:
         return False
     # PyTorch has a class of its own for its allocator on the device only.
     phrases = ("can't allocate memory", "STATUS_ALLOC_FAILED", "out of memory", "bad_alloc")
+    sentences = ("could not create a primitive", "can't start new thread")  # oneDNN's; Python's, for a stack
     return (
         isinstance(error, MemoryError | torch.OutOfMemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or any(phrase in str(error) for phrase in phrases)
+        or str(error) in sentences
         or _is_of_memory(error.__context__)
     )
