@@ -1,5 +1,12 @@
 """The channel by which decoded pictures come to a training, and what stands in its way."""
 
+import errno
+import gc
+import multiprocessing
+import os
+import resource
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +15,7 @@ import numpy as np
 import pytest
 from picture_files import make_pictures, open_images
 
+from sdpipe.data.pictures import PictureFiles
 from sdpipe.data.store import DataSet
 from sdpipe.errors import LoadingError
 from sdpipe.training.decoding import FileImages
@@ -55,4 +63,70 @@ def test_a_folder_for_temporary_files_that_is_gone_is_one_line(
     """As when a scheduler has cleaned up; a process that has too many files open says it in the same way."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(LoadingError, match=r"^no picture can be sent to the training: .*No such file.*/gone"):
+        next(open_soon(pictures).batches([np.arange(4)]))
+
+
+def test_sockets_that_are_removed_in_mid_run_are_one_line(
+    pictures: DataSet, monkeypatch: pytest.MonkeyPatch, short: Path
+) -> None:
+    """As by what cleans up a folder for temporary files by age; the last step is saved for a LoadingError."""
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
+    batches = open_soon(pictures).batches([np.arange(4)] * 9)
+    next(batches)
+    for folder in short.iterdir():
+        shutil.rmtree(folder)
+    with pytest.raises(LoadingError, match=f"^no picture comes from .*No such file.*stand in {short}, from"):
+        list(batches)
+
+
+def test_too_many_open_files_in_mid_run_are_one_line(pictures: DataSet) -> None:
+    batches = open_soon(pictures).batches([np.arange(4)] * 9)
+    next(batches)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+    try:
+        with pytest.raises(LoadingError, match="^too many files are open"):
+            list(batches)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_second_process_that_cannot_be_started_is_one_line(
+    pictures: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's own end of the first one fails, of which Python would tell with a traceback."""
+    told: list[object] = []
+    fork = os.fork
+
+    def fork_once() -> int:
+        if multiprocessing.active_children():
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    monkeypatch.setattr(os, "fork", fork_once)
+    try:
+        next(open_images(pictures, 2).batches([np.arange(4)]))
+    except LoadingError as error:
+        line = str(error)
+    gc.collect()
+    (started,) = multiprocessing.active_children()
+    started.kill()
+    started.join()
+    assert line.startswith("no process can be started to decode pictures (Resource temporarily unavailable)")
+    assert not told
+
+
+def test_what_fails_within_a_process_that_decodes_is_no_fault_of_the_channel(
+    pictures: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a bug, and comes with its traceback."""
+
+    def fail(*_arguments: object) -> None:
+        raise OSError(errno.EBADF, "ours")
+
+    monkeypatch.setattr(PictureFiles, "read", fail)
+    with pytest.raises(OSError, match="Caught OSError in DataLoader worker process 0"):
         next(open_soon(pictures).batches([np.arange(4)]))

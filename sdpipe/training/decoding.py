@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from sdpipe.data.crops import random_scale_box, random_size_box
 from sdpipe.data.pictures import ChooseBox, PictureFiles
@@ -30,6 +31,10 @@ from sdpipe.training.draws import Draws
 _SHORT = (errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EMFILE)
 _DEATHS = ("DataLoader worker", "Pin memory thread exited")
 """How the DataLoader begins to tell of a process's death; the second, where its batch was being pinned."""
+_TOO_MANY_FILES = "Too many open files. "
+"""How it tells that it cannot take a batch for want of file descriptors."""
+_OF_A_WORKER = "Caught "
+"""How it begins to tell of an error within a worker, which is a bug."""
 _LONGEST_TMPDIR = 75
 """Bytes: a socket's path may have 107 (unix(7)), and `/pymp-xxxxxxxx/listener-xxxxxxxx` is 32 of them."""
 Crop = RandomSizeCrop | RandomScaleCrop | None
@@ -61,7 +66,7 @@ class FileImages:
         self._compute = compute
         self._labels_N = torch.from_numpy(labels_N).to(compute.device)
         self._keys = _Keys()
-        self._loader: DataLoader[np.ndarray | _Unreadable] = DataLoader(
+        self._loader = _Loader(
             _Decoder(files, crop, Draws(seed)),
             batch_sampler=self._keys,
             num_workers=workers,
@@ -77,10 +82,10 @@ class FileImages:
         """As `Images` says. Raises LoadingError if a picture cannot be read or a process has died."""
         numbers = list(wanted)
         self._keys.wanted = ([(int(number), epoch) for number in each] for each in numbers)
-        with _death_on_one_line(), _death_noticed_when_waiting():
+        with _faults_on_one_line(), _death_noticed_when_waiting():
             loaded = iter(self._loader)
         for each in numbers:
-            with _death_on_one_line():
+            with _faults_on_one_line():
                 images_NHWC = next(loaded)
             if isinstance(images_NHWC, _Unreadable):
                 raise LoadingError(str(images_NHWC))
@@ -89,6 +94,19 @@ class FileImages:
                 images_NHWC.to(self._compute.device, non_blocking=True),  # pinned already
                 self._labels_N[indices],
             )
+
+
+class _Loader(DataLoader["np.ndarray | _Unreadable"]):
+    """PyTorch's, whose processes may be refused by the system when only some of them are there."""
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        return super()._get_iterator() if self.num_workers == 0 else _Workers(self)
+
+
+class _Workers(_MultiProcessingDataLoaderIter):
+    def __del__(self) -> None:
+        if hasattr(self, "_workers_status"):  # made to the end; else it fails, and Python prints a traceback
+            super().__del__()
 
 
 class _Keys:
@@ -196,10 +214,15 @@ def _death_noticed_when_waiting() -> Iterator[None]:
 
 
 @contextmanager
-def _death_on_one_line() -> Iterator[None]:
+def _faults_on_one_line() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, EOFError, ConnectionError) as error:
+        if str(error).startswith(_TOO_MANY_FILES):
+            raise LoadingError(
+                "too many files are open for pictures to come from the processes that decode them; a higher "
+                "`ulimit -n` lets them, fewer machine.workers need less"
+            ) from error
         if isinstance(error, RuntimeError) and not str(error).startswith(_DEATHS):
             raise
         raise LoadingError(
@@ -207,11 +230,16 @@ def _death_on_one_line() -> Iterator[None]:
             "short, also in /dev/shm; fewer machine.workers need less"
         ) from error
     except OSError as error:  # of fork(), or of the queues between the processes
-        if error.errno not in _SHORT:
+        if str(error).startswith(_OF_A_WORKER):
             raise
+        if error.errno in _SHORT:
+            raise LoadingError(
+                f"no process can be started to decode pictures ({error.strerror}); memory, /dev/shm, the "
+                "number of processes or of open files is short; fewer machine.workers need less"
+            ) from error
         raise LoadingError(
-            f"no process can be started to decode pictures ({error.strerror}); memory, /dev/shm or the "
-            "number of processes is short; fewer machine.workers need less"
+            f"no picture comes from the processes that decode them ({error}); their sockets stand in "
+            f"{tempfile.gettempdir()}, from where they may have been removed"
         ) from error
 
 
