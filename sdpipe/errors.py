@@ -124,7 +124,7 @@ def errors_on_one_line() -> Iterator[None]:
         raise SystemExit(1) from None
     except (KeyboardInterrupt, ImportError) as error:
         # A module in C turns what ends its start into an ImportError.
-        interruption = _interruption_behind(error)
+        interruption = interruption_behind(error)
         if interruption is None:
             raise
         if isinstance(interruption, SystemExit):
@@ -135,7 +135,7 @@ def errors_on_one_line() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _interruption_behind(error: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
+def interruption_behind(error: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
     """What ended an import, among the causes of the error that it ended with."""
     while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
         error = error.__cause__ or error.__context__

@@ -10,7 +10,13 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from sdpipe.errors import SdpipeError, TrackingError, errors_on_one_line, without_passwords
+from sdpipe.errors import (
+    SdpipeError,
+    TrackingError,
+    errors_on_one_line,
+    interruption_behind,
+    without_passwords,
+)
 from sdpipe.files import work_folder
 from sdpipe.training.sqlite_store import (
     BESIDE_TAG,
@@ -38,15 +44,11 @@ _ENVIRONMENT = {
 def connected() -> Iterator[tuple[Any, str]]:
     """MLflow itself, with its store set and open, and the experiment's id.
 
-    Raises TrackingError if the store refuses, within the block too.
+    Raises TrackingError if it cannot be imported, or if the store refuses, within the block too.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import mlflow
-    from google.protobuf.json_format import Error as JsonError  # type: ignore[import-untyped]
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
+    mlflow, of_the_store = _imported()
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its errors are raised, too
     try:
         yield mlflow, _open_store(mlflow)
@@ -54,8 +56,8 @@ def connected() -> Iterator[tuple[Any, str]]:
         raise
     except Exception as error:
         # ImportError: a database's driver.
-        fault = str(error)
-        if not isinstance(error, MlflowException | SQLAlchemyError | OSError | ImportError | JsonError):
+        fault = str(error) or type(error).__name__
+        if not isinstance(error, (*of_the_store, OSError, ImportError, MemoryError)):
             if store_uri().startswith("http") and _arose_in("mlflow", error):
                 kind = "an answer that makes no sense"  # of a server that is none of MLflow's
             elif _arose_in("alembic", error):
@@ -65,6 +67,21 @@ def connected() -> Iterator[tuple[Any, str]]:
             fault = f"{kind}: {type(error).__name__}: {error}"
         text = " ".join(f"{store_uri()}: {fault}".split())
         raise TrackingError(f"MLflow: {without_passwords(text)[:300]}") from error
+
+
+def _imported() -> tuple[Any, tuple[type[Exception], ...]]:
+    """MLflow, and the errors in which it and its libraries tell of a store."""
+    try:
+        import mlflow
+        from google.protobuf.json_format import Error as JsonError  # type: ignore[import-untyped]
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+    except Exception as error:
+        # Of any kind: behind an import that broke off half-way, the next trips over what is there already.
+        if interruption_behind(error):
+            raise
+        raise TrackingError(f"MLflow cannot be imported: {type(error).__name__}: {error}") from error
+    return mlflow, (MlflowException, SQLAlchemyError, JsonError)
 
 
 def _arose_in(package: str, error: Exception) -> bool:
