@@ -1,5 +1,6 @@
 """data/<dataset>/, which a fetch replaces: what must not be lost by it, and what is damaged in it."""
 
+import errno
 import io
 import os
 import subprocess
@@ -52,6 +53,23 @@ def _npy(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array)
     return stream.getvalue()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES])
+def test_a_data_set_that_cannot_be_read_is_not_to_be_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """It may be whole, and a fetch would meet the same; one that is not there is fetched."""
+
+    def refused(_path: Path) -> str:
+        raise OSError(number, os.strerror(number), "meta.json")
+
+    with pytest.raises(DataError, match="/out: no whole data set: .*; run `dvc repro fetch@out`"):
+        open_dataset(tmp_path / "out")
+    monkeypatch.setattr(Path, "read_text", refused)
+    says = rf"/out: the data set cannot be read: \[Errno {number}\] {os.strerror(number)}: 'meta.json'$"
+    with pytest.raises(DataError, match=says):
+        open_dataset(tmp_path / "out")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # NumPy leaves a file open

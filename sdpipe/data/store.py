@@ -9,6 +9,7 @@ Where training pictures stay in their files, train_files.npy (see pictures.py) s
 train_images.npy, and the files below the source, or in data/<dataset>/pictures/.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -40,6 +41,8 @@ _DAMAGED = (
     tokenize.TokenError,
     zipfile.BadZipFile,
 )
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, None)
+"""What the system says of a file that is missing or another thing; None: NumPy's own OSErrors, of damage."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -203,7 +206,7 @@ def _image_digest(image_HWC: np.ndarray) -> bytes:
 def open_dataset(folder: Path) -> DataSet:
     """Open a fetched data set; images are memory-mapped (copy on write), labels loaded.
 
-    Raises DataError if it is not there or not whole.
+    Raises DataError if it is not there or not whole, or cannot be read.
     """
     try:
         meta = json.loads((folder / "meta.json").read_text())
@@ -223,6 +226,8 @@ def open_dataset(folder: Path) -> DataSet:
             ).hexdigest(),
         )
     except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno not in _GONE:  # it may be whole: no fetch helps
+            raise DataError(f"{folder}: the data set cannot be read: {error}") from error
         raise DataError(
             f"{folder}: no whole data set: {error}; run `dvc repro fetch@{folder.name}`"
         ) from error
