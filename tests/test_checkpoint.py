@@ -234,18 +234,19 @@ def test_one_that_cannot_be_read_stops_and_is_there_later(
     assert (found.num_steps, damaged) == (2, [])
 
 
-@pytest.mark.parametrize("odd", ["file", "link"])
+@pytest.mark.parametrize("odd", ["file", "link", "link to nothing"])
 def test_what_stands_in_a_checkpoints_place_is_put_aside(tmp_path: Path, odd: str) -> None:
-    """It is no checkpoint, so it is not read; when that step is saved it keeps nothing from being written."""
+    """It is not read, and a link is named; when that step is saved nothing keeps it from being written."""
     checkpoints = saved(tmp_path / "run", 1, 2)
     path = checkpoints.folder / "step-0000000003"
     if odd == "file":
         path.touch()
     else:
-        path.symlink_to("step-0000000002")
+        path.symlink_to("step-0000000002" if odd == "link" else "gone")
     found, damaged = checkpoints.load_newest()
     assert found is not None
-    assert (found.num_steps, damaged) == (2, [])
+    assert found.num_steps == 2
+    assert damaged == ([] if odd == "file" else [f"checkpoint {path} is a link and passed over"])
     checkpoints.save(checkpoint(3))
     found, damaged = checkpoints.load_newest()
     assert found is not None

@@ -102,7 +102,10 @@ class CheckpointFolder:
     def read_newest(self) -> tuple[Checkpoint | None, dict[Path, str]]:
         """As `load_newest`, and nothing is touched; the sentences by path."""
         damaged: dict[Path, str] = {}
-        for path in self.paths():
+        for path in self._named():
+            if path.is_symlink():  # what it leads to is not this training's to move or remove later
+                damaged[path] = f"checkpoint {path} is a link and passed over"
+                continue
             try:
                 return self._read(path), damaged
             except (ModelError, OSError) as error:
@@ -123,9 +126,13 @@ class CheckpointFolder:
 
     def paths(self) -> list[Path]:
         """The folders of the checkpoints, the newest first."""
+        return [path for path in self._named() if not path.is_symlink()]
+
+    def _named(self) -> list[Path]:
+        """Folders and links that have a checkpoint's name, the newest first."""
         found = self.folder.iterdir() if self.folder.exists() else []
-        named = (path for path in found if _NAME.fullmatch(path.name) and _is_folder(path))
-        return sorted(named, key=_place)[::-1]
+        named = [path for path in found if _NAME.fullmatch(path.name)]
+        return sorted((path for path in named if path.is_dir() or path.is_symlink()), key=_place)[::-1]
 
     def _read(self, path: Path) -> Checkpoint:
         """Raises ModelError or OSError unless every byte is as it was written."""
