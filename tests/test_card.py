@@ -79,7 +79,7 @@ def test_times_of_an_unknown_machine_are_said_to_be(tmp_path: Path) -> None:
 
 def test_a_class_name_cannot_break_a_table(tmp_path: Path) -> None:
     """Nor be taken for emphasis, a link or a tag; what Markdown does not read so stays as it is."""
-    names = ("a|b", "c\nd", "_e_ *f* <b> g_h")
+    names = ("a|b", "c\nd", "__e_ *f* <b> g__h")
     folder = make_run(tmp_path / "models" / "stochastic", class_names=names)
     rows = "".join(f'"{name}",0.5,0.5,1\n' for name in names)
     (folder / "classes.csv").write_text(f"class,precision,recall,images\n{rows}")
@@ -87,8 +87,8 @@ def test_a_class_name_cannot_break_a_table(tmp_path: Path) -> None:
     card = (tmp_path / "models" / "README.md").read_text().splitlines()
     assert "| a\\|b | 0.5000 | 0.5000 | 1 |" in card
     assert "| c d | 0.5000 | 0.5000 | 1 |" in card
-    assert "| \\_e\\_ \\*f\\* \\<b\\> g_h | 0.5000 | 0.5000 | 1 |" in card
-    assert "| classes | 3: a\\|b, c d, \\_e\\_ \\*f\\* \\<b\\> g_h |" in card
+    assert "| \\_\\_e\\_ \\*f\\* \\<b\\> g__h | 0.5000 | 0.5000 | 1 |" in card
+    assert "| classes | 3: a\\|b, c d, \\_\\_e\\_ \\*f\\* \\<b\\> g__h |" in card
 
 
 def test_a_class_that_was_never_named_or_shown_has_an_empty_cell(tmp_path: Path) -> None:

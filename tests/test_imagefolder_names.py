@@ -52,11 +52,11 @@ def test_a_class_without_a_picture_says_what_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("splits", [("",), ("train", "test")])
 def test_pictures_in_no_class_folder_are_counted_as_left_out(tmp_path: Path, splits: tuple[str, ...]) -> None:
-    tree = make_tree(tmp_path / "mine", splits)
-    for split in {"", *splits}:
-        draw(tree / split / "loose.png", (0, 0, 0))
-    meta = fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")
-    assert meta["source"]["num_ignored_files"] == len({"", *splits})
+    tree = make_tree(tmp_path / "around" / "mine", splits)
+    for folder in {tree.parent, tree, *(tree / split for split in splits)}:
+        draw(folder / "loose.png", (0, 0, 0))
+    meta = fetch("imagefolder", folder_config(tree.parent), tmp_path / "out", tmp_path / "dl")
+    assert meta["source"]["num_ignored_files"] == 2 + len([split for split in splits if split])
 
 
 def test_what_a_server_sent_in_place_of_an_archive_is_named_by_its_address(

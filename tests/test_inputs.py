@@ -47,6 +47,12 @@ def test_no_class_may_lose_all_its_images_to_the_validation(tmp_path) -> None:
     name = re.escape(dataset.class_names[1])
     with pytest.raises(DataError, match=rf"train.validation: 0.5 .* all {len(validation)} .* class {name}; "):
         split(config, lost)
+    own = replace(lost, train_parts=(("train", len(train)), ("validation", len(validation))))
+    own.train_labels_N.sort()
+    own.train_labels_N[:] = np.where(np.arange(len(labels_N)) < len(train), [0, 2] * (len(labels_N) // 2), 1)
+    message = rf"no image of the class {name} is left .* but {len(validation)} in the validation part$"
+    with pytest.raises(DataError, match=message):
+        split(config, own)
 
 
 def test_images_that_are_too_small_are_refused(tmp_path) -> None:

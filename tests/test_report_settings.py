@@ -73,10 +73,13 @@ def test_parts_of_another_size_are_another_training(tmp_path: Path) -> None:
         ({"milestones": [250]}, "other settings than the paper's: 110 layers"),
         ({"epochs": 501}, "other settings than the paper's: 110 layers"),
         ({"depth": 152}, "other settings than the paper's: 152 layers"),
+        ({"depth": 104}, "reduced size: 104 layers"),
+        ({"image_size": (40, 40)}, "other settings than the paper's: 110 layers"),
         ({"validation": 0.05, "num_train": 47_500}, "other settings than the paper's: 110 layers"),
         ({"epochs": 499}, "reduced size: 110 layers"),
         ({"num_train": 44_999}, "reduced size: 110 layers"),
         ({"depth": 26}, "reduced size: 26 layers"),
+        ({"dataset": "svhn", "num_train": 598_388}, "reduced size: 110 layers"),  # of 152, on SVHN
         ({"widths": [4, 8, 16]}, "reduced size: 110 layers, widths 4 8 16, "),
     ],
 )
@@ -84,8 +87,20 @@ def test_what_is_not_reduced_is_not_called_so(tmp_path: Path, unlike: dict[str, 
     write_run(tmp_path / "a", **{**FULL, **unlike})
     (run,) = read_runs([tmp_path])[0]
     assert size_mark([run]).startswith(says)
-    named = f"; not the paper's {', '.join(key for key in unlike if key != 'num_train')}"
-    assert size_mark([run]).endswith(named) == says.startswith("other")
+    names = [key for key in unlike if key not in ("num_train", "image_size")]  # those of params.yaml
+    named = f"; not the paper's {', '.join(names)}" if says.startswith("other") and names else ""
+    assert size_mark([run]).endswith(named)
+    assert ("; not the paper's" in size_mark([run])) == bool(named)
+
+
+@pytest.mark.parametrize("unlike", [{"epochs": 89}, {"depth": 50}, {"num_train": 600_000}])
+def test_less_than_imagenets_trainings_is_reduced_whatever_other_data_have(
+    tmp_path: Path, unlike: dict[str, Any]
+) -> None:
+    """SVHN's training has 152 layers and 50 epochs; ResNet's on ImageNet had 34 and 120, the paper's 152."""
+    imagenet = {**load_recipes()["imagenet"].train, "num_train": 1_271_167, "image_size": (224, 224)}
+    write_run(tmp_path / "a", **{**imagenet, **unlike})
+    assert size_mark(read_runs([tmp_path])[0]).startswith("reduced size: ")
 
 
 def test_a_warm_up_of_p_L_stands_against_the_same_constant_depth(tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ def test_what_can_be_written_stays_as_it_is(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_named_as_it_was_given(tmp_path: Path) -> None:
     """Whatever was tried under another name in its folder."""
     (tmp_path / "file").touch()
-    for path in (Path("/proc/net.onnx"), tmp_path / "file" / "x", tmp_path / "a" / ("x" * 255)):
+    (tmp_path / "folder").mkdir()
+    long = tmp_path / "a" / ("x" * 255)
+    for path in (Path("/proc/net.onnx"), tmp_path / "file" / "x", long, tmp_path / "folder"):
         with pytest.raises(OSError, match="Errno") as caught:
             check_can_be_written(path)
         assert caught.value.filename == str(path)
-    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+    assert {path.name for path in tmp_path.rglob("*")} == {"file", "folder"}

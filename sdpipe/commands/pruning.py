@@ -83,7 +83,11 @@ def prune(
     with training_packages("prune"):
         from sdpipe.deploy.pruning.family import pick_by_error, pick_by_latency
     runs = _runs(folders)
-    for path in (out / "pareto.csv", *([copy_to] if copy_to else [])):  # now, not after all the measuring
+    for path in (
+        out / "pareto.csv",
+        out / "pareto.png",
+        *([copy_to] if copy_to else []),
+    ):  # now, not after all the measuring
         check_can_be_written(path)
     further = _planned(runs, keep, are_named=bool(folders))
     variants = _measured(runs, further, _parities(runs, are_named=bool(folders)), batch_size, out)

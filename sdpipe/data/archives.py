@@ -11,10 +11,11 @@ import zlib
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from sdpipe.errors import DataError, tell
+from sdpipe.errors import DataError, on_one_line, tell
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK_BYTES = 1 << 20
+_MARKED_UTF_8 = 1 << 11  # of a zip member's flags
 # What the standard library raises on damaged archives: names that are no text, numbers that are none or too
 # large for the system, encryption.
 _DAMAGED = (
@@ -109,9 +110,11 @@ def _check_end(tar: tarfile.TarFile) -> None:
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:
-    with _open_zip(archive) as zip_file:
+    zip_file, is_utf_8 = _open_zip(archive)
+    with zip_file:
         for info in zip_file.infolist():
-            if "\\" in info.filename and "/" not in info.filename.rstrip("/"):
+            # Within a letter of another code page the same byte is no backslash.
+            if "\\" in info.filename and (is_utf_8 or info.filename.isascii()):
                 raise DataError(
                     f"{archive}: refused, its member {info.filename!r} has \\ in place of /; pack it again"
                 )
@@ -120,18 +123,20 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
         zip_file.extractall(folder)
 
 
-def _open_zip(archive: Path) -> zipfile.ZipFile:
+def _open_zip(archive: Path) -> tuple[zipfile.ZipFile, bool]:
     """Names that are not marked as UTF-8 mostly are all the same (Info-ZIP's, macOS's), else code page 437.
 
-    That is the format's own; what it makes of names in another code page, people see.
+    That is the format's own; what it makes of names in another code page, people see. Returns whether all are
+    UTF-8, too.
     """
     try:
-        return zipfile.ZipFile(archive, metadata_encoding="utf-8")
+        return zipfile.ZipFile(archive, metadata_encoding="utf-8"), True
     except UnicodeDecodeError:
         zip_file = zipfile.ZipFile(archive)
-        odd = next(name for name in zip_file.namelist() if not name.isascii())
-        tell(f"note: {archive}: the names in it are not UTF-8, and are read as code page 437, such as {odd}")
-        return zip_file
+        names = (info.filename for info in zip_file.infolist() if not info.flag_bits & _MARKED_UTF_8)
+        odd = on_one_line(next(name for name in names if not name.isascii()))
+        tell(f"note: {archive}: names in it are not UTF-8, and are read as code page 437, such as {odd}")
+        return zip_file, False
 
 
 def read_gzip(path: Path) -> bytes:

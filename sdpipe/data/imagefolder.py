@@ -51,7 +51,7 @@ def list_pictures(root: Path) -> Listing:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    root = _descend(root)
+    around, root = _descend(root)
     folders = _subfolders(root)
     by_split = _find_splits(root, folders)
     class_names = sorted(_class_folders(by_split["train"]))
@@ -62,7 +62,7 @@ def list_pictures(root: Path) -> Listing:
     for name in class_names:
         if not name.isprintable():
             raise DataError(f"{by_split['train']}: the class folder {name!r} has no printable name")
-    num_ignored = 0 if root in by_split.values() else _num_files(root)
+    num_ignored = sum(map(_num_files, {*around, root} - set(by_split.values())))
     splits = {}
     for split, folder in by_split.items():
         splits[split], ignored = _list_split(folder, class_names)
@@ -89,12 +89,14 @@ def _find_splits(root: Path, folders: list[Path]) -> dict[str, Path]:
     return by_split
 
 
-def _descend(root: Path) -> Path:
-    """Archives often hold everything in one folder; go into it."""
+def _descend(root: Path) -> tuple[list[Path], Path]:
+    """Archives often hold everything in one folder; go into it. The folders around it, and that one."""
+    around: list[Path] = []
     while True:
         inside = _subfolders(root)
         if len(inside) != 1 or inside[0].name.lower() in SPLIT_NAMES or not _subfolders(inside[0]):
-            return root
+            return around, root
+        around.append(root)
         (root,) = inside
 
 

@@ -16,7 +16,6 @@ class _Training(NamedTuple):
     recipe: str
     num_train: int
     image_px: int
-    deepest: int  # of its recipe's runs: layers
     train: dict[str, Any]  # the section of params.yaml
 
 
@@ -53,13 +52,22 @@ def is_narrow(params: Params) -> bool:
 
 
 def _as_small(params: Params, num_train: int, image_size: Sequence[int] | None) -> Iterator[_Training]:
-    """The papers' trainings that a run is as large as."""
-    for each in _trainings():
+    """The papers' trainings that a run is as large as, on the same data where they have some on it.
+
+    It is so in depth with the same number of layers, or with more than the deepest of as many epochs: between
+    two depths of the papers it is not.
+    """
+    family = [each for each in _trainings() if each.train["family"] == params["family"]]
+    same_data = [each for each in family if each.train["dataset"] == params["dataset"]]
+    compared = same_data or family
+    for each in compared:
+        epochs, depth = each.train["epochs"], each.train["depth"]
+        deepest = max(other.train["depth"] for other in compared if other.train["epochs"] == epochs)
         is_as_large = (
             each.num_train <= num_train
             and each.image_px <= min(image_size or [0])
-            and (params["depth"] == each.train["depth"] or params["depth"] > each.deepest)
-            and each.train["epochs"] <= params["epochs"]
+            and (params["depth"] == depth or params["depth"] > deepest)
+            and epochs <= params["epochs"]
             and _is_as_wide(params, each.train)
         )
         if is_as_large:
@@ -76,12 +84,8 @@ def _trainings() -> Iterator[_Training]:
     for recipe in load_recipes().values():
         if recipe.num_train and recipe.image_px:
             longer = ({**recipe.train, "epochs": epochs} for epochs in recipe.results)
-            trainings = [
-                {**train, **run} for train, run in product((recipe.train, *longer), recipe.runs.values())
-            ]
-            deepest = max(train["depth"] for train in trainings)
-            for train in trainings:
-                yield _Training(recipe.name, recipe.num_train, recipe.image_px, deepest, train)
+            for train, run in product((recipe.train, *longer), recipe.runs.values()):
+                yield _Training(recipe.name, recipe.num_train, recipe.image_px, {**train, **run})
 
 
 def _of_the_recipe(train: Params) -> dict[str, Any]:

@@ -81,6 +81,11 @@ def split(config: TrainConfig, dataset: DataSet) -> tuple[np.ndarray, np.ndarray
     counts = np.bincount(labels_N[train], minlength=len(dataset.class_names))
     if not counts.all():
         k = int(counts.argmin())
+        if "validation" in dict(dataset.train_parts):
+            raise DataError(
+                f"{dataset.name}: no image of the class {dataset.class_names[k]} is left to train on, but "
+                f"{np.count_nonzero(labels_N == k)} in the validation part"
+            )
         raise DataError(
             f"train.validation: {config.validation} with train.seed {config.seed} takes all "
             f"{np.count_nonzero(labels_N == k)} training images of the class {dataset.class_names[k]}; "

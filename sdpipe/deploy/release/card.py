@@ -73,7 +73,7 @@ def _cell(value: Any) -> str:
 
 def _as_text(name: str) -> str:
     """A name of the user's, of which Markdown takes nothing for its own."""
-    return re.sub(r"[\\`*<>\[\]&|~]|\b_|_\b", r"\\\g<0>", name)
+    return re.sub(r"[\\`*<>\[\]&|~]|\b_+|_+\b", lambda found: "".join(f"\\{c}" for c in found[0]), name)
 
 
 def _error(value: Any) -> str:
