@@ -98,11 +98,14 @@ def test_figures_that_cannot_be_written(places: Path, model_path: Path, place: s
     check_one_line(call("benchmark", model_path, "--json", place), "error: ")
 
 
-@pytest.mark.parametrize("options", [("--out", "file/x"), ("--max-error", 1, "--copy-to", "file/x/y")])
-def test_prune_says_first_that_it_cannot_write(places: Path, options: tuple[object, ...]) -> None:
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(("--out", "file/x"), "file/x/pareto.csv"), (("--max-error", 1, "--copy-to", "file/x/y"), "file/x/y")],
+)
+def test_prune_says_first_that_it_cannot_write(places: Path, options: tuple[object, ...], named: str) -> None:
     (places / "run").mkdir()
     (places / "run" / "weights.safetensors").write_text("looked at behind it")
-    check_one_line(call("prune", "run", *options), "error: [Errno 20] Not a directory: 'file/x'")
+    check_one_line(call("prune", "run", *options), f"error: [Errno 20] Not a directory: '{named}'")
 
 
 def test_the_systems_word_on_a_file_is_one_line_and_on_sdpipes_own_a_traceback() -> None:
