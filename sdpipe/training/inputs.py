@@ -78,9 +78,9 @@ def split(config: TrainConfig, dataset: DataSet) -> tuple[np.ndarray, np.ndarray
     train, validation = split_validation(labels_N, dataset.train_parts, config.validation, config.seed)
     if len(train) < config.batch_size:
         raise DataError(f"train.batch_size: {config.batch_size} images asked for, {len(train)} to train on")
-    counts = np.bincount(labels_N[train], minlength=len(dataset.class_names))
-    if not counts.all():
-        k = int(counts.argmin())
+    lost = np.setdiff1d(labels_N, labels_N[train])
+    if len(lost):
+        k = int(lost[0])
         if "validation" in dict(dataset.train_parts):
             raise DataError(
                 f"{dataset.name}: no image of the class {dataset.class_names[k]} is left to train on, but "
