@@ -30,6 +30,7 @@ def test_no_step_waits_for_the_device(dataset: DataSet, tmp_path: Path, override
     data = make_pictures(tmp_path) if overrides is AUGMENTED else dataset
     config = train_config(device="cuda", precision="auto", p_L=1.0, **overrides)
     trainer = Trainer(config, data, on_cuda(), ALONE, workers=0)
+    trainer.images.num_at_once = 1  # so that each of the steps makes its batch
     steps = trainer.steps()
     next(steps)
     try:

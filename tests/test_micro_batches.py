@@ -1,6 +1,7 @@
 """A batch in parts: what is the large batch's, and what BatchNorm makes of it."""
 
 import copy
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from conftest import ALONE, CPU, train_config
 
 from sdpipe.data.store import DataSet
 from sdpipe.errors import ConfigError
+from sdpipe.training.images import ArrayImages
 from sdpipe.training.step import PartDraws
 from sdpipe.training.trainer import Trainer
 from sdpipe.training.world import World
@@ -23,6 +25,30 @@ def test_the_parts_of_a_batch_are_its_images(dataset: DataSet) -> None:
     parts = batch_of(Trainer(train_config(micro_batches=5), dataset, CPU, ALONE))
     assert [len(labels) for _, labels in parts] == [3, 3, 3, 3, 4]
     assert torch.equal(torch.cat([images for images, _ in parts]), whole[0][0])
+
+
+@pytest.mark.parametrize(("micro_batches", "num_asked"), [(1, [5, 3, 1]), (3, [15, 2, 1])])
+def test_mini_batches_that_are_made_together_are_the_same(
+    dataset: DataSet, micro_batches: int, num_asked: list[int]
+) -> None:
+    """As a GPU makes them, from the middle of an epoch: 5 of 16 images each."""
+    trainer = Trainer(train_config(micro_batches=micro_batches, shift_px=2, flip=True), dataset, CPU, ALONE)
+    images, steps = trainer.images, range(1, trainer.steps_per_epoch)
+    assert isinstance(images, ArrayImages)
+    found = []
+    for num_at_once, num in zip((1, 40, 1000), num_asked, strict=True):
+        images.num_at_once = num_at_once
+        with patch.object(images, "take", wraps=images.take) as take:
+            batches = list(trainer.batches.epoch(2, steps, trainer.step.parts))
+        assert take.call_count == num
+        assert [len(parts) for parts in batches] == [micro_batches] * len(steps)
+        found.append([pair for parts in batches for pair in parts])
+    one_by_one, *together = found
+    for others in together:
+        for (images_NCHW, labels_N), (own_NCHW, own_N) in zip(one_by_one, others, strict=True):
+            assert torch.equal(own_NCHW, images_NCHW)
+            assert torch.equal(own_N, labels_N)
+            assert own_NCHW.stride() == images_NCHW.stride()  # channels last, for the convolutions
 
 
 def test_accumulated_gradients_are_those_of_the_mean_loss(dataset: DataSet) -> None:

@@ -50,11 +50,22 @@ class Batches:
         order, draws = self._draws.order(epoch, num), self._draw(epoch, num)
         batches = (order[step * config.batch_size : (step + 1) * config.batch_size] for step in steps)
         samples = [batch[part] for batch in batches for part in parts]
-        loaded = self._images.batches((self._train_indices[each] for each in samples), epoch)
-        waiting = zip(samples, loaded, strict=True)
+        at_once = max(1, self._images.num_at_once // (parts[0].stop - parts[0].start))
+        groups = [samples[at : at + at_once] for at in range(0, len(samples), at_once)]
+        ready = self._ready(groups, epoch, draws)
         for _ in steps:
-            ready = islice(waiting, len(parts))
-            yield [self._augment(images, labels, each, draws) for each, (images, labels) in ready]
+            yield list(islice(ready, len(parts)))
+
+    def _ready(
+        self, groups: Sequence[Sequence[np.ndarray]], epoch: int, draws: dict[str, Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images and labels of each array of samples; those of a group are augmented together."""
+        joined = [np.concatenate(group) for group in groups]
+        loaded = self._images.batches((self._train_indices[each] for each in joined), epoch)
+        for group, each, (images_NHWC, labels_N) in zip(groups, joined, loaded, strict=True):
+            images_NCHW = self._augment(images_NHWC, each, draws)
+            sizes = [len(samples) for samples in group]
+            yield from zip(torch.split(images_NCHW, sizes), torch.split(labels_N, sizes), strict=True)
 
     def _draw(self, epoch: int, num: int) -> dict[str, Tensor]:
         """What augmentation needs of each sample's draws."""
@@ -68,9 +79,7 @@ class Batches:
             drawn["flips"] = self._draws.flips(epoch, num) if config.flip else np.zeros(num, bool)
         return {name: torch.from_numpy(draw) for name, draw in drawn.items()}
 
-    def _augment(
-        self, images_NHWC: Tensor, labels_N: Tensor, samples: np.ndarray, draws: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _augment(self, images_NHWC: Tensor, samples: np.ndarray, draws: dict[str, Tensor]) -> Tensor:
         drawn = {name: draw[samples] for name, draw in draws.items()}
         upload, max_shift_px = self._compute.upload, self._config.shift_px
         if "order" in drawn:
@@ -84,4 +93,4 @@ class Batches:
             # On the host: to a GPU each of these small steps would be a kernel.
             pixels_NP = shifted_pixels(drawn["shifts"], drawn["flips"], size_HW, max_shift_px)
             images_NHWC = take_pixels(images_NHWC, upload(pixels_NP), max_shift_px)
-        return images_NHWC.permute(0, 3, 1, 2), labels_N
+        return images_NHWC.permute(0, 3, 1, 2)

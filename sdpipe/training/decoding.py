@@ -63,6 +63,7 @@ class FileImages:
         """workers: processes; None: one a core, 0: decode in this one."""
         workers = count_workers() if workers is None else workers
         self.num_pixels = files.size_HW[0] * files.size_HW[1]
+        self.num_at_once = 1
         self._compute = compute
         self._labels_N = torch.from_numpy(labels_N).to(compute.device)
         self._keys = _Keys()

@@ -16,6 +16,7 @@ from sdpipe.training.world import World
 
 Batch = TypeVar("Batch")
 _DEVICE_SHARE = 3  # the images take at most 1/3 of the device's free memory
+_PIXELS_AT_ONCE = 2**20  # of images that a GPU makes ready with one launch of each kernel
 
 
 class Images(Protocol):
@@ -23,6 +24,8 @@ class Images(Protocol):
 
     num_pixels: int
     """Of each image."""
+    num_at_once: int
+    """About so many are best asked for together; 1: as they are needed."""
 
     def batches(
         self, wanted: Iterable[np.ndarray], epoch: int | None = None
@@ -37,16 +40,19 @@ class ArrayImages:
     """Images of an array: no DataLoader, no worker processes.
 
     Arrays are memory-mapped, so the system keeps in memory what fits. On CUDA, images that fit into a third
-    of the free device memory are copied there once.
+    of the free device memory are copied there once, and several mini-batches are made ready together: their
+    kernels take less time than a processor needs to launch them.
     """
 
     def __init__(self, images_NHWC: np.ndarray, labels_N: np.ndarray, compute: Compute) -> None:
         self.num_pixels = images_NHWC.shape[1] * images_NHWC.shape[2]
+        self.num_at_once = 1
         self._compute = compute
         self._images_NHWC = torch.from_numpy(images_NHWC)
         self._labels_N = torch.from_numpy(labels_N).to(compute.device)
         self._resident = compute.device.type == "cpu"
         if compute.device.type == "cuda":
+            self.num_at_once = _PIXELS_AT_ONCE // self.num_pixels
             free_bytes, _ = torch.cuda.mem_get_info(compute.device)
             self._resident = images_NHWC.nbytes < free_bytes / _DEVICE_SHARE
             if self._resident:
