@@ -1,6 +1,7 @@
 """A batch in parts: what is the large batch's, and what BatchNorm makes of it."""
 
 import copy
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ALONE, CPU, train_config
 
+from benchmarks.epochs import make_dataset as random_pixels
 from sdpipe.data.store import DataSet
 from sdpipe.errors import ConfigError
 from sdpipe.training.images import ArrayImages
@@ -49,6 +51,19 @@ def test_mini_batches_that_are_made_together_are_the_same(
             assert torch.equal(own_NCHW, images_NCHW)
             assert torch.equal(own_N, labels_N)
             assert own_NCHW.stride() == images_NCHW.stride()  # channels last, for the convolutions
+
+
+@pytest.mark.parametrize("sums", [{"colour_jitter": 0.4}, {"lighting": 0.1}], ids=str)
+def test_mini_batches_are_made_one_by_one_where_colours_are_summed(
+    tmp_path: Path, sums: dict[str, float]
+) -> None:
+    """A GPU may add up in another order for another number of images: other bytes after a stop."""
+    trainer = Trainer(train_config(**sums), random_pixels(tmp_path / "data", 48), CPU, ALONE)
+    assert isinstance(trainer.images, ArrayImages)
+    trainer.images.num_at_once = 1000
+    with patch.object(trainer.images, "take", wraps=trainer.images.take) as take:
+        assert len(list(trainer.batches.epoch(0, range(3), trainer.step.parts))) == 3
+    assert take.call_count == 3
 
 
 def test_accumulated_gradients_are_those_of_the_mean_loss(dataset: DataSet) -> None:

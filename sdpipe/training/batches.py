@@ -50,11 +50,17 @@ class Batches:
         order, draws = self._draws.order(epoch, num), self._draw(epoch, num)
         batches = (order[step * config.batch_size : (step + 1) * config.batch_size] for step in steps)
         samples = [batch[part] for batch in batches for part in parts]
-        at_once = max(1, self._images.num_at_once // (parts[0].stop - parts[0].start))
+        at_once = self._num_at_once(parts[0].stop - parts[0].start)
         groups = [samples[at : at + at_once] for at in range(0, len(samples), at_once)]
         ready = self._ready(groups, epoch, draws)
         for _ in steps:
             yield list(islice(ready, len(parts)))
+
+    def _num_at_once(self, part_size: int) -> int:
+        """Parts that are augmented together; the same bytes as one by one, also where an epoch goes on."""
+        if self._config.colour_jitter or self._config.lighting:
+            return 1  # sums, which a GPU may round in another order for another number of images
+        return max(1, self._images.num_at_once // part_size)
 
     def _ready(
         self, groups: Sequence[Sequence[np.ndarray]], epoch: int, draws: dict[str, Tensor]
