@@ -7,7 +7,15 @@ import pytest
 from report_runs import write_run
 
 from sdpipe.report.reading import read_runs
+from sdpipe.report.runs import AUGMENTATION
 from sdpipe.report.settings import group
+from sdpipe.training.config import TrainConfig
+
+CHANGES_NO_IMAGE = """
+    dataset seed validation family depth widths skip dropout rule p_L p_L_warmup_epochs draw epochs batch_size
+    validate_steps micro_batches learning_rate milestones plateau_epochs drop_factor warmup momentum
+    weight_decay normalisation device precision compile recompute
+"""
 
 
 @pytest.mark.parametrize(
@@ -38,3 +46,8 @@ def test_dropout_in_the_constant_depth_is_in_the_label(tmp_path: Path) -> None:
     write_run(tmp_path / "d26", p_L=1.0, depth=26, dropout=0.1)
     labels = [setting.label for setting in group(read_runs([tmp_path])[0])]
     assert labels == ["animals, 20 layers, dropout 0.1", "animals, 26 layers"]
+
+
+def test_each_key_of_a_training_changes_images_or_is_known_not_to() -> None:
+    """One that is forgotten would set its runs beside those of the paper without augmentation."""
+    assert sorted(TrainConfig.model_fields) == sorted([*AUGMENTATION, *CHANGES_NO_IMAGE.split()])

@@ -35,7 +35,8 @@ NEEDED_PARAMS = (
 )
 
 
-_AUGMENTATION = ("shift_px", "flip", "crop", "colour_jitter", "lighting")  # of which older runs lack some
+AUGMENTATION = ("shift_px", "flip", "crop", "colour_jitter", "lighting")
+"""The keys of `train` that change images at random; older runs lack some."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class Run:
     @property
     def is_augmented(self) -> bool:
         """Whether its images were changed at random."""
-        return any(self.params.get(key) for key in _AUGMENTATION)
+        return any(self.params.get(key) for key in AUGMENTATION)
 
 
 _APART = ("run", "params", "history", "ensemble", "other_names")
