@@ -261,9 +261,15 @@ def test_a_table_that_a_spreadsheet_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"", "history.csv: is empty"), (b"epoch\n1", "history.csv: the last line is cut short")],
+    [
+        (b"", "history.csv: is empty"),
+        (b"epoch\n1", "history.csv: the last line is cut short"),
+        (b"epoch,loss\n1", "history.csv: the last line is cut short"),
+        (b"epoch,loss\n1,2\n3\n", "history.csv: row 2 has another number of cells than the header"),
+        (b"epoch\n1,2\n", "history.csv: row 1 has another number of cells than the header"),
+    ],
 )
-def test_an_empty_history_is_not_called_cut_short(tmp_path: Path, content: bytes, says: str) -> None:
+def test_a_damaged_history_is_told_in_words(tmp_path: Path, content: bytes, says: str) -> None:
     write_run(tmp_path / "models" / "good")
     write_run(tmp_path / "models" / "odd", seed=1)
     (tmp_path / "models" / "odd" / "history.csv").write_bytes(content)

@@ -1,6 +1,5 @@
 """Finding runs: in folders of runs such as models/, and in folders that a report wrote."""
 
-import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from sdpipe.errors import DataError, SdpipeError, on_one_line
 from sdpipe.files import read_json
 from sdpipe.report.cells import read_table
 from sdpipe.report.runs import Numbers, Run, check_numbers, check_params, checked, from_row, unique
-from sdpipe.training.run_files import read_rows, run_name
+from sdpipe.training.run_files import read_cells, read_rows, run_name
 from sdpipe.training.weights import ModelInfo, load_info
 
 _OF_A_RUN = ("weights.safetensors", "history.csv", "timing.csv", "train.json", "timing.json", "metrics.json")
@@ -131,11 +130,12 @@ def _ensemble(path: Path, fingerprint: str) -> list[Numbers]:
     if not path.exists():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = [row for row in csv.DictReader(stream) if row.pop("fingerprint") == fingerprint]
+        rows = [row for row in read_cells(path) if row.pop("fingerprint") == fingerprint]
         ensemble = [{name: _number(value) for name, value in row.items()} for row in rows]
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read: {error!r}") from error
+    except KeyError as error:
+        raise DataError(f"{path}: expected a column fingerprint") from error
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
     return _check_ensemble(ensemble, str(path))
 
 

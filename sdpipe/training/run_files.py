@@ -63,12 +63,23 @@ def run_name(folder: Path) -> str:
 def read_rows(path: Path) -> list[dict[str, float]]:
     """The rows of history.csv or timing.csv, all numbers. Raises DataError if it is missing or damaged."""
     try:
-        text = path.read_text()
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(StringIO(text))]
-    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        return [{name: float(value) for name, value in row.items()} for row in read_cells(path)]
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def read_cells(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header. Raises DataError if it is missing, empty or cut short."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows = list(csv.DictReader(StringIO(text)))
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if not text:
         raise DataError(f"{path}: is empty")
     if not text.endswith("\n"):  # a number that was cut short is one still
         raise DataError(f"{path}: the last line is cut short")
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise DataError(f"{path}: row {number} has another number of cells than the header")
     return rows
