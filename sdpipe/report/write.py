@@ -17,7 +17,7 @@ from sdpipe.report.plots import Sheet
 from sdpipe.report.reading import read_runs
 from sdpipe.report.runs import FIRST_COLUMNS, Numbers, Run, repetitions, to_row
 from sdpipe.report.settings import Setting, group
-from sdpipe.report.tables import degradation_table, table1, table2
+from sdpipe.report.tables import TableRow, degradation_table, table1, table2
 
 _MARKER = "report.json"  # says that a report wrote the folder, and what
 
@@ -85,11 +85,11 @@ def _write(folder: Path, runs: Sequence[Run], settings: Sequence[Setting], probl
     if any(run.ensemble for run in runs):
         write_table(folder / "ensemble.csv", list(_long((run.run, run.ensemble) for run in runs)))
     first, second = table1(settings), table2(settings)
-    write_table(folder / "table1.csv", first)
-    write_table(folder / "table2.csv", second)
+    _write_results(folder / "table1.csv", first)
+    _write_results(folder / "table2.csv", second)
     degraded = degradation_table(with_other_skips(settings))
     if degraded:
-        write_table(folder / "degradation.csv", degraded)
+        _write_results(folder / "degradation.csv", degraded)
     drawings, not_drawn = plan_figures(settings)
     images = [_draw(folder, drawing) for drawing in drawings]
     page = Page(
@@ -102,6 +102,12 @@ def _write(folder: Path, runs: Sequence[Run], settings: Sequence[Setting], probl
         problems=problems,
     )
     (folder / "index.html").write_text(page_html(page), encoding="utf-8")
+
+
+def _write_results(path: Path, rows: Sequence[TableRow]) -> None:
+    """Empty text, such as the mark of what is of full size, as an empty cell, since nothing reads it back."""
+    columns = dict.fromkeys(key for row in rows for key in row)
+    write_table(path, [{key: value for key, value in row.items() if value != ""} for row in rows], columns)
 
 
 def _long(tables: Iterable[tuple[str, Sequence[Numbers]]]) -> Iterable[dict[str, object]]:
