@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def test_a_served_model_carries_what_it_imports() -> None:
     folders = ("sdpipe/deploy", "sdpipe/deploy/release")
     own = {"sdpipe/deploy/release/served.py", *(f"{folder}/__init__.py" for folder in folders)}
     assert {f"sdpipe/{name}" for name in SHIPPED} == needed - own
+
+
+def test_a_served_model_asks_for_the_versions_of_the_base_install() -> None:
+    """Of numpy, Pillow and onnxruntime. With AVIF among its formats, Pillow before 11.2.1 opens no WebP."""
+    from sdpipe.deploy.release.registry import REQUIREMENTS
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    base = {each.replace("-gpu", "") for each in project["dependencies"]}
+    assert {"Pillow>=11.2.1", "pandas"} < set(REQUIREMENTS) <= base | {"pandas"}
 
 
 def test_only_the_stages_read_params_yaml() -> None:

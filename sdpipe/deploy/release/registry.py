@@ -46,7 +46,7 @@ SHIPPED = (
 )
 
 # As in pyproject.toml; the CPU's package, which has wheels for every platform.
-_REQUIREMENTS = ["numpy>=1.26", "Pillow>=11", "onnxruntime>=1.24", "pandas"]
+REQUIREMENTS = ["numpy>=1.26", "Pillow>=11.2.1", "onnxruntime>=1.24", "pandas"]
 
 
 def register(models: Path) -> str:
@@ -110,7 +110,7 @@ def _add(mlflow: Any, client: "MlflowClient", deployed: Deployed, model_path: Pa
                 artifacts={"onnx": str(model_path)},
                 code_paths=[str(Path(folder) / "sdpipe")],
                 signature=_signature(),
-                pip_requirements=_REQUIREMENTS,
+                pip_requirements=REQUIREMENTS,
             )
     version = client.create_model_version(
         deployed.registered_model, logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id
