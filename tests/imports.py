@@ -50,3 +50,9 @@ def reached(start: Path) -> set[Path]:
             parents.discard(Path("__init__.py"))
             waiting += our_imports(path) | parents
     return found
+
+
+def stage_files(stage: str) -> set[Path]:
+    """Files of ours that a stage reaches by imports; of `deploy` also those that it registers, unimported."""
+    found = reached(Path(f"pipeline/{stage}.py"))
+    return found | reached(Path("sdpipe/deploy/release/served.py")) if stage == "deploy" else found

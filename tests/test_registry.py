@@ -16,14 +16,15 @@ import onnx
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from conftest import random_images
+from conftest import ROOT, random_images
 from deployable import change_metrics, deploy, deploy_config, make_run, sha256
 from mlflow import MlflowClient
 from test_tracking import RECORD
 
 from pipeline.deploy import main as deploy_stage
 from sdpipe.cli import main
-from sdpipe.deploy.release.registry import register, register_quietly
+from sdpipe.deploy.release import registry
+from sdpipe.deploy.release.registry import SHIPPED, code_digest, register, register_quietly
 from sdpipe.errors import DataError, GateError, TrackingError
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.training.mlflow_store import prepare
@@ -50,6 +51,7 @@ def test_a_version_for_each_file_and_the_alias_on_the_deployed_one(project: Path
     client = MlflowClient(f"sqlite:///{mlflow_store}")
     (first,) = client.search_model_versions("name = 'sdpipe'")
     assert first.tags == {
+        "code_sha256": code_digest(),
         "fingerprint": "0123456789abcdef",
         "run": "stochastic",
         "sha256": sha256(folder / "model.onnx"),
@@ -82,6 +84,30 @@ def test_a_version_whose_files_are_gone_is_registered_again(project: Path, mlflo
     source = str(client.get_model_version("sdpipe", "2").source)
     client.delete_logged_model(source.removeprefix("models:/"))  # as by hand in MLflow's UI
     assert register(models) == register(models) == "3"
+
+
+def test_changed_code_is_a_version_of_its_own(
+    project: Path, mlflow_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server answers with the code that the version carries: a mend of it would never reach the registry.
+
+    So it is where a version does not say which code it carries.
+    """
+    models = project / "models"
+    deploy(make_run(models / "stochastic"), models)
+    assert register(models) == "1"
+    package = tmp_path / "sdpipe"
+    for name in SHIPPED:
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "sdpipe" / name, package / name)
+    monkeypatch.setattr(registry, "_PACKAGE", package)
+    assert register(models) == "1"
+    with (package / "runtime" / "serving.py").open("a") as code:
+        code.write("\nNUM_TOP = 1\n")
+    client = MlflowClient()
+    assert register(models) == register(models) == champion(client) == "2"
+    client.delete_model_version_tag("sdpipe", "2", "code_sha256")
+    assert register(models) == champion(client) == "3"
 
 
 @pytest.mark.parametrize("bring", [shutil.move, shutil.copytree])

@@ -1,5 +1,6 @@
-"""The deployed model in MLflow's registry: a version for each file, an alias on the one deployed now."""
+"""The deployed model in MLflow's registry: a version for each file and code, an alias on the deployed one."""
 
+import hashlib
 import shutil
 import tempfile
 import warnings
@@ -10,7 +11,7 @@ from filelock import FileLock
 
 import sdpipe
 from sdpipe.deploy.release.release import MODEL, Deployed, read_deployed
-from sdpipe.files import work_folder
+from sdpipe.files import sha256_of, work_folder
 from sdpipe.training.logged_models import has_files, log_model
 from sdpipe.training.mlflow_store import connected
 from sdpipe.training.run_record import RunRecord
@@ -50,9 +51,10 @@ REQUIREMENTS = ["numpy>=1.26", "Pillow>=11.2.1", "onnxruntime>=1.24", "pandas"]
 
 
 def register(models: Path) -> str:
-    """Register what `models` holds under its name, if no version has that very file, and give it the alias.
+    """Register what `models` holds under its name, and give that version the alias.
 
-    Returns the version. Raises TrackingError if the store refuses, DataError if `models` is not whole.
+    A version of that very file that carries the code as it is now is taken again. Returns the version. Raises
+    TrackingError if the store refuses, DataError if `models` is not whole.
     """
     deployed = read_deployed(models)
     run = RunRecord(
@@ -72,9 +74,17 @@ def register_quietly(models: Path) -> None:
     quietly(lambda: register(models))
 
 
+def code_digest() -> str:
+    """SHA-256 over what a registered model carries beside the ONNX file, and the packages it asks for."""
+    carried = {SERVED.name: SERVED, **{name: _PACKAGE / name for name in SHIPPED}}
+    lines = [*REQUIREMENTS, *(f"{sha256_of(path)}  {name}" for name, path in carried.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def _find(mlflow: Any, client: "MlflowClient", deployed: Deployed) -> str | None:
     versions = client.search_model_versions(f"name = '{deployed.registered_model}'")
-    same = [each for each in versions if each.tags.get("sha256") == deployed.sha256]
+    wanted = {"sha256": deployed.sha256, "code_sha256": code_digest()}
+    same = [each for each in versions if wanted.items() <= each.tags.items()]
     return next((str(each.version) for each in same if has_files(mlflow, str(each.source))), None)
 
 
@@ -87,6 +97,7 @@ def _add(mlflow: Any, client: "MlflowClient", deployed: Deployed, model_path: Pa
     if not client.search_registered_models(f"name = '{deployed.registered_model}'"):
         client.create_registered_model(deployed.registered_model)
     tags = {
+        "code_sha256": code_digest(),
         "fingerprint": deployed.fingerprint,
         "run": deployed.run,
         "sha256": deployed.sha256,
