@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import onnx
 import pandas as pd
@@ -87,11 +88,16 @@ def test_a_version_whose_files_are_gone_is_registered_again(project: Path, mlflo
 
 
 def test_changed_code_is_a_version_of_its_own(
-    project: Path, mlflow_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path,
+    mlflow_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A server answers with the code that the version carries: a mend of it would never reach the registry.
 
-    So it is where a version does not say which code it carries.
+    So it is where a version does not say which code it carries. A process that has imported other code, as
+    this one, answers with that, and says so.
     """
     models = project / "models"
     deploy(make_run(models / "stochastic"), models)
@@ -106,6 +112,11 @@ def test_changed_code_is_a_version_of_its_own(
         code.write("\nNUM_TOP = 1\n")
     client = MlflowClient()
     assert register(models) == register(models) == champion(client) == "2"
+    for version, num_warnings in (("1", 0), ("2", 1)):
+        caplog.clear()
+        mlflow.pyfunc.load_model(f"models:/sdpipe/{version}")
+        assert [each.name for each in caplog.records].count("sdpipe") == num_warnings
+    assert "load the model in a process of its own" in caplog.text
     client.delete_model_version_tag("sdpipe", "2", "code_sha256")
     assert register(models) == champion(client) == "3"
 
@@ -194,8 +205,6 @@ def champion(client: MlflowClient) -> str:
 
 def assert_answers_like(model_path: Path, project: Path) -> None:
     """In Python as a user loads it: labels and probabilities of the ONNX file."""
-    import mlflow
-
     mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
     loaded = mlflow.pyfunc.load_model("models:/sdpipe@champion")
     images = random_images(3)

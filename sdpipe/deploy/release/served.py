@@ -4,6 +4,7 @@ It stands beside the ONNX file there, with a copy of sdpipe.runtime, and needs n
 A request's field is `image`: for each picture its encoded bytes in base64, or its pixels.
 """
 
+import logging
 import sys
 from functools import wraps
 from pathlib import Path
@@ -15,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
+import sdpipe
 from sdpipe.errors import SdpipeError
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.memory import give_memory_back
@@ -31,7 +33,9 @@ class ServedModel(PythonModel):
         if "mlflow.pyfunc.scoring_server.app" in sys.modules:  # it is MLflow's server that loads it
             _refuse_in_words(sys.modules["mlflow.pyfunc.scoring_server"])
             give_memory_back()
-        self.artifact = open_artifact(Path(context.artifacts["onnx"]))
+        model_path = Path(context.artifacts["onnx"])
+        _warn_of_other_code(model_path.parent.parent / "code" / "sdpipe")  # as MLflow lays a model out
+        self.artifact = open_artifact(model_path)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> list[dict[str, Any]]:
         """One answer a picture; MlflowException if a picture is not one."""
@@ -47,6 +51,22 @@ class ServedModel(PythonModel):
             return answer(self.artifact, pictures)
         except SdpipeError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
+
+
+def _warn_of_other_code(carried: Path) -> None:
+    """Where sdpipe was imported before, that answers, and not the copy that the model carries."""
+    imported = Path(sdpipe.__file__).parent
+
+    def is_imported(path: Path) -> bool:
+        there = imported / path.relative_to(carried)
+        return there.is_file() and there.read_bytes() == path.read_bytes()
+
+    if not all(map(is_imported, carried.rglob("*.py"))):
+        logging.getLogger("sdpipe").warning(
+            "sdpipe was imported before, from %s: that code answers in place of the model's own, which is "
+            "other; load the model in a process of its own",
+            imported,
+        )
 
 
 def _refuse_in_words(server: ModuleType) -> None:
