@@ -12,16 +12,17 @@ from sdpipe.errors import ModelError
 from sdpipe.runtime.artifact import open_artifact
 
 
+def plant_nan(model: onnx.ModelProto) -> None:
+    """In a weight, which makes all probabilities NaN."""
+    weight = next(each for each in model.graph.initializer if len(each.dims) == 1 and each.data_type == 1)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0] = np.nan
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+
+
 def test_a_network_that_computes_no_numbers_is_an_error(tmp_path: Path, rgb_model_path: Path) -> None:
     """A NaN in a weight: no picture has the first label with the probability NaN, which is no JSON either."""
-
-    def plant(model: onnx.ModelProto) -> None:
-        weight = next(each for each in model.graph.initializer if len(each.dims) == 1 and each.data_type == 1)
-        values = onnx.numpy_helper.to_array(weight).copy()
-        values[0] = np.nan
-        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
-
-    path = edited(rgb_model_path, tmp_path, plant)
+    path = edited(rgb_model_path, tmp_path, plant_nan)
     artifact = open_artifact(path, "cpu")
     with pytest.raises(ModelError, match="its probabilities are no numbers") as caught:
         artifact.probabilities(random_images(2, channels=3))

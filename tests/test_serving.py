@@ -6,18 +6,24 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import requests
 from conftest import random_images
 from deployable import deploy, make_run
 from encoded_pictures import encoded
 from load import bad_bodies, good_body, png, post, send_load, text_of
+from mlflow.exceptions import MlflowException
 from PIL import Image
 from servers import running
+from test_artifact import plant_nan
+from test_hostile_models import edited
 
 from sdpipe.deploy.release.registry import register
+from sdpipe.deploy.release.served import ServedModel
 from sdpipe.errors import ImageError
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.serving import MAX_PICTURES, answer
@@ -85,6 +91,25 @@ def test_the_number_of_pictures_is_bounded(model_path: Path) -> None:
         answer(artifact, [])
     with pytest.raises(ImageError, match=r"1,025 pictures in one request, at most 1,024"):
         answer(artifact, ["x"] * (MAX_PICTURES + 1))
+
+
+def test_a_model_that_fails_is_no_mistake_of_the_caller(tmp_path: Path, rgb_model_path: Path) -> None:
+    """Status 500 and no path of the server, where a bad picture is status 400."""
+    path = edited(rgb_model_path, tmp_path, plant_nan)
+    served = ServedModel()
+    served.load_context(SimpleNamespace(artifacts={"onnx": str(path)}))
+    pixels = random_images(1, channels=3).tolist()
+    for picture, status, reason in (
+        (
+            pixels[0],
+            500,
+            "the model fails: its probabilities are no numbers; a weight is damaged, or too large",
+        ),
+        ("", 400, "picture 1: the file is empty"),
+    ):
+        with pytest.raises(MlflowException) as caught:
+            served.predict(None, pd.DataFrame({"image": [picture]}))
+        assert (caught.value.get_http_status_code(), caught.value.message) == (status, reason)
 
 
 @pytest.fixture

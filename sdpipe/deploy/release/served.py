@@ -14,10 +14,11 @@ from typing import Any
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.pyfunc.model import PythonModel
 
 import sdpipe
-from sdpipe.errors import SdpipeError
+from sdpipe.errors import ImageError, ModelError
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.memory import give_memory_back
 from sdpipe.runtime.serving import answer
@@ -26,7 +27,7 @@ FIELD = "image"
 
 
 class ServedModel(PythonModel):
-    """MLflow's shell around `answer`; what a caller did wrong becomes HTTP status 400."""
+    """MLflow's shell around `answer`; what a caller did wrong becomes HTTP status 400, else it is 500."""
 
     def load_context(self, context: Any) -> None:
         """Open the ONNX file that was registered."""
@@ -38,7 +39,7 @@ class ServedModel(PythonModel):
         self.artifact = open_artifact(model_path)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> list[dict[str, Any]]:
-        """One answer a picture; MlflowException if a picture is not one."""
+        """One answer a picture; MlflowException if a picture is not one, or the network fails."""
         pictures = list(model_input[FIELD])
         # MLflow turns {"inputs": ["...", "..."]} into one cell that holds all texts.
         if (
@@ -49,8 +50,11 @@ class ServedModel(PythonModel):
             pictures = pictures[0]
         try:
             return answer(self.artifact, pictures)
-        except SdpipeError as error:
+        except ImageError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
+        except ModelError as error:
+            reason = str(error).removeprefix(f"{self.artifact.path}: ")  # the path is no caller's business
+            raise MlflowException(f"the model fails: {reason}", INTERNAL_ERROR) from error
 
 
 def _warn_of_other_code(carried: Path) -> None:
