@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,13 +18,14 @@ from deployable import deploy, make_run
 from encoded_pictures import encoded
 from load import bad_bodies, good_body, png, post, send_load, text_of
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import scoring_server
 from PIL import Image
 from servers import running
 from test_artifact import plant_nan
 from test_hostile_models import edited
 
-from sdpipe.deploy.release.registry import register
-from sdpipe.deploy.release.served import ServedModel
+from sdpipe.deploy.release.registry import _signature, register
+from sdpipe.deploy.release.served import ServedModel, _refuse_in_words
 from sdpipe.errors import ImageError
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.serving import MAX_PICTURES, answer
@@ -110,6 +112,23 @@ def test_a_model_that_fails_is_no_mistake_of_the_caller(tmp_path: Path, rgb_mode
         with pytest.raises(MlflowException) as caught:
             served.predict(None, pd.DataFrame({"image": [picture]}))
         assert (caught.value.get_http_status_code(), caught.value.message) == (status, reason)
+
+
+def test_instances_are_read_like_inputs() -> None:
+    """Text beside pixels, and pixels of two shapes, which MLflow itself refuses in numpy's words."""
+    names = ("invocations", "infer_and_parse_data")
+    server: Any = SimpleNamespace(**{name: getattr(scoring_server, name) for name in names})
+    _refuse_in_words(server)
+    schema = _signature().inputs
+    first, second = random_images(2)
+    text, pixels = text_of(png(first)), second.tolist()
+    kinds: list[list[Any]] = [[text, pixels], [pixels, text], [pixels, pixels[1:]], [pixels, None], [text]]
+    for pictures in kinds:
+        data = {"instances": [{"image": picture} for picture in pictures]}
+        assert server.infer_and_parse_data(data, schema) == {"image": pictures}
+    for records in ([{"image": text}, {"img": text}], [{"image": text}, text]):
+        with pytest.raises(MlflowException, match="expected a field 'image' in each of the instances"):
+            server.infer_and_parse_data({"instances": records}, schema)
 
 
 @pytest.fixture

@@ -77,7 +77,8 @@ def _refuse_in_words(server: ModuleType) -> None:
     """Answer status 4xx, with the reason, to requests at which MLflow's server trips (MLflow 3.17).
 
     With a 500, if they have no Content-Type, or JSON that is too deep or holds too long a number; with fewer
-    answers than pictures, if one of the `instances` lacks its picture.
+    answers than pictures, if one of the `instances` lacks its picture; with numpy's words, if they are text
+    and pixels, or pixels of two shapes.
     """
     invocations, parse = server.invocations, server.infer_and_parse_data
 
@@ -90,12 +91,13 @@ def _refuse_in_words(server: ModuleType) -> None:
 
     @wraps(parse)
     def complete(data: dict[str, Any], *rest: Any, **options: Any) -> Any:
-        instances = data.get("instances")
-        records = instances if isinstance(instances, list) else []
-        if any(isinstance(each, dict) and FIELD not in each for each in records):
-            raise MlflowException.invalid_parameter_value(
-                f"expected a field {FIELD!r} in each of the instances"
-            )
+        records = data["instances"] if [*data] == ["instances"] else None
+        if isinstance(records, list) and any(isinstance(each, dict) for each in records):
+            if not all(isinstance(each, dict) and FIELD in each for each in records):
+                raise MlflowException.invalid_parameter_value(
+                    f"expected a field {FIELD!r} in each of the instances"
+                )
+            data = {"inputs": {FIELD: [each[FIELD] for each in records]}}  # which MLflow leaves as they are
         return parse(data, *rest, **options)
 
     server.invocations = refusing  # type: ignore[attr-defined]
