@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from deployable import add_variants, deploy, make_run, write
+from encoded_pictures import encoded
 from PIL import Image
 
-from sdpipe.errors import DataError
+from sdpipe.errors import DataError, ImageError
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.image import decode
 from sdpipe.runtime.predictor import Prediction, predict
@@ -99,9 +100,9 @@ def test_a_class_that_was_never_named_or_shown_has_an_empty_cell(tmp_path: Path)
     assert {"| a |  | 0.5000 | 1 |", "| b | 0.5000 |  | 0 |"} <= set(card)
 
 
-def run_python(models: Path, picture: Image.Image) -> subprocess.CompletedProcess[str]:
+def run_python(models: Path, picture: bytes) -> subprocess.CompletedProcess[str]:
     """The card's program on this picture, in the folder of the card."""
-    picture.save(models / "picture.png")
+    (models / "picture.png").write_bytes(picture)
     snippet = code((models / "README.md").read_text(), "python")
     assert len(snippet.splitlines()) <= 17
     return subprocess.run(
@@ -145,7 +146,7 @@ def test_the_python_on_the_card_runs_and_agrees_with_predict(
     """The same label, the same probability."""
     card_of(tmp_path, channels, crop_fraction)
     models = tmp_path / "models"
-    done = run_python(models, PICTURES[kind])
+    done = run_python(models, encoded(PICTURES[kind]))
     assert done.returncode == 0, done.stderr
     artifact = open_artifact(models / "model.onnx", "cpu")
     (expected,) = predict(artifact, [str(models / "picture.png")], top_k=1, batch_size=1)
@@ -154,12 +155,19 @@ def test_the_python_on_the_card_runs_and_agrees_with_predict(
     assert (label, float(probability)) == (expected.top[0][0], pytest.approx(expected.top[0][1], abs=1e-6))
 
 
-def test_the_python_on_the_card_refuses_what_it_would_saturate(tmp_path: Path) -> None:
-    """16 bits of grey, of which Pillow by itself takes no upper 8."""
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_the_python_on_the_card_refuses_what_it_would_saturate(tmp_path: Path, kind: type) -> None:
+    """More than 8 bits of grey, of which Pillow by itself takes no upper 8; nor are floats `predict`'s."""
     card_of(tmp_path)
-    done = run_python(tmp_path / "models", Image.fromarray(np.full((41, 67), 30_000, np.uint16)))
+    raw = encoded(Image.fromarray(np.full((41, 67), 30_000, kind)), "TIFF")
+    done = run_python(tmp_path / "models", raw)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "grey of more than 8 bits; sdpipe predict reads it\n"
+    assert done.stderr == "grey of more than 8 bits; sdpipe predict reads whole numbers up to 65535\n"
+    if kind is np.uint16:
+        assert decode(raw, 1, None)[0, 0, 0] == 30_000 >> 8
+    else:
+        with pytest.raises(ImageError, match="floating-point pixels"):
+            decode(raw, 1, None)
 
 
 @pytest.mark.parametrize("crop_fraction", [1.0, 224 / 256])

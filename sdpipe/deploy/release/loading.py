@@ -13,7 +13,7 @@ session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionPro
 names = json.loads(session.get_modelmeta().custom_metadata_map["sdpipe.class_names"])
 picture = ImageOps.exif_transpose(Image.open("picture.png"))
 if picture.mode[0] in "IF":
-    raise SystemExit("grey of more than 8 bits; sdpipe predict reads it")
+    raise SystemExit("grey of more than 8 bits; sdpipe predict reads whole numbers up to 65535")
 if picture.has_transparency_data:
     picture = picture.convert("RGBA")
     picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
