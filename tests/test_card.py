@@ -2,6 +2,7 @@
 
 import json
 import re
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from deployable import add_variants, deploy, make_run, write
-from encoded_pictures import encoded
+from encoded_pictures import encoded, png
 from PIL import Image
 
 from sdpipe.errors import DataError, ImageError
@@ -168,6 +169,20 @@ def test_the_python_on_the_card_refuses_what_it_would_saturate(tmp_path: Path, k
     else:
         with pytest.raises(ImageError, match="floating-point pixels"):
             decode(raw, 1, None)
+
+
+def test_the_card_says_where_its_python_is_wrong(tmp_path: Path) -> None:
+    """A transparent 1 of 0..15, where Pillow looks for a 1 among 0, 17, ..., 255."""
+    card = card_of(tmp_path).replace("\n", " ")
+    assert "may be wrong about the transparent grey of a PNG that has 2 or 4 bits" in card
+    head = struct.pack(">2I5B", 10, 9, 4, 0, 0, 0, 0)
+    raw = png(head, 9 * b"\0\x12\x13\x1f\x11\x01", struct.pack(">H", 1))
+    done = run_python(models := tmp_path / "models", raw)
+    assert done.returncode == 0, done.stderr
+    artifact = open_artifact(models / "model.onnx", "cpu")
+    (right,) = predict(artifact, [str(models / "picture.png")], top_k=1, batch_size=1)
+    assert isinstance(right, Prediction)
+    assert float(done.stdout.split()[1]) != pytest.approx(right.top[0][1], abs=1e-3)
 
 
 @pytest.mark.parametrize("crop_fraction", [1.0, 224 / 256])

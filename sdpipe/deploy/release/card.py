@@ -270,7 +270,8 @@ Its EXIF orientation is applied; of more than 8 bits the upper 8 count; transpar
 becomes {colours}. The largest centred box with the aspect ratio {width} : {height} is found; {part}
 is cut out and resized to {width} x {height} (width x height), bilinear with antialiasing.
 {unchanged}`sdpipe predict` does all of it; the Python above does, too, but refuses grey of more
-than 8 bits, and damaged EXIF data; in C++ and JavaScript it is yours to do.
+than 8 bits, and damaged EXIF data, and may be wrong about the transparent grey of a PNG that has 2 or 4
+bits, or names it behind its pixels; in C++ and JavaScript it is yours to do.
 """
 
 
