@@ -83,7 +83,7 @@ class Metadata:
 
     def _ranges(self) -> list[tuple[str, bool, str]]:
         """What prediction relies on: entry, whether it holds, what was expected."""
-        size, names = self.image_size, self.class_names
+        size, names, num_blocks = self.image_size, self.class_names, len(self.survival_probs)
         return [
             ("class_names", bool(names) and len({*names}) == len(names), "at least one name, each once"),
             (
@@ -94,9 +94,18 @@ class Metadata:
             ("channels", self.channels in (1, 3), "1 or 3"),
             (
                 "survival_probs",
-                bool(self.survival_probs) and all(0 < prob <= 1 for prob in self.survival_probs),
-                "probabilities over 0",
+                # Besides the stem and the head a block has two or three layers.
+                num_blocks > 0
+                and self.depth - 2 in (2 * num_blocks, 3 * num_blocks)
+                and all(0 < prob <= 1 for prob in self.survival_probs),
+                f"probabilities over 0, one for each block of {self.depth} layers",
             ),
+            (
+                "scales",
+                len(self.scales) == num_blocks and all(scale >= 0 for scale in self.scales),
+                f"{num_blocks} numbers, none below 0",
+            ),
+            ("temperature", self.temperature > 0, "more than 0"),
             ("crop_fraction", 0 < self.crop_fraction <= 1, "more than 0, at most 1"),
         ]
 
