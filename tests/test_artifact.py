@@ -34,3 +34,16 @@ def test_what_is_no_file_is_said_so(tmp_path: Path) -> None:
     assert refusal(tmp_path / "empty.onnx") == f"{tmp_path / 'empty.onnx'}: the file is empty"
     assert refusal(tmp_path).startswith(f"{tmp_path}: is not a file")
     assert refusal(tmp_path / "gone").startswith(f"{tmp_path / 'gone'}: no such model file")
+
+
+@pytest.mark.parametrize("name", ["images", "probabilities"])
+def test_a_fixed_batch_is_refused(tmp_path: Path, model_path: Path, name: str) -> None:
+    """When it is opened: at the first other number of images onnxruntime would fail in its own words."""
+
+    def plant(model: onnx.ModelProto) -> None:
+        for value in (*model.graph.input, *model.graph.output):
+            if value.name == name:
+                value.type.tensor_type.shape.dim[0].dim_value = 2
+
+    path = edited(model_path, tmp_path, plant)
+    assert refusal(path) == f"{path}: its {name} are of 2 images, expected any number"

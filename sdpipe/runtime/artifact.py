@@ -136,6 +136,9 @@ def _check_graph(session: Any, metadata: Metadata, path: Path) -> None:
     found = [(value.name, value.type, list(value.shape[value.name != SWITCHES :])) for value in values]
     if found != expected:
         raise ModelError(f"{path}: its graph has {found}, its metadata say {expected}")
+    for value in values:
+        if value.name != SWITCHES and isinstance(value.shape[0], int):
+            raise ModelError(f"{path}: its {value.name} are of {value.shape[0]} images, expected any number")
 
 
 def _open_session(model: bytes, providers: list[str], name: str, threads: int) -> Any:
