@@ -114,13 +114,16 @@ def make_run(folder: Path, weights: Weights, dataset: DataSet) -> Path:
 
 
 def test_a_sound_fold_passes_at_every_batch_size(run_folder: Path, dataset: DataSet) -> None:
+    """parity.csv has each comparison, also those of the ensemble: with p_l, and two draws."""
     evaluate_run(run_folder, dataset, HISTORY, CONFIG, NUM_BINS)
     metrics = json.loads((run_folder / "metrics.json").read_text())
     assert metrics["parity"] is True
     rows = list(csv.DictReader((run_folder / "parity.csv").read_text().splitlines()))
     ways = [("1", "1"), ("7", "1"), ("256", "1"), ("256", "2")]
-    assert [(row["batch_size"], row["threads"]) for row in rows] == ways
-    assert max(float(row["relative_logit_diff"]) for row in rows) == metrics["relative_logit_diff"]
+    found = [(row["variant"], row["batch_size"], row["threads"]) for row in rows]
+    assert found == [("fp32", *way) for way in ways] + 3 * [("ensemble", "256", "1")]
+    for figures, its_rows in ((metrics, rows[:4]), (metrics["variants"]["ensemble"], rows[4:])):
+        assert max(float(row["relative_logit_diff"]) for row in its_rows) == figures["relative_logit_diff"]
     assert 0 < metrics["relative_logit_diff"] < TOLERANCE
     assert metrics["relative_logit_diff"] == metrics["max_abs_logit_diff"] / metrics["logit_spread"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from sdpipe.deploy.config import EvaluateConfig
 from sdpipe.deploy.proof.claims import WEIGHTS, claim_faults
 from sdpipe.deploy.proof.layers import spread_over
-from sdpipe.deploy.proof.parity import Images, Reference, compare_logits, parity_faults
+from sdpipe.deploy.proof.parity import Images, Parity, Reference, compare_logits, parity_faults
 from sdpipe.deploy.proof.scores import probability_faults
 from sdpipe.errors import ModelError
 from sdpipe.files import sha256_of
@@ -24,8 +24,8 @@ _MEMBERS = 2  # drawn sub-networks that are compared over the whole test part
 
 def prove_ensemble(
     folder: Path, weights: Weights, images_NHWC: Images, config: EvaluateConfig
-) -> tuple[dict[str, Any], list[str]]:
-    """Figures for metrics.json, and what does not hold, in words, which is nothing if it is sound.
+) -> tuple[list[Parity], dict[str, Any], list[str]]:
+    """The comparisons, figures for metrics.json, and what does not hold, in words: nothing if it is sound.
 
     With b_l = p_l the file is held to the un-folded test network, with drawn b_l in {0, 1} to the same
     network with these blocks active, over all images, at the last batch size and the first number of threads.
@@ -68,7 +68,7 @@ def prove_ensemble(
         "relative_logit_diff": worst.relative_logit_diff if is_finite else None,
         "allowed_relative_logit_diff": worst.allowed_relative_diff,
     }
-    return figures, faults
+    return parities, figures, faults
 
 
 def _outputs(

@@ -15,7 +15,7 @@ from sdpipe.deploy.held_out import check_data
 from sdpipe.deploy.proof.claims import WEIGHTS, check_pruned_claims
 from sdpipe.deploy.proof.ensemble import prove_ensemble
 from sdpipe.deploy.proof.figures import draw_mistakes, draw_training
-from sdpipe.deploy.proof.parity import Disagreement, Reference
+from sdpipe.deploy.proof.parity import Disagreement, Parity, Reference
 from sdpipe.deploy.proof.scores import score, tempered, write_classes, write_reliability
 from sdpipe.deploy.proof.variants import FLOAT32, INT8, Proof, find_variants, prove
 from sdpipe.deploy.timing.latency import measure_latency
@@ -48,10 +48,11 @@ def evaluate_run(
     _check_history(folder / "history.csv", history, weights.info.best_epoch)
     images_NHWC, labels_N = dataset.test_images_NHWC, dataset.test_labels_N
     proofs = _prove_all(folder, weights, images_NHWC, config)
+    drawn, ensemble, ensemble_faults = prove_ensemble(folder, weights, images_NHWC, config)
     main, *others = proofs.values()
     temperature, logits_NK = main.artifact.metadata.temperature, main.logits_NK
     title = _title(folder, weights)
-    _write_parity(folder, list(proofs.values()), weights)
+    _write_parity(folder, list(proofs.values()), drawn, weights)
     write_classes(folder, logits_NK, labels_N, weights.info.class_names, title)
     write_reliability(folder, logits_NK, labels_N, temperature, num_bins, title)
     draw_training(folder / "training.png", history, weights.info.best_epoch, title)
@@ -63,7 +64,6 @@ def evaluate_run(
         weights.info.class_names,
         f"{title}: most confident mistakes",
     )
-    ensemble, ensemble_faults = prove_ensemble(folder, weights, images_NHWC, config)
     uncalibrated = score(logits_NK, labels_N, 1.0, num_bins)
     metrics = {
         **main.figures,
@@ -150,26 +150,31 @@ def _figures_of(
     }
 
 
-def _write_parity(folder: Path, proofs: Sequence[Proof], weights: Weights) -> None:
-    """parity.csv, a row for each comparison; disagreements.csv, one for each image; layers.csv, for int8."""
+def _write_parity(folder: Path, proofs: Sequence[Proof], drawn: Sequence[Parity], weights: Weights) -> None:
+    """parity.csv, a row for each comparison; disagreements.csv, one for each image; layers.csv, for int8.
+
+    drawn: of the ensemble.
+    """
+    compared = [(proof.variant.name, proof.variant.kind, proof.parities) for proof in proofs]
+    compared.append((ENSEMBLE, FLOAT32, [*drawn]))
     columns = [
         "batch_size", "threads", "max_abs_logit_diff", "relative_logit_diff", "allowed_relative_diff",
         "logit_spread",
     ]  # fmt: skip
     rows = [
-        [proof.variant.name, *(getattr(parity, name) for name in columns), len(parity.disagreements)]
-        for proof in proofs
-        for parity in proof.parities
+        [variant, *(getattr(parity, name) for name in columns), len(parity.disagreements)]
+        for variant, _, parities in compared
+        for parity in parities
     ]
     write_csv(folder / "parity.csv", ["variant", *columns, "argmax_disagreements"], rows)
     names = weights.info.class_names
     found = [
-        {"variant": proof.variant.name}
+        {"variant": variant}
         | asdict(one)
         | {"pytorch_class": names[one.pytorch_class], "onnx_class": names[one.onnx_class]}
-        for proof in proofs
-        if proof.variant.kind != INT8  # it rounds on purpose; metrics.json counts them
-        for parity in proof.parities
+        for variant, kind, parities in compared
+        if kind != INT8  # it rounds on purpose; metrics.json counts them
+        for parity in parities
         for one in parity.disagreements
     ]
     header = ["variant", *(column.name for column in fields(Disagreement))]
