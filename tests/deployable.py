@@ -82,6 +82,7 @@ def make_run(folder: Path, *, channels: int = 1, **changes: Any) -> Path:
     write(folder / "train.json", {
         "test_error": 0.1, "validation_error": 0.0625, "best_epoch": 7, "num_epochs": 9, "num_train": 1293,
         "num_validation": 144, "num_parameters": 4321, "num_blocks": 9, "expected_depth": 6.5,
+        "fingerprint": weights.info.fingerprint,
     })  # fmt: skip
     write(folder / "timing.json", {
         "train_s": 77.0, "images_per_s": 1.0, "hardware": "Abacus 3000, 2 cores", "git_commit": "c0ffee",

@@ -60,6 +60,7 @@ def test_a_version_for_each_file_and_the_alias_on_the_deployed_one(project: Path
     }
     run = client.get_run(first.run_id)
     assert run.data.tags["fingerprint"] == "0123456789abcdef"
+    assert run.info.end_time - run.info.start_time == 77_000  # as the training's timing.json says
     assert_answers_like(models / "model.onnx", project)
 
     make_other(folder)

@@ -119,7 +119,8 @@ def test_a_finished_run_is_complete_and_is_rebuilt_when_lost(
 ) -> None:
     """Params, tags, per-epoch metrics, figures and model; the same from the files alone in an empty store.
 
-    The run keeps the times of its training.
+    The run keeps the times of its training; where nothing has them, timing.json says how long it took and,
+    by the time it was written, when it ended.
     """
     (trained,) = runs(mlflow_store)
     run_id = track(finished)
@@ -158,8 +159,12 @@ def test_a_finished_run_is_complete_and_is_rebuilt_when_lost(
     track(finished)
     assert describe(mlflow_store) == before | {"models": lost_and_again + 2}, "what was cut short is not it"
     mlflow_store.write_bytes(empty_store.read_bytes())
+    os.utime(finished / "timing.json", (1000, 1000))
     assert track(finished) != run_id
     assert describe(mlflow_store) == before
+    (run,) = runs(mlflow_store)
+    train_ms = int(read_json(finished / "timing.json")["train_s"] * 1000)
+    assert (run.info.start_time, run.info.end_time) == (1_000_000 - train_ms, 1_000_000)
 
 
 DAMAGES = [  # file, what is replaced by what, and what is said

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,24 @@ def record_from_files(folder: Path) -> RunRecord:
         summary=summary,
         artifacts=[path for name in _EVALUATION if is_current and (path := folder / name).exists()],
         model=_evaluated(folder / "model.onnx", metrics.get("model_sha256")) if is_current else None,
+        written_ms=_written_ms(folder),
     )
+
+
+def record_of_times(run: str, fingerprint: str, folder: Path) -> RunRecord:
+    """No more of a finished run than MLflow knows it by, and its times, if `folder` holds that training."""
+    record = RunRecord(name=run, fingerprint=fingerprint, status="FINISHED", params={}, tags={})
+    with suppress(DataError):  # what was deployed may be all there is
+        if read_json(folder / "train.json").get("fingerprint") == fingerprint:
+            path = folder / "timing.json"
+            summary = _numbers(path, {"train_s": read_json(path).get("train_s")})
+            return replace(record, summary=summary, written_ms=_written_ms(folder))
+    return record
+
+
+def _written_ms(folder: Path) -> int:
+    """When timing.json was written, at the end of the training, or brought back; no file says more."""
+    return int((folder / "timing.json").stat().st_mtime * 1000)
 
 
 def _evaluated(model: Path, digest: Any) -> Path:

@@ -26,7 +26,8 @@ class RunRecord:
     """What MLflow shall hold of one run.
 
     epochs: metrics by name for each epoch, in order; summary: metrics of the whole run.
-    started_ms, ended_ms: since 1970; None is as noted, else when MLflow hears of it.
+    started_ms, ended_ms: since 1970; None is as noted, else by written_ms, else when MLflow hears of it.
+    written_ms: when the files of a finished training were written, train_s of the summary after its start.
     """
 
     name: str
@@ -40,6 +41,7 @@ class RunRecord:
     model: Path | None = None
     started_ms: int | None = None
     ended_ms: int | None = None
+    written_ms: int | None = None
 
 
 _NOTE = TypeAdapter(RunRecord)
@@ -68,12 +70,14 @@ def read_note(path: Path) -> RunRecord:
 
 
 def times_of(record: RunRecord) -> tuple[int | None, int | None]:
-    """When the training began and ended: as the record says, else as the note of one that finished does."""
+    """When the training began and ended: as the record says, the note of one that finished, or its files."""
     if record.status == "FINISHED" and record.ended_ms is None:
         with suppress(DataError):  # mostly there is none
             noted = read_note(note_path(record))
             if noted.status == "FINISHED":
                 return noted.started_ms, noted.ended_ms
+        if record.written_ms is not None and "train_s" in record.summary:
+            return record.written_ms - int(record.summary["train_s"] * 1000), record.written_ms
     return record.started_ms, record.ended_ms
 
 

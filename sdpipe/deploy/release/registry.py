@@ -14,7 +14,7 @@ from sdpipe.deploy.release.release import MODEL, Deployed, read_deployed
 from sdpipe.files import sha256_of, work_folder
 from sdpipe.training.logged_models import has_files, log_model
 from sdpipe.training.mlflow_store import connected
-from sdpipe.training.run_record import RunRecord
+from sdpipe.training.records import record_of_times
 from sdpipe.training.tracking import publish, quietly
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ def register(models: Path) -> str:
     TrackingError if the store refuses, DataError if `models` is not whole.
     """
     deployed = read_deployed(models)
-    run = RunRecord(
-        name=deployed.run, fingerprint=deployed.fingerprint, status="FINISHED", params={}, tags={}
-    )
+    run = record_of_times(deployed.run, deployed.fingerprint, models / deployed.run)
     run_id = publish(run)  # finds it; in an empty store `sdpipe track` fills it later
     with connected() as (mlflow, _), FileLock(work_folder() / "registry.lock"):
         client = mlflow.MlflowClient()
