@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from conftest import ALONE, CPU, train_config
 from test_augment import shifted
@@ -25,14 +26,20 @@ def test_the_mean_image_is_that_of_the_training_part(dataset: DataSet) -> None:
     np.testing.assert_allclose(trainer.normalisation.std.item(), kept_NHWC.std(), rtol=1e-6)
 
 
-def test_a_batch_is_padded_after_normalisation(dataset: DataSet) -> None:
-    """Each image is (x - mean) / std first and shifted then: zeros move in, which is the mean image."""
-    config = train_config(shift_px=2)
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("shift_px", [0, 2])
+def test_a_batch_is_padded_after_normalisation(dataset: DataSet, shift_px: int, flip: bool) -> None:
+    """Each image is (x - mean) / std first and shifted then: zeros move in, which is the mean image.
+
+    Shifted, mirrored, both or neither, as the configuration says.
+    """
+    config = train_config(shift_px=shift_px, flip=flip)
     trainer = Trainer(config, dataset, CPU, ALONE)
     num = len(trainer.train_indices)
     order = trainer.draws.order(0, num)[: config.batch_size]
-    shifts, flips = trainer.draws.shifts(0, num, 2)[order], trainer.draws.flips(0, num)[order]
-    assert np.abs(shifts).max() == 2
+    shifts = trainer.draws.shifts(0, num, shift_px)[order]
+    flips = trainer.draws.flips(0, num)[order] & flip
+    assert (np.abs(shifts).max(), flips.any()) == (shift_px, flip)
     ((images_NCHW, labels_N),) = next(trainer.batches.epoch(0, range(1), trainer.step.parts))
     chosen = trainer.train_indices[order]
     np.testing.assert_array_equal(labels_N.numpy(), dataset.train_labels_N[chosen])
