@@ -5,19 +5,36 @@ from sdpipe.network import linear_decay
 from sdpipe.training.draws import Draws
 
 
-def test_a_draw_is_a_function_of_its_arguments() -> None:
-    """The same again in any order of asking; another seed, epoch or step gives other draws."""
+@pytest.mark.parametrize(
+    ("name", "counters", "sizes"),
+    [
+        ("order", (3,), (100,)),
+        ("shifts", (3,), (100, 4)),
+        ("flips", (3,), (100,)),
+        ("crop", (3, 5), ()),
+        ("jitter", (3,), (100, 0.4)),
+        ("lighting", (3,), (100, 0.1)),
+        ("statistics_sample", (), (100, 50)),
+        ("active_blocks", (3, 5), ([0.5] * 64,)),
+        ("segments", (3, 5, 2), ([0.5] * 64, 32)),
+        ("dropout_keys", (3, 5), (9, 16)),
+    ],
+)
+def test_a_draw_is_a_function_of_its_arguments(
+    name: str, counters: tuple[int, ...], sizes: tuple[object, ...]
+) -> None:
+    """The same again in any order of asking; another seed, epoch, step, part or sample gives another draw."""
     draws = Draws(7)
-    probs = [0.5] * 64
-    first = draws.active_blocks(3, 5, probs)
-    draws.order(0, 10)
-    assert Draws(7).active_blocks(3, 5, probs) == first
-    for other in (
-        Draws(8).active_blocks(3, 5, probs),
-        draws.active_blocks(4, 5, probs),
-        draws.active_blocks(3, 6, probs),
-    ):
-        assert other != first
+
+    def drawn(draws: Draws, *counters: int) -> str:
+        found = getattr(draws, name)(*counters, *sizes)
+        return repr(found.random(100) if isinstance(found, np.random.Generator) else found)
+
+    first = drawn(draws, *counters)
+    assert drawn(Draws(8), *counters) != first
+    for at, counter in enumerate(counters):
+        assert drawn(draws, *counters[:at], counter + 1, *counters[at + 1 :]) != first
+    assert drawn(draws, *counters) == drawn(Draws(7), *counters) == first
 
 
 def test_order_is_a_permutation_and_changes_each_epoch() -> None:
@@ -60,6 +77,4 @@ def test_segments_give_each_image_its_survival_probability() -> None:
     for block, prob in enumerate(probs):
         assert np.abs(active[:, block].mean(axis=0) - prob).max() < 0.04
     assert abs((active[:, 0] & active[:, 1]).mean() - 0.4) < 0.02
-    assert Draws(0).segments(0, 7, 0, probs, num) == Draws(0).segments(0, 7, 0, probs, num)
-    assert Draws(0).segments(0, 7, 0, probs, num) != Draws(0).segments(0, 7, 1, probs, num)
     assert all(segment.count >= 2 for segment in Draws(0).segments(0, 0, 0, (0.001,) * 50, num))
