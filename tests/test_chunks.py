@@ -12,6 +12,7 @@ from scipy.special import log_softmax
 
 from sdpipe.data import imagefolder, store
 from sdpipe.training import evaluation, inputs
+from sdpipe.training.draws import Draws
 from sdpipe.training.images import ArrayImages
 
 
@@ -39,12 +40,14 @@ def test_each_picture_keeps_its_label(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_statistics_are_of_all_pictures_that_are_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """70 pictures in files, 12 or fewer at a time, against numpy in float64."""
+    """50 of 70 pictures in files, drawn by the seed, 12 or fewer at a time, against numpy in float64."""
     monkeypatch.setattr(inputs, "_STATISTICS_BATCH", 12)
-    dataset, chosen = make_pictures(tmp_path), np.arange(5, 75)
-    fitted = inputs.fit_to(train_config(), dataset, chosen, open_images(dataset, 0))
+    monkeypatch.setattr(inputs, "STATISTICS_IMAGES", 50)
+    dataset, indices = make_pictures(tmp_path), np.arange(5, 75)
+    fitted = inputs.fit_to(train_config(seed=3), dataset, indices, open_images(dataset, 0))
+    chosen = indices[Draws(3).statistics_sample(70, 50)]
     decoded_NHWC = np.stack([files_of(dataset).read(number) for number in chosen])
-    assert decoded_NHWC.shape == (70, SIZE, SIZE, 3)
+    assert decoded_NHWC.shape == (50, SIZE, SIZE, 3)
     mean_HWC = decoded_NHWC.mean(axis=0, dtype=np.float64)
     np.testing.assert_allclose(fitted.mean_HWC.numpy(), mean_HWC, rtol=1e-6)
     assert fitted.std.item() == pytest.approx(decoded_NHWC.std(dtype=np.float64), rel=1e-6)

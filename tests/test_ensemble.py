@@ -48,17 +48,18 @@ def test_the_members_of_few_are_the_first_of_many() -> None:
     np.testing.assert_allclose(share_L, probs, atol=0.03)  # 4 standard errors of sqrt(0.25 / 4000)
 
 
-def test_one_member_is_the_sub_network_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seed", [0, 3])
+def test_one_member_is_the_sub_network_itself(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """M = 1 against a forward pass of that sub-network, and whatever the batch size."""
     weights, images_NHWC = make_weights(depth=20), random_images(7)
-    (active,) = draw_members(weights.info.network.survival_probs, 1, seed=0)
+    (active,) = draw_members(weights.info.network.survival_probs, 1, seed)
     assert not all(active), "a sub-network that is not the whole one"
     images = weights.normalisation(torch.from_numpy(images_NHWC)).permute(0, 3, 1, 2)
     with torch.inference_mode():
         expected_NK = weights.build_network()(images, active).softmax(dim=1).numpy()
     for batch in (2, 100):
         monkeypatch.setattr(ensemble, "BATCH", batch)
-        _, averaged = ensemble_probabilities(weights, images_NHWC, [1], seed=0)
+        _, averaged = ensemble_probabilities(weights, images_NHWC, [1], seed)
         np.testing.assert_allclose(averaged[1], expected_NK, atol=1e-5)
 
 

@@ -21,6 +21,7 @@ from published_sets import (
     tar_of,
 )
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from sdpipe.data.config import ArchiveConfig, DigitsConfig
 from sdpipe.data.fetch import fetch
@@ -29,14 +30,17 @@ from sdpipe.errors import DataError
 
 
 def test_digits_are_scikit_learns_at_256_levels(tmp_path: Path) -> None:
-    """1,797 digits, a fifth held out, stratified; level 16 becomes 255."""
-    meta = fetch("digits", DigitsConfig(test_fraction=0.2, seed=0), tmp_path / "digits", tmp_path / "dl")
+    """1,797 digits, a fifth held out, stratified, by the seed; level 16 becomes 255."""
+    meta = fetch("digits", DigitsConfig(test_fraction=0.2, seed=3), tmp_path / "digits", tmp_path / "dl")
     dataset = open_dataset(tmp_path / "digits")
     assert (meta["num_train"], meta["num_test"]) == (1437, 360)
     assert max(meta["test_images_per_class"]) - min(meta["test_images_per_class"]) <= 2
-    pixels = np.sort(load_digits().data.ravel())
-    ours = np.sort(np.concatenate([dataset.train_images.ravel(), dataset.test_images_NHWC.ravel()]))
-    np.testing.assert_array_equal(np.rint(pixels * 255 / 16), ours)
+    pixels, labels = load_digits(return_X_y=True)
+    parts = train_test_split(range(1797), test_size=360, random_state=3, stratify=labels)
+    train, test = (sorted(part) for part in parts)
+    np.testing.assert_array_equal(dataset.train_images.reshape(-1, 64), np.rint(pixels[train] * 255 / 16))
+    np.testing.assert_array_equal(dataset.test_images_NHWC.reshape(-1, 64), np.rint(pixels[test] * 255 / 16))
+    np.testing.assert_array_equal(dataset.test_labels_N, labels[test])
 
 
 def test_cifar10_from_a_server(tmp_path: Path, files: Files) -> None:

@@ -9,6 +9,7 @@ from conftest import ALONE, CPU, train_config
 from test_augment import shifted
 
 from sdpipe.data.store import DataSet
+from sdpipe.training.draws import Draws
 from sdpipe.training.trainer import Trainer
 
 
@@ -33,12 +34,11 @@ def test_a_batch_is_padded_after_normalisation(dataset: DataSet, shift_px: int, 
 
     Shifted, mirrored, both or neither, as the configuration says.
     """
-    config = train_config(shift_px=shift_px, flip=flip)
+    config = train_config(shift_px=shift_px, flip=flip, seed=3)
     trainer = Trainer(config, dataset, CPU, ALONE)
-    num = len(trainer.train_indices)
-    order = trainer.draws.order(0, num)[: config.batch_size]
-    shifts = trainer.draws.shifts(0, num, shift_px)[order]
-    flips = trainer.draws.flips(0, num)[order] & flip
+    draws, num = Draws(3), len(trainer.train_indices)
+    order = draws.order(0, num)[: config.batch_size]
+    shifts, flips = draws.shifts(0, num, shift_px)[order], draws.flips(0, num)[order] & flip
     assert (np.abs(shifts).max(), flips.any()) == (shift_px, flip)
     ((images_NCHW, labels_N),) = next(trainer.batches.epoch(0, range(1), trainer.step.parts))
     chosen = trainer.train_indices[order]
