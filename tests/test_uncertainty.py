@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import export_to, make_weights, random_images
+from conftest import CLASS_NAMES, export_to, make_weights, random_images
 from ensemble_files import deploy_ensemble, export_ensemble_to, in_pytorch, switches
 from PIL import Image
 from test_cli import HEAVY
@@ -56,13 +56,18 @@ def test_the_mean_is_that_of_the_sub_networks_in_pytorch(tmp_path: Path, weights
     np.testing.assert_allclose(means, averaged[M][np.arange(6), labels_N], atol=1e-5)
 
 
-def test_the_spread_is_that_of_single_runs(deployed: Path, weights: Weights) -> None:
-    """Mean, sample standard deviation and agreement by hand, from M sub-networks of PyTorch at T = 1.5."""
-    images_NHWC, labels_N = random_images(6), np.array([0, 1, 2, 0, 1, 2])
+def of_members(weights: Weights, images_NHWC: np.ndarray) -> np.ndarray:
+    """Probabilities (M, N, K) of the drawn sub-networks by PyTorch, at T = 1.5."""
     members = draw_members(weights.info.network.survival_probs, M, seed=0)
     assert len({tuple(active) for active in members}) > 1
     logits_MNK = np.stack([in_pytorch(weights, images_NHWC, active) for active in members])
-    probabilities_MNK = torch.from_numpy(logits_MNK / 1.5).softmax(dim=2).numpy()
+    return torch.from_numpy(logits_MNK / 1.5).softmax(dim=2).numpy()
+
+
+def test_the_spread_is_that_of_single_runs(deployed: Path, weights: Weights) -> None:
+    """Mean, sample standard deviation and agreement by hand, from M sub-networks of PyTorch at T = 1.5."""
+    images_NHWC, labels_N = random_images(6), np.array([0, 1, 2, 0, 1, 2])
+    probabilities_MNK = of_members(weights, images_NHWC)
     found = open_ensemble(open_artifact(deployed, "cpu"), M, "cpu").judge(images_NHWC, labels_N)
     for image, (judged, label) in enumerate(zip(found, labels_N, strict=True)):
         values = [float(probabilities_MNK[member, image, label]) for member in range(M)]
@@ -76,8 +81,13 @@ def test_the_spread_is_that_of_single_runs(deployed: Path, weights: Weights) -> 
 
 
 @pytest.mark.parametrize("place", ["ensemble.onnx", "variants/ensemble.onnx"])
-def test_predict_prints_the_spread(tmp_path: Path, pictures: Path, deployed: Path, place: str) -> None:
-    """Label and probability stay the model's; --json gains one key, and loses none, whatever the batch."""
+def test_predict_prints_the_spread(
+    tmp_path: Path, pictures: Path, deployed: Path, weights: Weights, place: str
+) -> None:
+    """Label and probability stay the model's; --json gains one key, and loses none, whatever the batch.
+
+    The spread is that of the label that is printed.
+    """
     model = tmp_path / "model.onnx"
     shutil.copy(deployed, model)
     (tmp_path / place).parent.mkdir(exist_ok=True)
@@ -91,6 +101,10 @@ def test_predict_prints_the_spread(tmp_path: Path, pictures: Path, deployed: Pat
         first = json.loads(one)["uncertainty"]
         assert line["uncertainty"] == pytest.approx(first, abs=1e-6)
         assert list(first) == ["members", "probability_mean", "probability_std", "agreement"]
+    means_NK = of_members(weights, random_images(7)).mean(axis=0)
+    for line, means in zip(lines, means_NK, strict=True):
+        mean = means[CLASS_NAMES.index(line["label"])]
+        assert line["uncertainty"]["probability_mean"] == pytest.approx(mean, abs=1e-5)
     without = [{key: value for key, value in line.items() if key != "uncertainty"} for line in lines]
     assert without == [json.loads(line) for line in plain.stdout.splitlines()]
 
