@@ -28,19 +28,27 @@ def test_1202_layers_warm_up(epoch: int, expected: float) -> None:
     assert learning_rate_at(config, epoch) == pytest.approx(expected, rel=1e-12)
 
 
-def test_plateau_is_that_of_pytorch() -> None:
-    """The drops come where torch's ReduceLROnPlateau has them; its patience is one less."""
+@pytest.mark.parametrize("warmup_epochs", [0, 9])
+def test_plateau_is_that_of_pytorch(warmup_epochs: int) -> None:
+    """The drops come where torch's ReduceLROnPlateau has them; its patience is one less.
+
+    A warm-up is before all that: neither do its errors wait, nor are they the lowest.
+    """
     errors = np.random.default_rng(0).random(80).cumsum() % 1.0  # falls and rises, with long waits
     errors = np.sort(errors)[::-1] + np.tile([0, 0.02, 0.03, 0.04], 20)
-    config = train_config(epochs=80, milestones=[], plateau_epochs=3)
+    errors = np.concatenate([np.full(warmup_epochs, 0.01), errors])
+    warmup = {"epochs": warmup_epochs, "learning_rate": 0.02}
+    config = train_config(epochs=len(errors), milestones=[], plateau_epochs=3, warmup=warmup)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=2, threshold=0, eps=0)
     rates = []
     for epoch, error in enumerate(errors):
-        rates.append(optimizer.param_groups[0]["lr"])
+        is_past_warmup = epoch >= warmup_epochs
+        rates.append(optimizer.param_groups[0]["lr"] if is_past_warmup else 0.02)
         assert learning_rate_at(config, epoch, errors.tolist()) == pytest.approx(rates[-1], rel=1e-9)
-        theirs.step(error)
-    assert len(set(rates)) > 2, "the example has drops"
+        if is_past_warmup:
+            theirs.step(error)
+    assert len(set(rates[warmup_epochs:])) > 2, "the example has drops"
 
 
 def test_the_rate_falls_to_zero_at_last() -> None:
