@@ -234,8 +234,11 @@ def test_a_kill_while_an_end_is_replaced_is_no_obstacle(
 
 
 def keep_and_extend(config: TrainConfig, dataset: DataSet, folder: Path) -> tuple[TrainResult, list[str]]:
-    """Finish what is in `folder`, keep its end as a session does, and go on from there with `config`."""
-    train_alone(train_config(milestones=[]), dataset, folder / "run")
+    """Finish what is in `folder`, keep its end as a session does, and go on from there with `config`.
+
+    It has had three epochs without a milestone.
+    """
+    train_alone(config.model_copy(update={"epochs": 3, "milestones": ()}), dataset, folder / "run")
     weights_path = folder / "weights.safetensors"
     weights_path.touch()
     lineage = Lineage(folder / "finished" / "lineage")
