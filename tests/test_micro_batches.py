@@ -108,15 +108,40 @@ def test_running_statistics_are_the_mean_over_the_parts(dataset: DataSet) -> Non
     torch.testing.assert_close(stem.bn.running_var.double(), 0.9 + 0.1 * variance, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("skip", ["B", "C"])
+def test_so_are_those_of_a_learned_skip_whose_block_is_inactive(dataset: DataSet, skip: str) -> None:
+    """It computes in every step: 0.1 mean(batch means) from 0, worked out from its outputs in float64.
+
+    The branch beside it computes nothing, and keeps what it has.
+    """
+    trainer = Trainer(train_config(micro_batches=4, skip=skip), dataset, CPU, ALONE)
+    block = trainer.network.blocks[3]
+    outputs: list[torch.Tensor] = []
+    block.projection.conv.register_forward_hook(lambda *seen: outputs.append(seen[-1].detach().double()))
+    active = [True, True, True, False, True, False, True, True, True]
+    trainer.step.run(0, batch_of(trainer), lambda _part: PartDraws(active=active), 0.0)
+    assert [len(output) for output in outputs] == [4, 4, 4, 4]
+    mean = torch.stack([output.mean(dim=(0, 2, 3)) for output in outputs]).mean(dim=0)
+    variance = torch.stack([output.var(dim=(0, 2, 3)) for output in outputs]).mean(dim=0)
+    norm = block.projection.bn
+    torch.testing.assert_close(norm.running_mean.double(), 0.1 * mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var.double(), 0.9 + 0.1 * variance, rtol=1e-4, atol=1e-5)
+    assert not block.branch.bn1.running_mean.any()
+
+
 def test_parts_of_one_image_are_refused(dataset: DataSet) -> None:
     with pytest.raises(ConfigError, match=r"batch_size: 16 images are too few for 12 parts .*12 processes"):
         Trainer(train_config(), dataset, CPU, World(0, 12, 0))
 
 
 def test_parts_in_which_every_block_would_be_active_are_refused(dataset: DataSet) -> None:
-    """Of the images of each of 8 processes, 2, two would pass every block: that is constant depth."""
+    """Of the images of each of 8 processes, 2, two would pass every block: that is constant depth.
+
+    4 of a part are enough at p_L 0.5.
+    """
     config = train_config(draw="sample")
     says = r"16 images are too few for 8 parts of at least 4 .*8 processes"
     with pytest.raises(ConfigError, match=says):
         Trainer(config, dataset, CPU, World(0, 8, 0))
-    Trainer(config, dataset, CPU, ALONE)
+    trainer = Trainer(train_config(draw="sample", micro_batches=4), dataset, CPU, ALONE)
+    assert [part.stop - part.start for part in trainer.step.parts] == [4, 4, 4, 4]
