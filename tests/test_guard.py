@@ -71,6 +71,15 @@ def test_the_guard_bears_with_fp16_for_a_while() -> None:
     assert guard.bad_step() == (200, 1.0, float("inf"))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_guard_does_not_bear_with_a_loss(value: float) -> None:
+    """In fp16 gradients may overflow, since they are scaled; the loss is noted before that."""
+    guard = Guard(torch.device("cpu"), FP16_STREAK)
+    guard.watch(0, torch.tensor(1.0), torch.tensor(2.0))
+    guard.watch(1, torch.tensor(value), torch.tensor(3.0))
+    assert guard.bad_step() == pytest.approx((1, value, 3.0), nan_ok=True)
+
+
 def test_a_gradient_that_overflows_in_fp16_is_not_noted(
     dataset: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
