@@ -67,6 +67,7 @@ def test_the_committed_params_are_right(params: dict[str, Any]) -> None:
         ("train.epocs", 60, r"train\.epocs: key not permitted"),
         ("train.depth", 21, r"^params\.yaml: train\.depth: expected a depth of 6n \+ 2 [^;]*, got 21$"),
         ("train.widths", [16, 32], r"train\.widths: expected 3"),
+        ("train.widths", [16, 8, 64], r"train\.widths: expected 3 .*, never falling, got \[16, 8, 64\]"),
         ("train.widths", [16, "32", 64], r"train\.widths\.1"),
         ("train.milestones", [45, 30], r"train\.milestones: expected rising"),
         ("train.warmup.epochs", -1, r"train\.warmup\.epochs"),
@@ -77,6 +78,7 @@ def test_the_committed_params_are_right(params: dict[str, Any]) -> None:
             r"train\.epochs: expected more than the 120 of p_L_warmup_epochs, got 120$",
         ),
         ("train.learning_rate", float("nan"), r"train\.learning_rate"),
+        ("train.learning_rate", float("inf"), r"train\.learning_rate: expected a finite number, got inf"),
         (
             "fetch.cifar10.source",
             "data/cifar10",
