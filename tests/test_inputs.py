@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_dataset, train_config
 
+from sdpipe.data.store import DataSet
 from sdpipe.errors import ConfigError, DataError
 from sdpipe.training.compute import Compute
 from sdpipe.training.inputs import check_fits, split
@@ -56,8 +57,25 @@ def test_no_class_may_lose_all_its_images_to_the_validation(tmp_path) -> None:
 
 
 def test_images_that_are_too_small_are_refused(tmp_path) -> None:
+    """Of 17 pixels a side the strides leave 9, 5, 3 and 2 for the last one, of 16 one."""
     dataset = make_dataset(tmp_path / "data", size=16)
     check_fits(train_config(), dataset, FP32)
     config = train_config(family="imagenet", depth=18, widths=[4, 8, 8, 8])
     with pytest.raises(ConfigError, match="imagenet needs images of at least 17 pixels a side"):
         check_fits(config, dataset, FP32)
+    check_fits(config, make_dataset(tmp_path / "enough", size=17), FP32)
+
+
+def test_shifts_that_leave_nothing_of_an_image_are_refused(dataset: DataSet) -> None:
+    """Of 9 pixels a shift by 8 leaves one."""
+    check_fits(train_config(shift_px=8), dataset, FP32)
+    with pytest.raises(ConfigError, match=r"train\.shift_px: expected less than the image size 9, got 9$"):
+        check_fits(train_config(shift_px=9), dataset, FP32)
+
+
+def test_fewer_images_than_a_batch_are_refused(dataset: DataSet) -> None:
+    """Four fifths of 120 are 96: one step an epoch, but not of 97 images."""
+    train, _ = split(train_config(batch_size=96), dataset)
+    assert len(train) == 96
+    with pytest.raises(DataError, match=r"train\.batch_size: 97 images asked for, 96 to train on"):
+        split(train_config(batch_size=97), dataset)

@@ -9,7 +9,6 @@ from conftest import ALONE, CPU, run_epoch, same, train_alone, train_config
 from torch import nn
 
 from sdpipe.data.store import DataSet
-from sdpipe.errors import DataError
 from sdpipe.training.config import CheckpointConfig
 from sdpipe.training.interruption import Interruption
 from sdpipe.training.loop import Saver
@@ -206,11 +205,6 @@ def test_the_reported_test_error_is_that_of_the_kept_epoch(dataset: DataSet, tmp
             pixels = torch.from_numpy(np.array(image[None]))
             wrong += int(trainer.network(trainer.normalise(pixels).permute(0, 3, 1, 2)).argmax()) != label
     assert result.test_error == wrong / len(dataset.test_labels_N)
-
-
-def test_fewer_images_than_a_batch_are_refused(dataset: DataSet, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train\.batch_size: 500 images asked for, 96"):
-        train_alone(train_config(batch_size=500), dataset, tmp_path)
 
 
 def test_a_checkpoint_is_due_by_step_and_by_time_and_never_costs_more_than_2_percent(
