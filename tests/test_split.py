@@ -17,7 +17,11 @@ def test_cifar_is_split_into_45000_and_5000() -> None:
 
 
 def test_svhn_takes_400_of_train_and_200_of_extra_per_class() -> None:
-    """6,000 validation images of 73,257 + 531,131; here the same at a hundredth."""
+    """6,000 validation images of 73,257 + 531,131; here from a tenth of them.
+
+    Shuffled: of those chosen about half lie in the first half of their part, +- 5 * 22; another seed chooses
+    others.
+    """
     labels = np.arange(7_330 + 53_110) % 10
     parts = (("train", 7_330), ("extra", 53_110))
     train, validation = split_validation(labels, parts, {"train": 400, "extra": 200}, seed=0)
@@ -26,6 +30,9 @@ def test_svhn_takes_400_of_train_and_200_of_extra_per_class() -> None:
         chosen = validation[labels[validation] == k]
         assert ((chosen < 7_330).sum(), (chosen >= 7_330).sum()) == (400, 200)
     assert not set(train.tolist()) & set(validation.tolist())
+    assert abs((validation < 3_665).sum() - 2_000) < 110
+    assert abs((validation >= 7_330 + 26_555).sum() - 1_000) < 110
+    assert not np.array_equal(validation, split_validation(labels, parts, {"train": 400, "extra": 200}, 1)[1])
 
 
 def test_a_validation_part_is_used_as_it_is() -> None:
