@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from conftest import ROOT, make_dataset, train_alone, train_config
+from torch.utils.checkpoint import checkpoint
 
 from sdpipe.data.store import DataSet
 from sdpipe.network import NetworkConfig, ResNet, initialise
@@ -115,12 +117,16 @@ def test_less_is_kept_for_the_backward_pass() -> None:
 
 
 def test_evaluation_is_not_recomputed() -> None:
-    """In eval mode the test network runs as without."""
+    """In eval mode the test network runs as without; in training each of the 3 branches goes by PyTorch's."""
     network = network_of(8).eval()
     images = torch.rand(2, 1, 8, 8)
     expected = network(images)
     recompute_branches(network)
-    assert torch.equal(network(images), expected)
+    with patch("sdpipe.training.recompute.checkpoint", wraps=checkpoint) as recomputing:
+        assert torch.equal(network(images), expected)
+        assert recomputing.call_count == 0
+        network.train()(images, [True] * 3)
+        assert recomputing.call_count == 3
 
 
 @pytest.mark.slow
