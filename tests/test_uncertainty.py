@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import CLASS_NAMES, export_to, make_weights, random_images
+from deployable import sha256
 from ensemble_files import deploy_ensemble, export_ensemble_to, in_pytorch, switches
 from PIL import Image
 from test_cli import HEAVY
@@ -141,6 +142,20 @@ def test_ensembles_that_do_not_belong_to_the_model_are_refused(
     assert f"{beside}: expected the training 0123456789abcdef of {model}, got fedcba9876543210" in refused(
         *arguments
     )
+
+
+def test_the_ensemble_is_verified_as_the_model_is(tmp_path: Path, pictures: Path, deployed: Path) -> None:
+    """One byte that changes nothing computed; the model beside it, and the manifest, are as deployed."""
+    model, beside = tmp_path / "model.onnx", tmp_path / "ensemble.onnx"
+    shutil.copy(deployed, model)
+    shutil.copy(deployed.parent / "variants" / "ensemble.onnx", beside)
+    listed = [f"{sha256(path)}  {path.name}\n" for path in (model, beside)]
+    (tmp_path / "SHA256SUMS").write_text("".join(listed))
+    arguments = [pictures / "0.png", "--model", model, "--uncertainty", M]
+    assert call("predict", *arguments, "--verify").exit_code == 0
+    beside.write_bytes(beside.read_bytes().replace(b"pytorch", b"PYTORCH", 1))
+    assert call("predict", *arguments).exit_code == 0
+    assert f"{beside}: not the file that was deployed" in refused(*arguments, "--verify")
 
 
 def test_constant_depth_has_no_spread(tmp_path: Path, pictures: Path) -> None:
