@@ -8,10 +8,37 @@ from loopback import Files
 from test_imagefolder import draw, folder_config, make_tree
 
 from sdpipe.data.fetch import fetch
+from sdpipe.data.imagefolder import list_pictures
 from sdpipe.errors import DataError
 
 GROESSE = "Gr\u00f6\u00dfe"
 DECOMPOSED = unicodedata.normalize("NFD", GROESSE)
+NAMES = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": ("validation", "valid", "val"),
+}
+
+
+@pytest.mark.parametrize("part", NAMES)
+def test_a_part_has_any_of_its_names(tmp_path: Path, part: str) -> None:
+    """In letters of either size."""
+    for name in NAMES[part]:
+        folder = tmp_path / f"as-{name}" / name.capitalize()
+        make_tree(folder.parent, (folder.name, *(NAMES.keys() - {part})), num=1)
+        listing = list_pictures(folder.parent)
+        assert listing.splits.keys() == NAMES.keys()
+        assert [path.parent.parent for path, _ in listing.splits[part]] == [folder] * 3
+
+
+def test_an_ending_has_letters_of_either_size(tmp_path: Path) -> None:
+    """As cameras write it; of 24 pictures 8."""
+    tree = make_tree(tmp_path / "mine")
+    for path in sorted((tree / "bee").iterdir()):
+        path.rename(path.with_suffix(".PNG"))
+    listing = list_pictures(tree)
+    assert [label for _, label in listing.splits["train"]] == [0] * 8 + [1] * 8 + [2] * 8
+    assert listing.num_ignored == 0
 
 
 def test_a_link_to_nowhere_may_have_been_a_class(tmp_path: Path) -> None:
