@@ -32,6 +32,17 @@ def test_resize_and_centre_crop_are_torchvisions() -> None:
     assert np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).max() <= 1
 
 
+def assert_anywhere(boxes: np.ndarray, picture_WH: tuple[int, int]) -> None:
+    """Each edge in what the box leaves of the picture: uniform, so of mean 1/2 and deviation 1 / sqrt(12)."""
+    for edge, length in enumerate(picture_WH):
+        room = length - (boxes[:, edge + 2] - boxes[:, edge])
+        shares = boxes[room > 50, edge] / room[room > 50]
+        assert shares.mean() == pytest.approx(0.5, abs=0.02)
+        assert shares.std() == pytest.approx(12**-0.5, rel=0.03)
+        assert shares.min() < 0.01
+        assert shares.max() > 0.99
+
+
 def test_random_size_boxes_have_the_asked_area_and_aspect() -> None:
     """10,000 boxes of a 300 x 400 picture, and their edges; a square always fits into a square, so there the
     mean area is (0.08 + 1) / 2, with a standard error of 0.92 / sqrt(12 * 10,000) = 0.0027."""
@@ -42,6 +53,7 @@ def test_random_size_boxes_have_the_asked_area_and_aspect() -> None:
     assert top.min() >= 0
     assert right.max() <= 400
     assert bottom.max() <= 300
+    assert_anywhere(np.array(boxes), (400, 300))
     area = (right - left) * (bottom - top) / (300 * 400)
     aspect = (right - left) / (bottom - top)
     assert 0.079 < area.min() < 0.09
@@ -79,7 +91,7 @@ def test_random_scale_boxes_are_224_pixels_of_the_resized_picture() -> None:
     assert boxes.min() >= 0
     assert boxes[:, 2].max() <= 768
     assert boxes[:, 3].max() <= 512
-    assert boxes[:, 0].max() > 500, "anywhere in the picture"
+    assert_anywhere(boxes, (768, 512))
 
 
 def test_colour_jitter_is_torchvisions() -> None:

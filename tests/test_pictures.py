@@ -22,6 +22,7 @@ from sklearn.model_selection import train_test_split
 from sdpipe.data.config import DigitPicturesConfig
 from sdpipe.data.crops import random_scale_box, random_size_box
 from sdpipe.data.fetch import fetch
+from sdpipe.data.pictures import PictureFiles, make_table
 from sdpipe.data.store import DataSet, open_dataset
 from sdpipe.errors import ConfigError, DataError
 from sdpipe.runtime.artifact import open_artifact
@@ -85,7 +86,19 @@ def test_imagenets_validation_images_are_the_test_part(pictures: DataSet) -> Non
     assert (len(pictures.train_labels_N), len(pictures.test_labels_N)) == (90, 12)
     assert pictures.train_parts == (("train", 90),)
     assert pictures.test_images_NHWC.shape == (12, SIZE, SIZE, 3)
+
+
+def test_test_pictures_are_cut_as_validation_pictures_are(pictures: DataSet) -> None:
+    """The centre 12 / 16 of the shorter side, by Pillow; what the data set says of it goes into the file."""
     assert pictures.crop_fraction == SIZE / RESIZE
+    paths = sorted((files_of(pictures).root / "val").rglob("*.png"))
+    for path, found_HWC in zip(paths, pictures.test_images_NHWC, strict=True):
+        picture = Image.open(path)
+        side = min(picture.size) * SIZE / RESIZE
+        left, top = (picture.width - side) / 2, (picture.height - side) / 2
+        box = (left, top, left + side, top + side)
+        expected = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
+        np.testing.assert_array_equal(found_HWC, np.asarray(expected))
 
 
 def test_a_test_folder_beside_the_validation_folder(tmp_path: Path) -> None:
@@ -95,7 +108,22 @@ def test_a_test_folder_beside_the_validation_folder(tmp_path: Path) -> None:
         Image.new("RGB", (20, 20)).save(tmp_path / "all" / "test" / k / "a.png")
     dataset = fetch_pictures(tmp_path / "all", tmp_path / "data")
     assert dataset.train_parts == (("train", 90), ("validation", 12))
+    assert len(files_of(dataset)) == len(dataset.train_labels_N) == 102
+    assert files_of(dataset).path(90) == tmp_path / "all" / "val" / "b" / "11.png"
     assert len(dataset.test_labels_N) == 3
+
+
+def test_a_picture_that_grew_is_not_the_one_that_was_listed(tmp_path: Path) -> None:
+    """By one byte, which a decoder does not mind."""
+    path = tmp_path / "a.png"
+    Image.new("RGB", (SIZE, SIZE)).save(path)
+    table = make_table([path], tmp_path)
+    pictures = PictureFiles(root=tmp_path, table=table, size_HW=(SIZE, SIZE), channels=3, crop_fraction=1.0)
+    size = path.stat().st_size
+    assert pictures.read(0).shape == (SIZE, SIZE, 3)
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(DataError, match=rf"{path}: {size + 1} bytes, and {size} when it was listed"):
+        pictures.read(0)
 
 
 def test_trees_that_are_refused(tmp_path: Path) -> None:
