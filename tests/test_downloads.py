@@ -88,6 +88,24 @@ def test_without_a_digest_the_same_version_is_continued(tmp_path: Path, files: F
     assert [wanted for _, wanted in files.requests] == [None, "bytes=20000-"]
 
 
+def test_a_weak_etag_names_no_version(tmp_path: Path, files: Files) -> None:
+    """Files of other bytes may have it (RFC 9110 8.8.1): as without any, all is asked for again."""
+    files.content["/a.zip"], files.headers = CONTENT, {"ETag": 'W/"1"'}
+    files.cut_after, files.cuts_left = 20_000, 1
+    assert download(f"{files.url}a.zip", tmp_path, None) == CONTENT
+    assert [wanted for _, wanted in files.requests] == [None, None]
+
+
+def test_a_range_from_another_place_is_not_put_behind_what_came(tmp_path: Path, files: Files) -> None:
+    """Nor kept: the next run starts over."""
+    files.content["/a.zip"], files.headers = CONTENT, {"Content-Range": "bytes 10000-49999/60000"}
+    files.cut_after, files.cuts_left = 20_000, 1
+    with pytest.raises(DataError, match=r"/a\.zip: the server continued at another place"):
+        download(f"{files.url}a.zip", tmp_path, CONTENT)
+    assert download(f"{files.url}a.zip", tmp_path, CONTENT) == CONTENT
+    assert [wanted for _, wanted in files.requests] == [None, "bytes=20000-", None]
+
+
 @pytest.mark.parametrize("length", ["abc", "", "60000, 60000", "-1"])
 def test_a_length_that_is_no_number_is_as_none(tmp_path: Path, files: Files, length: str) -> None:
     files.content["/a.zip"] = CONTENT
