@@ -41,6 +41,16 @@ def test_picking_by_hand() -> None:
         pick_by_error(FOUR, 0.05, 1)
 
 
+def test_the_batch_size_that_is_asked_for_decides() -> None:
+    """At 64 the first of these two is slower, and at 1 it is faster."""
+    first, second = variant("a", 0.1, 0.1, 1), variant("b", 0.1, 0.1, 2)
+    pair = [replace(first, latency_ms={1: 1.0, 64: 90.0}), replace(second, latency_ms={1: 2.0, 64: 70.0})]
+    for batch_size, name in ((1, "a"), (64, "b")):
+        assert pick_by_error(pair, 0.2, batch_size).variant == name
+        assert pick_by_latency(pair, 100, batch_size).variant == name
+        assert [one.variant for one in mark_front(pair, batch_size) if one.on_front] == [name]
+
+
 def test_a_file_that_failed_its_parity_is_not_offered() -> None:
     """b would be picked and c be the fastest; without them a and d are, and lie on the front."""
     marked = [replace(one, parity=one.variant not in "bc") for one in FOUR]
