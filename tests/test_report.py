@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from sdpipe.errors import ModelError
 from sdpipe.report.cells import read_table, write_table
 from sdpipe.report.html_tables import duration
 from sdpipe.report.reading import read_runs
+from sdpipe.report.settings import Spread
+from sdpipe.report.tables import verdict
 from sdpipe.report.write import write_report
 from sdpipe.training.records import record_from_files
 from sdpipe.training.weights import load_info, load_weights
@@ -49,6 +52,14 @@ def test_one_run_has_no_spread(tmp_path: Path) -> None:
     assert "constant_error_sd" not in row
     assert "compared_error_sd" not in row
     assert row["verdict"] == "stochastic is better; one run tells no spread"
+
+
+@pytest.mark.parametrize("sds", [(0.02, 0.001), (0.001, 0.02)])
+def test_a_difference_is_held_to_the_larger_spread(sds: tuple[float, float]) -> None:
+    """Of constant depth or of what is compared with it."""
+    constant, compared = (Spread(mean=mean, sd=sd, n=5) for mean, sd in zip((0.1, 0.09), sds, strict=True))
+    assert verdict(constant, compared, "stochastic") == "stochastic is better, by less than the spread"
+    assert verdict(constant, replace(compared, mean=0.07), "stochastic") == "stochastic is better"
 
 
 def test_equal_errors_are_equal_whatever_their_number(tmp_path: Path) -> None:
