@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import make_dataset, make_weights, random_images
+from ensemble_files import in_pytorch
 
 from sdpipe.cli import main
 from sdpipe.deploy import ensemble
@@ -16,7 +17,7 @@ from sdpipe.deploy.ensemble import compare_ensemble, ensemble_probabilities
 from sdpipe.errors import DataError, ModelError
 from sdpipe.runtime.uncertainty import draw_members
 from sdpipe.training.run_files import read_rows
-from sdpipe.training.weights import save_weights
+from sdpipe.training.weights import Weights, save_weights
 
 
 def test_the_average_of_many_is_that_over_all_sub_networks() -> None:
@@ -48,29 +49,38 @@ def test_the_members_of_few_are_the_first_of_many() -> None:
     np.testing.assert_allclose(share_L, probs, atol=0.03)  # 4 standard errors of sqrt(0.25 / 4000)
 
 
+def member_probabilities(
+    weights: Weights, images_NHWC: np.ndarray, num_members: int, seed: int = 0
+) -> np.ndarray:
+    """Of each sub-network by itself, float64 (M, N, K)."""
+    members = draw_members(weights.info.network.survival_probs, num_members, seed)
+    logits_MNK = np.stack([in_pytorch(weights, images_NHWC, active) for active in members])
+    return torch.from_numpy(logits_MNK).softmax(dim=2).numpy()
+
+
 @pytest.mark.parametrize("seed", [0, 3])
-def test_one_member_is_the_sub_network_itself(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """M = 1 against a forward pass of that sub-network, and whatever the batch size."""
+def test_the_first_members_are_averaged(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """M = 1 is the sub-network itself, M = 4 the mean of four, both at once, and whatever the batch size."""
     weights, images_NHWC = make_weights(depth=20), random_images(7)
     (active,) = draw_members(weights.info.network.survival_probs, 1, seed)
     assert not all(active), "a sub-network that is not the whole one"
-    images = weights.normalisation(torch.from_numpy(images_NHWC)).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        expected_NK = weights.build_network()(images, active).softmax(dim=1).numpy()
+    probabilities_MNK = member_probabilities(weights, images_NHWC, 4, seed)
     for batch in (2, 100):
         monkeypatch.setattr(ensemble, "BATCH", batch)
-        _, averaged = ensemble_probabilities(weights, images_NHWC, [1], seed)
-        np.testing.assert_allclose(averaged[1], expected_NK, atol=1e-5)
+        _, averaged = ensemble_probabilities(weights, images_NHWC, [1, 4], seed)
+        assert list(averaged) == [1, 4]
+        for count, averaged_NK in averaged.items():
+            np.testing.assert_allclose(averaged_NK, probabilities_MNK[:count].mean(axis=0), atol=1e-5)
 
 
 def test_command_writes_a_file_for_the_report(project: Path) -> None:
     """Runs of constant depth, which each recipe has, are named and passed over: no failure, unless asked for.
 
-    The others are compared in either case.
+    The others are compared in either case, as in float64.
     """
     dataset = make_dataset(project / "data" / "animals")
     for run, p_L in (("constant", 1.0), ("stochastic", 0.5)):
-        weights = make_weights(p_L=p_L)
+        weights = make_weights(p_L=p_L, seed=7)  # its test network errs less than its sub-networks
         object.__setattr__(weights.info, "dataset_digest", dataset.digest)
         (project / "models" / run).mkdir(parents=True)
         save_weights(project / "models" / run / "weights.safetensors", weights)
@@ -85,7 +95,18 @@ def test_command_writes_a_file_for_the_report(project: Path) -> None:
     header = path.read_text().splitlines()[0]
     assert header == ",".join(ensemble.COLUMNS)
     path.write_text("".join(line.split(",", 1)[1] for line in path.read_text().splitlines(keepends=True)))
-    assert [row["members"] for row in read_rows(path)] == [1, 4]
+    rows = read_rows(path)
+    assert [(row["members"], row["seed"]) for row in rows] == [(1, 0), (4, 0)]
+    images_NHWC, labels_N = dataset.test_images_NHWC, torch.from_numpy(dataset.test_labels_N)
+    tested_NK = torch.from_numpy(in_pytorch(weights, images_NHWC, None)).softmax(dim=1)
+    members_MNK = torch.from_numpy(member_probabilities(weights, images_NHWC, 4))
+    for row in rows:
+        averaged_NK = members_MNK[: int(row["members"])].mean(dim=0)
+        for name, probabilities_NK in (("ensemble", averaged_NK), ("test_network", tested_NK)):
+            wrong_N = probabilities_NK.argmax(dim=1) != labels_N
+            assert row[f"{name}_error"] == wrong_N.double().mean().item()
+            nll = torch.nn.functional.nll_loss(probabilities_NK.log(), labels_N).item()
+            assert row[f"{name}_nll"] == pytest.approx(nll, rel=1e-4)
     assert not (project / "models" / "constant" / "ensemble.csv").exists()
 
 
