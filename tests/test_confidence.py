@@ -21,6 +21,7 @@ from sdpipe.deploy.confidence import (
 )
 from sdpipe.deploy.config import CalibrateConfig
 from sdpipe.deploy.held_out import open_held_out
+from sdpipe.deploy.proof.parity import Reference
 from sdpipe.deploy.pruning.recalibrate import score
 from sdpipe.errors import DataError, ModelError
 from sdpipe.runtime.artifact import count_operators, open_artifact
@@ -99,7 +100,7 @@ def test_the_file_divides_its_logits(tmp_path: Path) -> None:
 
 
 def test_calibration_sees_the_validation_part_only(tmp_path: Path, dataset: DataSet) -> None:
-    """The split is the training's own: 24 of 120 images, none of which it trained on."""
+    """The split is the training's own: 24 of 120 images, none of which it trained on; figures by torch."""
     from dataclasses import replace
 
     config = train_config()
@@ -115,6 +116,15 @@ def test_calibration_sees_the_validation_part_only(tmp_path: Path, dataset: Data
     calibrate_run(tmp_path, dataset, CalibrateConfig(num_bins=15))
     facts = json.loads((tmp_path / "calibration.json").read_text())
     assert facts["num_validation"] == 24
+    logits_NK = torch.from_numpy(Reference(weights).logits(validated)).double()
+    labels_N = torch.from_numpy(validated.labels_N)
+    for name, temperature in (("uncalibrated", 1.0), ("calibrated", facts["temperature"])):
+        nll = torch.nn.functional.cross_entropy(logits_NK / temperature, labels_N).item()
+        assert facts[f"validation_nll_{name}"] == pytest.approx(nll, rel=1e-6)
+        confidence_N, named_N = (logits_NK / temperature).softmax(dim=1).max(dim=1)
+        off_N, bin_N = confidence_N - (named_N == labels_N).double(), (confidence_N * 15).ceil()
+        ece = sum(abs(off_N[bin_N == number].sum().item()) for number in range(1, 16)) / 24
+        assert facts[f"validation_ece_{name}"] == pytest.approx(ece, rel=1e-6)
     assert facts["validation_nll_calibrated"] <= facts["validation_nll_uncalibrated"]
     assert read_temperature(tmp_path / "calibration.json") == facts["temperature"]
     other = replace(weights, info=replace(weights.info, dataset_digest="e" * 64))

@@ -213,6 +213,13 @@ def test_scores_against_plain_counting(run_folder: Path, dataset: DataSet) -> No
             right = (named == torch.from_numpy(labels))[inside].double()
             error += abs(float(confidence[inside].sum() - right.sum())) / len(labels)
         assert metrics[f"expected_calibration_error{name}"] == pytest.approx(error, rel=1e-5)
+    bins = list(csv.DictReader((run_folder / "reliability.csv").read_text().splitlines()))
+    for name, suffix in (("calibrated", ""), ("uncalibrated", "_uncalibrated")):
+        found = [each for each in bins if each["probabilities"] == name]
+        assert [float(each["highest"]) for each in found] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+        numbers = [[float(each[name]) for name in ("num_images", "confidence", "accuracy")] for each in found]
+        error = sum(count * abs(confidence - accuracy) for count, confidence, accuracy in numbers)
+        assert metrics[f"expected_calibration_error{suffix}"] == pytest.approx(error / len(labels))
     rows = list(csv.reader((run_folder / "confusion.csv").read_text().splitlines()))
     classes = list(csv.DictReader((run_folder / "classes.csv").read_text().splitlines()))
     for k, name in enumerate(("cat", "dog", "eel")):
