@@ -3,16 +3,17 @@
 import csv
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_weights, random_images
-from pruned_runs import CONFIG, EXPORT, belonging_to, make_pruned_run
+from pruned_runs import CONFIG, EXPORT, belonging_to, make_pruned_run, with_own_labels
 from torch import Tensor
 
 from sdpipe.data.store import DataSet
@@ -27,80 +28,11 @@ from sdpipe.deploy.pruning.recalibrate import (
     recalibrate,
     with_statistics,
 )
-from sdpipe.deploy.pruning.worth import block_costs, order_blocks
+from sdpipe.deploy.pruning.worth import order_blocks
 from sdpipe.errors import DataError
 from sdpipe.network import ResidualBlock
 from sdpipe.runtime.artifact import count_operators, open_artifact
 from sdpipe.training.weights import Weights, load_weights, save_weights
-
-
-def with_own_labels(weights: Weights) -> tuple[Weights, Labelled]:
-    """Random images, and what the network takes them for: every block that does something has a worth.
-
-    Its head is changed so that all classes occur: logits of mean 0 and deviation 3.
-    """
-    images_NHWC = random_images(60, seed=5)
-    logits_NK = torch.from_numpy(Reference(weights).logits(images_NHWC))
-    weight, bias = weights.state["head.weight"], weights.state["head.bias"]
-    factor_K = 3 / logits_NK.std(dim=0)
-    head = {
-        "head.weight": weight * factor_K[:, None],
-        "head.bias": (bias - logits_NK.mean(dim=0)) * factor_K,
-    }
-    weights = replace(weights, state=weights.state | head)
-    labels_N = Reference(weights).logits(images_NHWC).argmax(axis=1)
-    assert np.bincount(labels_N).min() > 5
-    return weights, Labelled(images_NHWC=images_NHWC, labels_N=labels_N)
-
-
-def exact_nll(weights: Weights, removed: Sequence[int], held: Labelled) -> float:
-    """The un-folded network in float64, all blocks at once, at T = 1."""
-    network = weights.build_network().double()
-    for ell in removed:
-        network.blocks[ell - 1].survival_prob = 0.0
-    normalised = weights.normalisation(torch.from_numpy(held.images_NHWC)).double().permute(0, 3, 1, 2)
-    with torch.no_grad():
-        return F.cross_entropy(network(normalised), torch.from_numpy(held.labels_N)).item()
-
-
-def test_useless_blocks_go_first() -> None:
-    """Blocks whose branch ends in a BatchNorm of weight and bias 0 add nothing: worth 0, all others more."""
-    weights = make_weights(p_L=1.0)
-    for ell in (3, 8):
-        for name in ("weight", "bias"):
-            weights.state[f"blocks.{ell - 1}.branch.bn2.{name}"].zero_()
-    order = order_blocks(*with_own_labels(weights), 4)
-    assert [worth.ell for worth in order[:2]] == [3, 8]
-    assert [worth.nll_rise for worth in order[:2]] == pytest.approx([0, 0], abs=1e-6)
-    assert all(worth.nll_rise > 1e-4 for worth in order[2:])
-    assert sorted(worth.ell for worth in order) == list(range(1, 10))
-
-
-@pytest.mark.parametrize("num_candidates", [2, 9])
-def test_the_order_is_that_of_a_full_recomputation(num_candidates: int) -> None:
-    """Greedy by nll_rise over cost, each network computed as a whole, un-folded, in float64."""
-    weights, held = with_own_labels(make_weights(seed=2))  # no mistake, so T = 1
-    order = order_blocks(weights, held, num_candidates)
-    costs, removed, last = block_costs(weights), [], dict.fromkeys(range(1, 10), 0.0)
-    candidates = list(last)
-    for worth in order:
-        before = exact_nll(weights, removed, held)
-        rises = {ell: exact_nll(weights, [*removed, ell], held) - before for ell in candidates}
-        last |= {ell: rise / costs[ell - 1] for ell, rise in rises.items()}
-        assert worth.ell == min(candidates, key=lambda ell: last[ell])
-        assert worth.nll_rise == pytest.approx(rises[worth.ell], abs=1e-5)
-        removed.append(worth.ell)
-        del last[worth.ell]
-        candidates = sorted(last, key=lambda ell: last[ell])[:num_candidates]
-
-
-def test_costs_by_hand() -> None:
-    """Depth 8 at 9x9, widths 4, 8, 16: numbers written are 81, 25 and 9 pixels times 2 convolutions.
-
-    81 * 4 * (36 + 128 + 36 + 128), 25 * 8 * (36 + 128 + 72 + 128), 9 * 16 * (72 + 128 + 144 + 128).
-    """
-    costs = np.array([81 * 4 * 328, 25 * 8 * 364, 9 * 16 * 472])
-    assert block_costs(make_weights(depth=8)) == pytest.approx((costs / costs.sum()).tolist())
 
 
 def test_scales_lie_between_p_l_and_1() -> None:
@@ -173,16 +105,38 @@ def test_no_batch_of_statistics_has_one_image() -> None:
         assert [len(batch) for batch in equal_batches(random_images(num), size)] == expected
 
 
-def test_the_likeliest_scale_wins() -> None:
-    """Of the steps the one of lowest negative log-likelihood; with p_l = 1 there is one only."""
-    weights, held = with_own_labels(make_weights())
-    batches = equal_batches(random_images(64, seed=8), 32)
-    arguments = {"scale_steps": (0.0, 0.5, 1.0), "statistics_batches": batches, "chosen_on": held}
-    found = recalibrate(weights, {1, 2, 4, 5, 9}, **arguments)
-    assert [t for t, _ in found.curve] == [0.0, 0.5, 1.0]
-    assert found.t == min(found.curve, key=lambda tried: tried[1].rank)[0]
-    probs = weights.info.network.survival_probs
-    assert found.weights.info.scales == interpolated_scales(probs, {1, 2, 4, 5, 9}, found.t)
+def score_by_hand(weights: Weights, held: Labelled) -> dict[str, float]:
+    """Of the un-folded network, in float64, at the likeliest of 10,000 temperatures."""
+    logits_NK = torch.from_numpy(Reference(weights).logits(held.images_NHWC)).double()
+    temperatures = torch.from_numpy(np.geomspace(0.05, 20, 10_000))
+    log_probabilities = (logits_NK / temperatures[:, None, None]).log_softmax(dim=2)
+    nlls = -log_probabilities[:, np.arange(len(logits_NK)), held.labels_N].mean(dim=1)
+    error = (logits_NK.argmax(dim=1).numpy() != held.labels_N).mean()
+    assert error > 0, "else the temperature is 1"
+    return {"error": error, "nll": nlls.min().item(), "temperature": temperatures[nlls.argmin()].item()}
+
+
+def scaled(weights: Weights, kept: Collection[int], t: float) -> Weights:
+    """With p_l + t (1 - p_l) in place of p_l, and 0 where a block went."""
+    probs = enumerate(weights.info.network.survival_probs, start=1)
+    scales = tuple(prob + t * (1 - prob) if ell in kept else 0.0 for ell, prob in probs)
+    return replace(weights, info=replace(weights.info, scales=scales))
+
+
+@pytest.mark.parametrize(("seed", "kept"), [(0, {1, 2, 3, 4, 5, 6, 8, 9}), (2, {7, 8, 9})])
+def test_the_likeliest_scale_wins(seed: int, kept: set[int]) -> None:
+    """Each at its best temperature. In the first network another scale has the lowest error, in the second
+    another is the likeliest at T = 1; with p_l = 1 there is one only."""
+    weights, held = with_own_labels(make_weights(seed=seed))
+    batches, steps = equal_batches(random_images(64, seed=8), 32), (0.0, 0.25, 0.5, 0.75, 1.0)
+    arguments = {"scale_steps": steps, "statistics_batches": batches, "chosen_on": held}
+    found = recalibrate(weights, kept, **arguments)
+    tried = [score_by_hand(with_statistics(scaled(weights, kept, t), batches), held) for t in steps]
+    assert [t for t, _ in found.curve] == list(steps)
+    for expected, (_, its_score) in zip(tried, found.curve, strict=True):
+        assert asdict(its_score) == pytest.approx(expected, rel=1e-3)
+    assert found.t == steps[int(np.argmin([expected["nll"] for expected in tried]))]
+    assert found.weights.info.scales == pytest.approx(scaled(weights, kept, found.t).info.scales)
     assert len(recalibrate(make_weights(p_L=1.0), {1, 2}, **arguments).curve) == 1
 
 
@@ -201,7 +155,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory, dataset: DataSet) -> Path:
 
 
 def test_a_family_is_written(pruned: Path, dataset: DataSet) -> None:
-    """6 blocks: 4.8 and 3 are 5 and 3. The test part was not there to be read."""
+    """6 blocks: 4.8 and 3 are 5 and 3. The test part was not there to be read; the scores are by hand."""
     names = ["keep-3.onnx", "keep-3.safetensors", "keep-5.onnx", "keep-5.safetensors"]
     assert sorted(path.name for path in (pruned / "pruned").iterdir()) == [*names, "order.csv", "prune.json"]
     with (pruned / "pruned" / "order.csv").open() as stream:
@@ -209,13 +163,24 @@ def test_a_family_is_written(pruned: Path, dataset: DataSet) -> None:
     facts = json.loads((pruned / "pruned" / "prune.json").read_text())
     assert (facts["num_ordered_on"], facts["num_validation"], facts["num_statistics"]) == (20, 24, 64)
     assert [size["kept"] for size in facts["sizes"]] == [sorted(order[1:]), sorted(order[3:])]
-    _, validated = open_held_out(load_weights(pruned / "weights.safetensors").info, dataset)
+    trained_weights = load_weights(pruned / "weights.safetensors")
+    trained, validated = open_held_out(trained_weights.info, dataset)
+    batches = equal_batches(trained.sample(64, CONFIG.seed)[:], 16)
+    held, chosen_on = (
+        Labelled(images_NHWC=stored[:], labels_N=stored.labels_N)
+        for stored in (validated, validated.sample(20, CONFIG.seed))
+    )
+    assert facts["all_blocks"] == pytest.approx(score_by_hand(trained_weights, held), rel=1e-3)
     for size in facts["sizes"]:
+        removed_only = score_by_hand(scaled(trained_weights, size["kept"], 0.0), held)
+        assert size["removed_only"] == pytest.approx(removed_only, rel=1e-3)
+        for t, found in zip(CONFIG.scale_steps, size["scale_search"], strict=True):
+            tried = with_statistics(scaled(trained_weights, size["kept"], t), batches)
+            assert found == pytest.approx({"t": t, **score_by_hand(tried, chosen_on)}, rel=1e-3)
         weights = load_weights(pruned / "pruned" / f"{size['name']}.safetensors")
         assert list(weights.info.scales) == size["scales"]
         assert [ell for ell, scale in enumerate(size["scales"], start=1) if scale] == size["kept"]
-        predicted_N = Reference(weights).logits(validated).argmax(axis=1)
-        assert size["recalibrated"]["error"] == (predicted_N != validated.labels_N).mean()
+        assert size["recalibrated"] == pytest.approx(score_by_hand(weights, held), rel=1e-3)
         assert size["bytes"] == (pruned / "pruned" / f"{size['name']}.onnx").stat().st_size
 
 
@@ -241,6 +206,8 @@ def test_the_file_is_its_weights(pruned: Path) -> None:
             max_relative_logit_diff=2e-6,
         )
         assert parity.relative_logit_diff <= 2e-6
+        opsets = onnx.load(artifact.path).opset_import
+        assert [(each.domain, each.version) for each in opsets] == [("", EXPORT.opset)]
         assert artifact.metadata.variant == f"keep-{count}"
         assert tuple(artifact.metadata.scales) == weights.info.scales
         facts = json.loads((pruned / "pruned" / "prune.json").read_text())
