@@ -22,7 +22,6 @@ from sdpipe.deploy.export import export_ensemble
 from sdpipe.deploy.proof import evaluate as evaluating
 from sdpipe.deploy.proof.claims import claim_faults
 from sdpipe.deploy.proof.evaluate import evaluate_run
-from sdpipe.deploy.proof.figures import draw_confusion, draw_mistakes
 from sdpipe.deploy.proof.parity import COARSEST
 from sdpipe.deploy.proof.scores import SCORES, write_classes
 from sdpipe.deploy.release.release import judge
@@ -113,22 +112,6 @@ def test_a_class_without_images_has_no_recall(tmp_path: Path) -> None:
     assert (tmp_path / "classes.csv").read_text().splitlines()[1:] == [
         f"cat,{2 / 3},1.0,2", "dog,,0.0,2", "eel,0.0,,0",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 1), (5, 1, 1), (1, 1, 3), (1, 5, 3)])
-def test_mistakes_of_pictures_one_pixel_wide_are_drawn(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    images_NHWC, labels_N = np.zeros((2, *shape), dtype=np.uint8), np.array([1, 0])
-    draw_mistakes(tmp_path / "m.png", images_NHWC, labels_N, np.eye(3)[:2], CLASS_NAMES, "title")
-    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_class_names_in_letters_that_the_font_lacks_are_drawn_without_a_warning(tmp_path: Path) -> None:
-    """Matplotlib has one for each letter, several times; in the tests a warning is an error."""
-    names = ["猫", "狗", "\U0001f427"]
-    draw_confusion(tmp_path / "c.png", np.eye(3, dtype=int), names, "title")
-    images_NHWC = np.zeros((2, 5, 5, 1), np.uint8)
-    draw_mistakes(tmp_path / "m.png", images_NHWC, np.array([1, 2]), np.eye(3)[:2], names, "title")
-    assert {path.name for path in tmp_path.iterdir()} == {"c.png", "m.png"}
 
 
 def test_a_history_without_the_best_epoch_is_refused(run: Path, dataset: DataSet) -> None:

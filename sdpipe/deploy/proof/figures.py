@@ -1,4 +1,4 @@
-"""The pictures of a run, as PNG."""
+"""The pictures of a run: each function writes a PNG, and returns what was drawn."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from sdpipe.drawing import STYLE, mark_drops, save_png
 _MAX_CLASSES_WITH_NUMBERS = 20
 
 
-def draw_confusion(path: Path, counts_KK: np.ndarray, class_names: Sequence[str], title: str) -> None:
+def draw_confusion(path: Path, counts_KK: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
     """Confusion matrix: rows are true classes, columns predicted ones, colour is the share of the row."""
     num = len(class_names)
     share_KK = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
@@ -40,9 +40,10 @@ def draw_confusion(path: Path, counts_KK: np.ndarray, class_names: Sequence[str]
         axes.set(xlabel="predicted", ylabel="true", title=title)
         figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
         save_png(figure, path)
+    return figure
 
 
-def draw_training(path: Path, history: Sequence[dict[str, float]], best_epoch: float, title: str) -> None:
+def draw_training(path: Path, history: Sequence[dict[str, float]], best_epoch: float, title: str) -> Figure:
     """Validation error and training loss against epoch (paper, figure 3).
 
     The kept epoch and the drops of the learning rate are marked.
@@ -67,6 +68,7 @@ def draw_training(path: Path, history: Sequence[dict[str, float]], best_epoch: f
         mark_drops(axes, history)
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
         save_png(figure, path)
+    return figure
 
 
 def draw_mistakes(
@@ -76,7 +78,7 @@ def draw_mistakes(
     probabilities_NK: np.ndarray,
     class_names: Sequence[str],
     title: str,
-) -> None:
+) -> Figure:
     """The most confident mistakes, up to 24, each with what it was taken for, how surely, and what it is."""
     predicted_N, surety_N = probabilities_NK.argmax(axis=1), probabilities_NK.max(axis=1)
     wrong = np.flatnonzero(predicted_N != labels_N)
@@ -97,9 +99,10 @@ def draw_mistakes(
             axes.set_title(f"{taken} {surety_N[at]:.0%}\nis {true}", fontsize=8)
         figure.suptitle(title if len(wrong) else f"{title}: none")
         save_png(figure, path)
+    return figure
 
 
-def draw_reliability(path: Path, bins: Mapping[str, Sequence[Bin]], temperature: float, title: str) -> None:
+def draw_reliability(path: Path, bins: Mapping[str, Sequence[Bin]], temperature: float, title: str) -> Figure:
     """Accuracy against confidence before and after calibration, and below how many images are in each bin."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -125,3 +128,4 @@ def draw_reliability(path: Path, bins: Mapping[str, Sequence[Bin]], temperature:
         figure.legend(handles, labels, loc="outside lower center", frameon=False)
         figure.suptitle(f"{title}, temperature {temperature:.3g}")
         save_png(figure, path)
+    return figure

@@ -25,10 +25,10 @@ _COLOURS = (
 )
 
 
-def draw_pareto(path: Path, variants: Sequence[Variant], batch_size: int, title: str) -> None:
+def draw_pareto(path: Path, variants: Sequence[Variant], batch_size: int, title: str) -> Figure:
     """One colour a run, filled for fp32 and hollow for int8, with the number of blocks that each file kept.
 
-    The Pareto front is a grey staircase.
+    The Pareto front is a grey staircase. Returns what was drawn.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
@@ -40,6 +40,7 @@ def draw_pareto(path: Path, variants: Sequence[Variant], batch_size: int, title:
         figure.suptitle(f"{title} (numbers: blocks kept)")
         figure.legend(handles=_legend(variants), loc="outside lower center", ncols=6, frameon=False)
         save_png(figure, path)
+    return figure
 
 
 def _draw_panel(axes: Any, variants: Sequence[Variant], x_of: Callable[[Variant], float]) -> None:
