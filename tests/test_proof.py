@@ -15,11 +15,12 @@ from deployable import deploy_config
 from onnx import numpy_helper
 from pruned_runs import EXPORT
 from quantized_runs import QUICK, make_quantized_run
-from test_evaluate import HISTORY, NUM_BINS, make_run
+from test_evaluate import CONFIG, HISTORY, NUM_BINS, make_run
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.export import export_ensemble
 from sdpipe.deploy.proof import evaluate as evaluating
+from sdpipe.deploy.proof import variants
 from sdpipe.deploy.proof.claims import claim_faults
 from sdpipe.deploy.proof.evaluate import evaluate_run
 from sdpipe.deploy.proof.parity import COARSEST
@@ -29,7 +30,7 @@ from sdpipe.deploy.timing.latency import measure_latency
 from sdpipe.errors import DataError, ModelError, ParityError
 from sdpipe.files import read_json, write_json
 from sdpipe.provenance import hardware, processor_name
-from sdpipe.runtime.artifact import open_artifact
+from sdpipe.runtime.artifact import Artifact, open_artifact
 from sdpipe.training.weights import load_info, load_tensors, load_weights, save_tensors
 
 
@@ -112,6 +113,28 @@ def test_a_class_without_images_has_no_recall(tmp_path: Path) -> None:
     assert (tmp_path / "classes.csv").read_text().splitlines()[1:] == [
         f"cat,{2 / 3},1.0,2", "dog,,0.0,2", "eel,0.0,,0",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("batch_size", "threads"), [(1, 1), (7, 1), (256, 1), (256, 2)])
+def test_each_way_of_running_a_file_is_judged(
+    run: Path, dataset: DataSet, monkeypatch: pytest.MonkeyPatch, batch_size: int, threads: int
+) -> None:
+    """A difference of 1e-3 of the spread at one batch size alone, or on one number of threads."""
+    sound = variants.onnx_outputs
+
+    def off(artifact: Artifact, images_NHWC: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        logits_NK, probabilities_NK = sound(artifact, images_NHWC, size)
+        num_threads = artifact.session.get_session_options().intra_op_num_threads
+        share = 1e-3 if (size, num_threads) == (batch_size, threads) else 0
+        return logits_NK + share * np.ptp(logits_NK), probabilities_NK
+
+    monkeypatch.setattr(variants, "onnx_outputs", off)
+    model, *_ = variants.find_variants(run)
+    proof = variants.prove(model, load_weights(model.weights), {}, dataset.test_images_NHWC, CONFIG)
+    wrong = [each for each in proof.parities if each.relative_logit_diff > 5e-4]
+    assert [(each.batch_size, each.threads) for each in wrong] == [(batch_size, threads)]
+    said = [fault for fault in proof.faults if fault.startswith(f"batch {batch_size}: logits differ by")]
+    assert len(said) == 1
 
 
 def test_a_history_without_the_best_epoch_is_refused(run: Path, dataset: DataSet) -> None:
