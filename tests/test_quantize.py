@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from quantized_runs import QUANTIZE, make_quantized_run, of_dataset
 from test_evaluate import CONFIG, HISTORY, NUM_BINS
 
 from sdpipe.data.store import DataSet
+from sdpipe.deploy import quantize
 from sdpipe.deploy.held_out import open_held_out
 from sdpipe.deploy.proof.evaluate import evaluate_run
 from sdpipe.deploy.proof.integers import check_numbers, signal_to_noise_db
@@ -103,15 +105,29 @@ def test_the_method_is_the_closest_to_float_on_the_validation_part(run: Path, da
     assert not nested_contains(facts, "error"), "which DVC would take for a file that cannot be read"
 
 
-def test_ranges_are_of_training_images_only(run: Path, dataset: DataSet) -> None:
-    """min-max of the training images' activations, by PyTorch: the stem, after ReLU, starts at 0."""
-    trained, _ = open_held_out(of_dataset(make_weights(), dataset).info, dataset)
-    sample = trained.sample(64, 0)
-    ranges = observe_ranges(run / "model.onnx", sample.batches(7), "minmax", 99.0)
-    reference = reference_layers(Reference(make_weights()), sample[:64])
-    stem = next(layer.values for layer in reference if layer.name == "stem")
-    low, high = (float(np.ravel(value)[0]) for value in ranges["relu"].range_value)
-    assert (low, high) == (0.0, pytest.approx(float(stem.max()), rel=1e-5))
+def test_ranges_are_of_training_images_only(
+    run: Path, tmp_path: Path, dataset: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """min-max of 8 of them, in batches of 3: the stem, after ReLU, has 255 steps from 0 to its largest value,
+    by PyTorch. In validation images, test images and the draw of another seed that is another."""
+    for name in ("weights.safetensors", "model.onnx"):
+        shutil.copy(run / name, tmp_path)
+    monkeypatch.setattr(quantize, "BATCH", 3)
+    changes = {"methods": ("minmax",), "images": 8, "seed": 4}
+    quantize.quantize_run(tmp_path, dataset, QUANTIZE.model_copy(update=changes))
+    tensors = onnx.load(tmp_path / "model.int8.onnx").graph.initializer
+    numbers = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
+    trained, validated = open_held_out(of_dataset(make_weights(), dataset).info, dataset)
+
+    def largest(images_NHWC: np.ndarray) -> float:
+        layers = reference_layers(Reference(make_weights()), images_NHWC)
+        return next(float(layer.values.max()) for layer in layers if layer.name == "stem")
+
+    found = 255 * float(numbers["relu_scale"])
+    assert numbers["relu_zero_point"] == 0
+    assert found == pytest.approx(largest(trained.sample(8, 4)[:]), rel=1e-5)
+    for others in (validated, validated.sample(8, 4), trained.sample(8, 0), dataset.test_images_NHWC):
+        assert abs(largest(others[:]) / found - 1) > 0.01
 
 
 def test_all_variants_are_proved_and_stand_side_by_side(run: Path, dataset: DataSet) -> None:
