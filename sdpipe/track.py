@@ -11,7 +11,7 @@ from sdpipe.training.checkpoint import CheckpointFolder
 from sdpipe.training.progress import Progress
 from sdpipe.training.records import progress_metrics, record_from_files
 from sdpipe.training.run_record import RunRecord, read_note, remove_note
-from sdpipe.training.tracking import publish, quietly
+from sdpipe.training.tracking import awaited, publish, quietly
 
 
 def track(folder: Path) -> str:
@@ -19,7 +19,9 @@ def track(folder: Path) -> str:
 
     Raises TrackingError if the store refuses, ModelError or DataError if the files are not whole.
     """
-    return publish(record_from_files(folder))
+    record = record_from_files(folder)
+    with awaited():
+        return publish(record)
 
 
 def track_quietly(folder: Path) -> None:
@@ -45,7 +47,8 @@ def track_note(path: Path) -> tuple[RunRecord, str] | None:
             record = noted
             if noted.status == "RUNNING":
                 record = _as_killed(noted, path, CheckpointFolder(unfinished, noted.fingerprint))
-        run_id = publish(record)
+        with awaited():
+            run_id = publish(record)
         with suppress(Timeout), lock:
             if path.exists() and read_note(path) == noted:
                 remove_note(path)

@@ -25,6 +25,7 @@ def track(folders: tuple[Path, ...]) -> None:
         from sdpipe.files import project_root
         from sdpipe.track import track as track_run
         from sdpipe.track import track_note
+        from sdpipe.training.tracking import awaited
 
         def send(path: Path) -> None:
             if path.suffix == ".json":
@@ -37,7 +38,9 @@ def track(folders: tuple[Path, ...]) -> None:
                     record, run_id = sent
                     click.echo(f"run {record.name}, {record.status.lower()}: MLflow run {run_id}")
             elif is_deployment(path):
-                click.echo(f"{path}: version {register(path)} in MLflow's registry")
+                with awaited():
+                    version = register(path)
+                click.echo(f"{path}: version {version} in MLflow's registry")
             else:
                 click.echo(f"{path}: MLflow run {track_run(path)}")
 

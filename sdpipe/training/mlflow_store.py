@@ -36,6 +36,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
@@ -46,9 +47,7 @@ def connected() -> Iterator[tuple[Any, str]]:
 
     Raises TrackingError if it cannot be imported, or if the store refuses, within the block too.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    mlflow, of_the_store = _imported()
+    mlflow, of_the_store = imported()
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its errors are raised, too
     try:
         yield mlflow, _open_store(mlflow)
@@ -69,8 +68,13 @@ def connected() -> Iterator[tuple[Any, str]]:
         raise TrackingError(f"MLflow: {without_passwords(text)[:300]}") from error
 
 
-def _imported() -> tuple[Any, tuple[type[Exception], ...]]:
-    """MLflow, and the errors in which it and its libraries tell of a store."""
+def imported() -> tuple[Any, tuple[type[Exception], ...]]:
+    """MLflow, and the errors in which it and its libraries tell of a store.
+
+    Raises TrackingError if it cannot be imported.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         import mlflow
         from google.protobuf.json_format import Error as JsonError  # type: ignore[import-untyped]
@@ -135,13 +139,19 @@ def _create_experiment(mlflow: Any, client: Any, uri: str, name: str) -> Any:
         return experiment  # another project made it meanwhile
 
 
+def reach() -> None:
+    """Open the store once, made where there is none. Raises TrackingError if it refuses."""
+    with connected():
+        pass
+
+
 def prepare() -> None:
     """Make the store where there is none, and bring its artifacts along where the project was moved.
 
     `make ui` does so first: a server of MLflow would make the tables while a training does, and crash both.
     """
-    with errors_on_one_line(), connected():
-        pass
+    with errors_on_one_line():
+        reach()
 
 
 if __name__ == "__main__":

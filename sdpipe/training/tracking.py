@@ -9,17 +9,17 @@ A run is found again by its fingerprint, so a training that was killed and conti
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.errors import SdpipeError, without_passwords
+from sdpipe.errors import SdpipeError, TrackingError, tell, without_passwords
 from sdpipe.files import sha256_of
 from sdpipe.training.interruption import tell_in_time
 from sdpipe.training.logged_models import has_onnx, log_onnx
-from sdpipe.training.mlflow_store import connected, store_uri
+from sdpipe.training.mlflow_store import connected, imported, reach, store_uri
 from sdpipe.training.run_record import RunRecord, Status, note_path, remove_note, times_of, write_note
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PATIENCE_S = 15.0  # how long the end of a stage waits for a slow server
+_CONTACT_S = 60.0  # how long `sdpipe track` waits for a server's first answer
+_TELL_S = 15.0
 _METRICS_PER_CALL = 1000  # MLflow's limit for one log_batch
 
 
@@ -38,18 +40,54 @@ def publish(record: RunRecord) -> str:
 
 def quietly(work: Callable[[], object]) -> None:
     """Do what concerns MLflow for a stage: a store that is down costs PATIENCE_S and a warning at most."""
+    try:
+        _within(PATIENCE_S, work)
+    except SdpipeError as error:
+        _warn(str(error))
+
+
+@contextmanager
+def awaited() -> Iterator[None]:
+    """Talk to MLflow while somebody waits for it, who is told so after _TELL_S.
+
+    Raises TrackingError where a server does not tell of the experiment in _CONTACT_S: MLflow's own time-out
+    is of each read, and an answer that comes by a byte a second never meets it. Behind that a large file may
+    take its time, as the making of a database in a file may.
+    """
+    imported()
+    text = f"waiting for MLflow at {without_passwords(store_uri())}; a large file may take its time"
+    timer = threading.Timer(_TELL_S, tell, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        if not store_uri().startswith("sqlite"):
+            _within(_CONTACT_S, reach)
+        yield
+    finally:
+        timer.cancel()
+
+
+def _within(patience_s: float, work: Callable[[], object]) -> None:
+    """Do it in a thread, which neither Ctrl-C nor the end of the process waits for.
+
+    Raises TrackingError if it takes longer, and what it raises of sdpipe's own.
+    """
+    raised: list[SdpipeError] = []
 
     def attempt() -> None:
         try:
             work()
         except SdpipeError as error:
-            _warn(str(error))
+            raised.append(error)
 
     thread = threading.Thread(target=attempt, name="mlflow", daemon=True)
     thread.start()
-    thread.join(PATIENCE_S)
+    thread.join(patience_s)
     if thread.is_alive():
-        _warn(f"MLflow: no answer from {store_uri()} in {PATIENCE_S:.0f} s")
+        uri = without_passwords(store_uri())
+        raise TrackingError(f"MLflow: no answer from {uri} in {patience_s:.0f} s")
+    for error in raised:
+        raise error
 
 
 def _warn(text: str) -> None:
