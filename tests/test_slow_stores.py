@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 from loopback import serve
 from session_runs import the_run
 from test_tracking import RECORD
 
 from sdpipe.cli import main
 from sdpipe.errors import TrackingError
+from sdpipe.files import work_folder
 from sdpipe.track import track_note
 from sdpipe.training import tracking
 from sdpipe.training.run_record import notes, write_note
-from sdpipe.training.tracking import awaited, publish
+from sdpipe.training.tracking import LiveTracker, awaited, publish
 
 ENDED = replace(RECORD, status="FAILED", ended_ms=1)
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n"
@@ -111,3 +113,15 @@ def test_a_database_in_a_file_may_take_its_time(mlflow_store: Path, monkeypatch:
     write_note(ENDED)
     assert CliRunner().invoke(main, ["track"]).exit_code == 0
     assert the_run(mlflow_store).info.status == "FAILED"
+
+
+def test_a_server_that_hangs_takes_mlflow_from_no_other_process(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who talks to a server takes no lock; here another process holds that of databases in files."""
+    monkeypatch.setattr(tracking, "PATIENCE_S", 8.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with FileLock(work_folder() / "mlflow.lock"):
+        LiveTracker(RECORD).close("FAILED")
+    assert "warning: MLflow: http://127.0.0.1:9: API request" in capsys.readouterr().err

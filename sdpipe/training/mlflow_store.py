@@ -4,7 +4,7 @@ import logging
 import os
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -110,7 +110,9 @@ def _open_store(mlflow: Any) -> str:
         raise TrackingError(f"MLflow: {without_passwords(uri)} is no address: {error}") from error
     mlflow.set_tracking_uri(uri)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-    with FileLock(work_folder() / "mlflow.lock"):
+    turns = FileLock(work_folder() / "mlflow.lock")
+    # Who calls a server that hangs shall keep no other process from MLflow, which may have another store.
+    with turns if uri.startswith("sqlite") else nullcontext():
         if uri.startswith(tuple(DATABASE_ENGINES)):  # a server is not asked this way
             create_database(mlflow, uri)
             look_at(uri)
