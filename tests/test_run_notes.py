@@ -16,7 +16,7 @@ from test_tracking import RECORD
 from sdpipe.cli import main
 from sdpipe.data.store import DataSet
 from sdpipe.training import tracking
-from sdpipe.training.run_record import notes, read_note, write_note
+from sdpipe.training.run_record import RunRecord, notes, read_note, write_note
 from sdpipe.training.session import train_run
 from sdpipe.training.tracking import LiveTracker, publish
 
@@ -132,6 +132,35 @@ def test_a_clock_that_was_ahead_does_not_hide_the_end(
     LiveTracker(RECORD).close("FINISHED", {"test_error": 0.5})
     run = the_run(mlflow_store)
     assert (run.info.status, run.data.metrics["test_error"], notes()) == ("FINISHED", 0.5, [])
+
+
+@pytest.mark.parametrize(
+    ("later", "status", "num_epochs"),
+    [
+        (replace(RECORD, status="FINISHED"), "FINISHED", 2),
+        (replace(RECORD, status="KILLED", epochs=[*RECORD.epochs, {"train_loss": 0.5}]), "KILLED", 3),
+        (replace(RECORD, status="FAILED"), "KILLED", 2),
+    ],
+)
+def test_a_later_end_is_known_by_more_than_its_time(
+    mlflow_store: Path, later: RunRecord, status: str, num_epochs: int
+) -> None:
+    """The clock was an hour ahead when the run was killed; what has trained no further may be older."""
+    now_ms = tracking._now_ms()
+    publish(replace(RECORD, status="KILLED", ended_ms=now_ms + 3_600_000))
+    write_note(replace(later, started_ms=now_ms - 1, ended_ms=now_ms))
+    assert track().exit_code == 0
+    run = the_run(mlflow_store)
+    history = MlflowClient(f"sqlite:///{mlflow_store}").get_metric_history(run.info.run_id, "train_loss")
+    assert (run.info.status, len(history), notes()) == (status, num_epochs, [])
+
+
+@pytest.mark.parametrize("num_epochs", [0, 2])
+def test_no_older_end_undoes_a_finished_run(mlflow_store: Path, num_epochs: int) -> None:
+    """Nor where MLflow has it without its epochs, as behind the registration in an empty store."""
+    publish(replace(RECORD, status="FINISHED", epochs=RECORD.epochs[:num_epochs]))
+    write_note(replace(RECORD, status="KILLED", started_ms=1, ended_ms=2))
+    assert (track().exit_code, the_run(mlflow_store).info.status) == (0, "FINISHED")
 
 
 def test_who_said_how_it_ended_has_said_it(mlflow_store: Path, no_server: None) -> None:

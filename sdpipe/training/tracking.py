@@ -106,9 +106,8 @@ class _Publisher:
         started_ms, ended_ms = times_of(record)
         run_id = self._find(record) or self._create(record, started_ms)
         run = self.client.get_run(run_id)
-        has_ended = run.info.status != "RUNNING"  # one that goes on again keeps the time of its last end
-        if has_ended and record.ended_ms is not None and record.ended_ms <= (run.info.end_time or 0):
-            return run_id  # it is known, or it went on, perhaps elsewhere: an older end undoes no newer one
+        if self._is_no_news(record, run):
+            return run_id
         if record.status == "RUNNING" and run.info.status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
         self._send_params(run_id, record, run.data.params)
@@ -120,6 +119,22 @@ class _Publisher:
         if record.status not in ("RUNNING", run.info.status):
             self.client.set_terminated(run_id, status=record.status, end_time=ended_ms)
         return run_id
+
+    def _is_no_news(self, record: RunRecord, run: "Run") -> bool:
+        """MLflow knows of this end, or of a newer one, perhaps from elsewhere, which it shall not undo.
+
+        Not by the times alone, for a clock may have been ahead: what has trained further is newer.
+        """
+        has_ended = run.info.status != "RUNNING"  # one that goes on again keeps the time of its last end
+        if not has_ended or record.ended_ms is None or record.ended_ms > (run.info.end_time or 0):
+            return False
+        was_finished: bool = run.info.status == "FINISHED"
+        if was_finished != (record.status == "FINISHED"):
+            return was_finished
+        num_there = 0
+        if record.epochs and (last := list(record.epochs[0])[-1]) in run.data.metrics:
+            num_there = len(self._values(run.info.run_id, last))
+        return len(record.epochs) <= num_there
 
     def _find(self, record: RunRecord) -> str | None:
         """Its name, a folder's, may hold what a filter of MLflow's cannot be told."""
