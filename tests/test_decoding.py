@@ -215,7 +215,7 @@ def start(project: Path, fault: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "session_worker.py"), "40", "0", fault],
         cwd=project,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TMPDIR": str(project)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -287,11 +287,13 @@ def test_nothing_is_lost_when_workers_end(project: Path, mlflow_store: Path, num
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < deadline, "a worker stayed"
         time.sleep(0.1)
+    assert not list(project.glob("pymp-*")), "a folder for their sockets stayed"
     (saved,) = checkpoints(project)
     process = start(project, "pictures")
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert f"continuing after step {int(saved.name.split('-')[1])}," in out
+    assert not list(project.glob("pymp-*"))
     continued = (project / "out" / "weights.safetensors").read_bytes()
     config = train_config(**AUGMENTED, epochs=40, milestones=[])
     train_run("plain", config, machine(), open_dataset(Path("data")), "code", Path("out"))

@@ -26,6 +26,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
+@pytest.fixture(autouse=True)
+def sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder where sockets stand is made anew; a process has one."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)  # type: ignore[attr-defined]
+
+
 @pytest.fixture
 def short() -> Iterator[Path]:
     """A folder whose path is no longer than it must be."""
@@ -55,6 +61,17 @@ def test_temporary_files_may_have_any_folder_or_one_line_says_why_not(
     told = f"^no picture can be sent to the training: TMPDIR, {folder}, is of 76 bytes, .* let it have 75$"
     with pytest.raises(LoadingError, match=told):
         next(batches)
+
+
+def test_processes_that_decode_have_no_folder_of_their_own(
+    pictures: DataSet, monkeypatch: pytest.MonkeyPatch, short: Path
+) -> None:
+    """It would stay where they are killed, as at the end of a training that is stopped."""
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
+    images = open_soon(pictures, 2)
+    list(images.batches([np.arange(4)] * 4))
+    (folder,) = short.iterdir()
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_a_folder_for_temporary_files_that_is_gone_is_one_line(

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -34,11 +35,11 @@ def test_what_is_left_of_seven_seconds_is_for_mlflow() -> None:
         assert interruption.remaining_s() == 2
 
 
-def run_python(script: str) -> "subprocess.CompletedProcess[str]":
+def run_python(script: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     """In a process of its own; waits for the end of its output, too."""
     return subprocess.run(
         [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
         timeout=20,
@@ -54,10 +55,11 @@ def test_ctrl_c_while_a_stage_is_imported_is_one_line(error: str, code: int) -> 
 
 
 HELD = """
-import multiprocessing, os, signal, time
+import multiprocessing.util, os, signal, time
 from sdpipe.training import interruption
 interruption.GRACE_S = interruption.ENDING_S = 1.0
-with interruption.noticing_signals(lambda: None) as asked:
+open(multiprocessing.util.get_temp_dir() + "/listener", "x")
+with interruption.ending_at_once(), interruption.noticing_signals(lambda: None) as asked:
     multiprocessing.Process(target=time.sleep, args=(60,)).start()
     os.kill(os.getpid(), signal.SIGTERM)
     {then}
@@ -65,11 +67,11 @@ with interruption.noticing_signals(lambda: None) as asked:
 """
 
 
-@pytest.mark.parametrize("then", ["pass", "asked.allow_last_words()"])
-def test_who_decodes_pictures_ends_with_a_training_that_is_given_up(then: str) -> None:
-    """They hold its output, for whose end `run` waits, as a supervisor does."""
-    done = run_python(HELD.format(then=then))
-    assert done.returncode == 143
+@pytest.mark.parametrize("then", ["pass", "asked.allow_last_words()", "asked.end()"])
+def test_who_decodes_pictures_ends_with_a_training_that_is_given_up(then: str, tmp_path: Path) -> None:
+    """They hold its output, for whose end `run` waits, as a supervisor does. Their sockets go, too."""
+    done = run_python(HELD.format(then=then), TMPDIR=str(tmp_path))
+    assert (done.returncode, list(tmp_path.iterdir())) == (143, [])
 
 
 SHORT_OF_MEMORY = """

@@ -6,12 +6,15 @@ PyTorch's DataLoader holds the processes and brings batches in order. What a cro
 
 import errno
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import current_process
 from multiprocessing.queues import Queue
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -35,6 +38,7 @@ _TOO_MANY_FILES = "Too many open files. "
 """How it tells that it cannot take a batch for want of file descriptors."""
 _OF_A_WORKER = "Caught "
 """How it begins to tell of an error within a worker, which is a bug."""
+_UNSENT = "no picture can be sent to the training"
 _LONGEST_TMPDIR = 75
 """Bytes: a socket's path may have 107 (unix(7)), and `/pymp-xxxxxxxx/listener-xxxxxxxx` is 32 of them."""
 Crop = RandomSizeCrop | RandomScaleCrop | None
@@ -101,7 +105,25 @@ class _Loader(DataLoader["np.ndarray | _Unreadable"]):
     """PyTorch's, whose processes may be refused by the system when only some of them are there."""
 
     def _get_iterator(self) -> _BaseDataLoaderIter:
-        return super()._get_iterator() if self.num_workers == 0 else _Workers(self)
+        if self.num_workers == 0:
+            return super()._get_iterator()
+        _make_folder_for_sockets()
+        return _Workers(self)
+
+
+def _make_folder_for_sockets() -> None:
+    """One of this process, which removes it behind its workers; one that is killed would leave its own.
+
+    multiprocessing's own removal ends in a traceback where the folder has gone.
+    """
+    config = current_process()._config  # type: ignore[attr-defined]
+    if config.get("tempdir") is not None:
+        return
+    try:
+        config["tempdir"] = folder = tempfile.mkdtemp(prefix="pymp-")
+    except OSError as error:
+        raise LoadingError(f"{_UNSENT}: {error}") from error
+    Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-100)
 
 
 class _Workers(_MultiProcessingDataLoaderIter):
@@ -200,7 +222,7 @@ def _tell_instead(results: "Queue[Any]", error: Exception, unsent: tuple[int, ob
             f"TMPDIR, {folder}, is of {len(os.fsencode(folder))} bytes, and the sockets that stand there let "
             f"it have {_LONGEST_TMPDIR}"
         )
-    results.put((unsent[0], _Unreadable(f"no picture can be sent to the training: {reason}")))
+    results.put((unsent[0], _Unreadable(f"{_UNSENT}: {reason}")))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import ctypes
 import multiprocessing
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -70,7 +71,7 @@ class Interruption:
         self._noticed = time.monotonic()
         self._orders.put((self._noticed + GRACE_S, self._give_up))
         # Not from here: the signal may have come in the middle of a line that the main thread writes.
-        _start_telling("stopping after this step; Ctrl-C to stop at once")
+        _start(partial(tell, "stopping after this step; Ctrl-C to stop at once"))
 
     def watch(self) -> None:
         """What the watchdog does, a thread: end the process as it was last ordered to.
@@ -115,23 +116,23 @@ def say(text: str) -> None:
 
 def tell_in_time(text: str) -> None:
     """Print a line to standard error, and wait half a second at most for who reads it."""
-    _start_telling(text).wait(_LAST_WORD_S)
+    _start(partial(tell, text)).wait(_LAST_WORD_S)
 
 
-def _start_telling(text: str) -> threading.Event:
-    """Standard error may be a terminal that nobody reads, which blocks who writes to it.
+def _start(work: Callable[[], object]) -> threading.Event:
+    """Standard error may be a terminal that nobody reads, which blocks who writes to it; a disk may hang.
 
-    Returns what is set when nothing more comes of it. Where memory is too short for a thread, the line is
-    lost; a Thread.start() may then wait for ever.
+    Returns what is set when nothing more comes of it. Where memory is too short for a thread, it is not done;
+    a Thread.start() may then wait for ever.
     """
     is_over = threading.Event()
 
-    def tell_it() -> None:
-        tell(text)
+    def do_it() -> None:
+        work()
         is_over.set()
 
     try:
-        _thread.start_new_thread(tell_it, ())
+        _thread.start_new_thread(do_it, ())
     except RuntimeError:
         is_over.set()
     return is_over
@@ -194,9 +195,15 @@ def ending_at_once() -> Iterator[None]:
 
 
 def _end_now(status: int) -> NoReturn:
-    """With the processes that decode pictures, which would hold this one's output for seconds."""
+    """With the processes that decode pictures, which would hold this one's output for seconds.
+
+    The folder where their sockets stand goes with them, unless its disk hangs.
+    """
     try:
         for child in multiprocessing.active_children():
             child.kill()
+        folder = multiprocessing.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
+        if folder is not None:
+            _start(partial(shutil.rmtree, folder, ignore_errors=True)).wait(_LAST_WORD_S)
     finally:
         os._exit(status)
