@@ -82,6 +82,36 @@ def test_who_waits_for_the_others_to_come_can_be_ended(number: signal.Signals) -
             process.kill()
 
 
+MEET = """
+import time
+from sdpipe.training import world
+with world.joined_world("cpu") as both:
+    both.wait()
+    world._TELL_S = 1
+    time.sleep(4 * both.rank)
+    both.wait()
+"""
+
+
+def test_who_waits_for_another_says_so_once() -> None:
+    """Wherever all meet: before a checkpoint's end, in a validation. It would be silent for ten minutes."""
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT)}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        variables["MASTER_PORT"] = str(free.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEET],
+            env={**os.environ, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    told = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert told[0] == "process 0 of 2 waits for the others, up to 10 minutes\n"
+
+
 def test_a_port_that_is_taken_is_said_to_be() -> None:
     """No other process has ended, and a new start would not help."""
     variables = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}

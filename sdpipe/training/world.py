@@ -9,10 +9,11 @@ blocks are active is a function of (seed, epoch, step) (`draws.py`) and the same
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
-from threading import Timer
+from threading import Thread
 
 import torch
 import torch.distributed as dist
@@ -45,16 +46,18 @@ class World:
         local_rank: int,
         group: dist.ProcessGroup | None = None,
         questions: dist.ProcessGroup | None = None,
+        notice: AbstractContextManager[None] | None = None,
     ) -> None:
         """group: all processes; questions: the same for messages between the hosts, waited for TIMEOUT_S.
 
-        In the default group they wait for PATIENCE_S.
+        In the default group they wait for PATIENCE_S. notice: what says so when it takes long.
         """
         self.rank = rank
         self.size = size
         self.local_rank = local_rank
         self._group = group
         self._questions = questions
+        self._notice = notice or nullcontext()
 
     @property
     def leads(self) -> bool:
@@ -77,7 +80,8 @@ class World:
     def wait(self) -> None:
         """Wait until all processes are here, also for one that has long work of its own."""
         if self.size > 1:
-            dist.all_reduce(torch.zeros(1))
+            with self._notice:
+                dist.all_reduce(torch.zeros(1))
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over the processes, in one message. The same bits everywhere."""
@@ -150,6 +154,35 @@ class World:
         setattr(view, name, around)
 
 
+class _Notice:
+    """Says, after _TELL_S in its block, whom this process waits for: it would be a riddle for minutes.
+
+    A thread looks once a second, so that waiting often costs nothing. It counts its looks: by the clock, a
+    process that was stopped and goes on would say so of itself.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        self._text = f"process {rank} of {size} waits for the others, up to {PATIENCE_S // 60} minutes"
+        self._wait: object | None = None
+        Thread(target=self._watch, daemon=True).start()
+
+    def __enter__(self) -> None:
+        self._wait = object()
+
+    def __exit__(self, *_error: object) -> None:
+        self._wait = None
+
+    def _watch(self) -> None:
+        seen, num_looks = None, 0
+        while True:
+            time.sleep(1)
+            now = self._wait
+            num_looks = num_looks + 1 if now is seen else 0
+            seen = now
+            if now is not None and num_looks == _TELL_S:
+                tell(self._text)
+
+
 @contextmanager
 def joined_world(device: str) -> Iterator[World]:
     """The processes that torchrun started, or this one alone.
@@ -172,7 +205,8 @@ def joined_world(device: str) -> Iterator[World]:
     end_with_parent()
     try:
         backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
-        with _signals_end_at_once(), _saying_whom_it_waits_for(rank, size):
+        notice = _Notice(rank, size)
+        with _signals_end_at_once(), notice:
             _meet(backend)
             questions = group = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_S))
             # NCCL's watchdog aborts the process: the question of each step shall notice before it.
@@ -180,7 +214,7 @@ def joined_world(device: str) -> Iterator[World]:
                 group = dist.new_group(timeout=timedelta(seconds=2 * TIMEOUT_S))
         assert isinstance(group, dist.ProcessGroup), "every process is in it"
         assert isinstance(questions, dist.ProcessGroup), "every process is in it"
-        yield World(rank, size, local_rank, group, questions)
+        yield World(rank, size, local_rank, group, questions, notice)
     except RuntimeError as error:
         if "EADDRINUSE" in str(error):
             port = os.environ["MASTER_PORT"]
@@ -207,19 +241,6 @@ def _meet(backend: str) -> None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
-
-
-@contextmanager
-def _saying_whom_it_waits_for(rank: int, size: int) -> Iterator[None]:
-    """After some seconds, so that a process that never came is not a riddle for minutes."""
-    text = f"process {rank} of {size} waits for the others, up to {PATIENCE_S // 60} minutes"
-    timer = Timer(_TELL_S, tell, [text])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _number(name: str, allowed: range) -> int:
