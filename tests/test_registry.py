@@ -24,8 +24,9 @@ from test_tracking import RECORD
 
 from pipeline.deploy import main as deploy_stage
 from sdpipe.cli import main
-from sdpipe.deploy.release import registry
-from sdpipe.deploy.release.registry import SHIPPED, code_digest, register, register_quietly
+from sdpipe.deploy.release import carried, registry
+from sdpipe.deploy.release.carried import SHIPPED, carried_digest
+from sdpipe.deploy.release.registry import register, register_quietly
 from sdpipe.errors import DataError, GateError, TrackingError
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.training.mlflow_store import prepare
@@ -52,7 +53,7 @@ def test_a_version_for_each_file_and_the_alias_on_the_deployed_one(project: Path
     client = MlflowClient(f"sqlite:///{mlflow_store}")
     (first,) = client.search_model_versions("name = 'sdpipe'")
     assert first.tags == {
-        "code_sha256": code_digest(),
+        "code_sha256": carried_digest(),
         "fingerprint": "0123456789abcdef",
         "run": "stochastic",
         "sha256": sha256(folder / "model.onnx"),
@@ -94,6 +95,7 @@ def test_changed_code_is_a_version_of_its_own(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A server answers with the code that the version carries: a mend of it would never reach the registry.
 
@@ -107,11 +109,15 @@ def test_changed_code_is_a_version_of_its_own(
     for name in SHIPPED:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "sdpipe" / name, package / name)
-    monkeypatch.setattr(registry, "_PACKAGE", package)
+    monkeypatch.setattr(carried, "PACKAGE", package)
+    monkeypatch.setattr(registry, "PACKAGE", package)
     assert register(models) == "1"
     with (package / "runtime" / "serving.py").open("a") as code:
         code.write("\nNUM_TOP = 1\n")
     client = MlflowClient()
+    assert register(models) == champion(client) == "1"  # as `sdpipe track` does: that code was not deployed
+    assert "`dvc repro deploy` registers it" in capsys.readouterr().err
+    deploy(models / "stochastic", models)
     assert register(models) == register(models) == champion(client) == "2"
     for version, num_warnings in (("1", 0), ("2", 1)):
         caplog.clear()
@@ -120,6 +126,9 @@ def test_changed_code_is_a_version_of_its_own(
     assert "load the model in a process of its own" in caplog.text
     client.delete_model_version_tag("sdpipe", "2", "code_sha256")
     assert register(models) == champion(client) == "3"
+    client.delete_model_version_tag("sdpipe", "3", "code_sha256")
+    (package / "errors.py").write_text("")
+    assert register(models) == champion(client) == "3"  # what was not deployed is not registered
 
 
 @pytest.mark.parametrize("bring", [shutil.move, shutil.copytree])

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -112,6 +113,10 @@ def test_a_model_that_fails_is_no_mistake_of_the_caller(tmp_path: Path, rgb_mode
         with pytest.raises(MlflowException) as caught:
             served.predict(None, pd.DataFrame({"image": [picture]}))
         assert (caught.value.get_http_status_code(), caught.value.message) == (status, reason)
+    served.artifact = Mock(metadata=served.artifact.metadata, **{"probabilities.side_effect": MemoryError})
+    with pytest.raises(MlflowException, match="the model fails: out of memory") as caught:
+        served.predict(None, pd.DataFrame({"image": [pixels[0]]}))
+    assert caught.value.get_http_status_code() == 500
 
 
 def test_instances_are_read_like_inputs() -> None:

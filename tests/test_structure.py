@@ -99,7 +99,7 @@ def test_few_files_import_mlflow() -> None:
 
 def test_a_served_model_carries_what_it_imports() -> None:
     """A registered model runs without sdpipe installed, out of its own copy of these files."""
-    from sdpipe.deploy.release.registry import SHIPPED
+    from sdpipe.deploy.release.carried import SHIPPED
 
     needed = {str(path) for path in reached(Path("sdpipe/deploy/release/served.py"))}
     folders = ("sdpipe/deploy", "sdpipe/deploy/release")
@@ -109,7 +109,7 @@ def test_a_served_model_carries_what_it_imports() -> None:
 
 def test_a_served_model_asks_for_the_versions_of_the_base_install() -> None:
     """Of numpy, Pillow and onnxruntime. With AVIF among its formats, Pillow before 11.2.1 opens no WebP."""
-    from sdpipe.deploy.release.registry import REQUIREMENTS
+    from sdpipe.deploy.release.carried import REQUIREMENTS
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     base = {each.replace("-gpu", "") for each in project["dependencies"]}

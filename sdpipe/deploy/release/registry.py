@@ -1,6 +1,5 @@
 """The deployed model in MLflow's registry: a version for each file and code, an alias on the deployed one."""
 
-import hashlib
 import shutil
 import tempfile
 import warnings
@@ -9,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-import sdpipe
+from sdpipe.deploy.release.carried import PACKAGE, REQUIREMENTS, SERVED, SHIPPED, carried_digest
 from sdpipe.deploy.release.release import MODEL, Deployed, read_deployed
-from sdpipe.files import sha256_of, work_folder
+from sdpipe.errors import tell
+from sdpipe.files import work_folder
 from sdpipe.training.logged_models import has_files, log_model
 from sdpipe.training.mlflow_store import connected
 from sdpipe.training.records import record_of_times
@@ -23,38 +23,12 @@ if TYPE_CHECKING:
 ALIAS = "champion"
 """Of the deployed version; it moves only after the gates held."""
 
-SERVED = Path(__file__).with_name("served.py")
-
-# What served.py imports of sdpipe; a registered model carries its own copy.
-_PACKAGE = Path(sdpipe.__file__).parent
-SHIPPED = (
-    "__init__.py",
-    "errors.py",
-    "runtime/__init__.py",
-    "runtime/artifact.py",
-    "runtime/cores.py",
-    "runtime/image.py",
-    "runtime/jpeg_2000_limits.py",
-    "runtime/manifest.py",
-    "runtime/memory.py",
-    "runtime/metadata.py",
-    "runtime/onnx_file.py",
-    "runtime/picture_limits.py",
-    "runtime/pixel_modes.py",
-    "runtime/serving.py",
-    "runtime/shapes.py",
-    "runtime/tiff_limits.py",
-)
-
-# As in pyproject.toml; the CPU's package, which has wheels for every platform.
-REQUIREMENTS = ["numpy>=1.26", "Pillow>=11.2.1", "onnxruntime>=1.24", "pandas"]
-
 
 def register(models: Path) -> str:
     """Register what `models` holds under its name, and give that version the alias.
 
-    A version of that very file that carries the code as it is now is taken again. Returns the version. Raises
-    TrackingError if the store refuses, DataError if `models` is not whole.
+    A version of that very file and of the code that was deployed with it is taken again. Returns the version.
+    Raises TrackingError if the store refuses, DataError if `models` is not whole.
     """
     deployed = read_deployed(models)
     run = record_of_times(deployed.run, deployed.fingerprint, models / deployed.run)
@@ -72,17 +46,19 @@ def register_quietly(models: Path) -> None:
     quietly(lambda: register(models))
 
 
-def code_digest() -> str:
-    """SHA-256 over what a registered model carries beside the ONNX file, and the packages it asks for."""
-    carried = {SERVED.name: SERVED, **{name: _PACKAGE / name for name in SHIPPED}}
-    lines = [*REQUIREMENTS, *(f"{sha256_of(path)}  {name}" for name, path in carried.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
 def _find(mlflow: Any, client: "MlflowClient", deployed: Deployed) -> str | None:
+    """The newest version of the file and of the code with which it was deployed.
+
+    Where the code has changed since and no such version is left, the newest of the file: what was not
+    deployed shall not be served.
+    """
     versions = client.search_model_versions(f"name = '{deployed.registered_model}'")
-    wanted = {"sha256": deployed.sha256, "code_sha256": code_digest()}
-    same = [each for each in versions if wanted.items() <= each.tags.items()]
+    newest_first = sorted(versions, key=lambda each: -int(each.version))
+    of_the_file = [each for each in newest_first if each.tags.get("sha256") == deployed.sha256]
+    same = [each for each in of_the_file if each.tags.get("code_sha256") == deployed.code_sha256]
+    if deployed.code_sha256 != carried_digest():
+        tell("the code that is served has changed since the deployment; `dvc repro deploy` registers it")
+        same += of_the_file
     return next((str(each.version) for each in same if has_files(mlflow, str(each.source))), None)
 
 
@@ -95,7 +71,7 @@ def _add(mlflow: Any, client: "MlflowClient", deployed: Deployed, model_path: Pa
     if not client.search_registered_models(f"name = '{deployed.registered_model}'"):
         client.create_registered_model(deployed.registered_model)
     tags = {
-        "code_sha256": code_digest(),
+        "code_sha256": carried_digest(),
         "fingerprint": deployed.fingerprint,
         "run": deployed.run,
         "sha256": deployed.sha256,
@@ -105,7 +81,7 @@ def _add(mlflow: Any, client: "MlflowClient", deployed: Deployed, model_path: Pa
         for name in SHIPPED:
             copied = Path(folder) / "sdpipe" / name
             copied.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(_PACKAGE / name, copied)
+            shutil.copyfile(PACKAGE / name, copied)
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message=".*input example", category=UserWarning

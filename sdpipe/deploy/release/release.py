@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from sdpipe.deploy.config import DeployConfig
+from sdpipe.deploy.release.carried import carried_digest
 from sdpipe.errors import DataError, GateError
 from sdpipe.files import read_json, sha256_of, sync_folder, work_folder, write_csv, write_json, write_synced
 from sdpipe.runtime.variants import COLUMNS, read_table
@@ -37,6 +38,7 @@ class Deployed:
     run: str
     fingerprint: str
     sha256: str  # of model.onnx
+    code_sha256: str  # of what a version in MLflow's registry carries beside it
     test_error: float  # fraction
     registered_model: str  # its name in MLflow's registry
     variants: dict[str, str]  # name, such as int8 or keep-17.int8, to the file's name in variants/
@@ -142,6 +144,7 @@ def write_release(candidate: Candidate, models: Path, card: str, config: DeployC
             run=candidate.run_folder.name,
             fingerprint=candidate.metrics["fingerprint"],
             sha256=sha256_of(staged / MODEL),
+            code_sha256=carried_digest(),
             test_error=candidate.metrics["test_error"],
             registered_model=config.registered_model,
             variants={name: path.name for name, path in candidate.variants.items()},

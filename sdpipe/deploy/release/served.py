@@ -27,7 +27,7 @@ FIELD = "image"
 
 
 class ServedModel(PythonModel):
-    """MLflow's shell around `answer`; what a caller did wrong becomes HTTP status 400, else it is 500."""
+    """MLflow's shell around `answer`: HTTP status 400 where a caller did wrong, 500 where the model fails."""
 
     def load_context(self, context: Any) -> None:
         """Open the ONNX file that was registered."""
@@ -55,6 +55,8 @@ class ServedModel(PythonModel):
         except ModelError as error:
             reason = str(error).removeprefix(f"{self.artifact.path}: ")  # the path is no caller's business
             raise MlflowException(f"the model fails: {reason}", INTERNAL_ERROR) from error
+        except MemoryError as error:
+            raise MlflowException("the model fails: out of memory", INTERNAL_ERROR) from error
 
 
 def _warn_of_other_code(carried: Path) -> None:
