@@ -20,6 +20,9 @@ from sdpipe.training.run_record import RunRecord, notes, read_note, write_note
 from sdpipe.training.session import train_run
 from sdpipe.training.tracking import LiveTracker, publish
 
+HOUR = 3_600_000  # ms
+FURTHER = [*RECORD.epochs, {"train_loss": 0.5}]
+
 
 @pytest.fixture
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,24 +138,30 @@ def test_a_clock_that_was_ahead_does_not_hide_the_end(
 
 
 @pytest.mark.parametrize(
-    ("later", "status", "num_epochs"),
+    ("later", "ahead_ms", "status", "num_epochs", "ended_ms"),
     [
-        (replace(RECORD, status="FINISHED"), "FINISHED", 2),
-        (replace(RECORD, status="KILLED", epochs=[*RECORD.epochs, {"train_loss": 0.5}]), "KILLED", 3),
-        (replace(RECORD, status="FAILED"), "KILLED", 2),
+        (replace(RECORD, status="FINISHED"), HOUR, "FINISHED", 2, 0),
+        (replace(RECORD, status="KILLED", epochs=FURTHER), HOUR, "KILLED", 3, HOUR),
+        (replace(RECORD, status="FAILED", epochs=FURTHER), HOUR, "FAILED", 3, HOUR),
+        (replace(RECORD, status="FAILED"), HOUR, "KILLED", 2, HOUR),
+        (replace(RECORD, status="KILLED", epochs=FURTHER), -HOUR, "KILLED", 3, 0),
     ],
 )
 def test_a_later_end_is_known_by_more_than_its_time(
-    mlflow_store: Path, later: RunRecord, status: str, num_epochs: int
+    mlflow_store: Path, later: RunRecord, ahead_ms: int, status: str, num_epochs: int, ended_ms: int
 ) -> None:
-    """The clock was an hour ahead when the run was killed; what has trained no further may be older."""
+    """The clock was an hour ahead when the run was killed; what has trained no further may be older.
+
+    Of two ends the later time stands, but that of a finished run is its own.
+    """
     now_ms = tracking._now_ms()
-    publish(replace(RECORD, status="KILLED", ended_ms=now_ms + 3_600_000))
+    publish(replace(RECORD, status="KILLED", ended_ms=now_ms + ahead_ms))
     write_note(replace(later, started_ms=now_ms - 1, ended_ms=now_ms))
     assert track().exit_code == 0
     run = the_run(mlflow_store)
     history = MlflowClient(f"sqlite:///{mlflow_store}").get_metric_history(run.info.run_id, "train_loss")
     assert (run.info.status, len(history), notes()) == (status, num_epochs, [])
+    assert run.info.end_time - now_ms == ended_ms
 
 
 @pytest.mark.parametrize("num_epochs", [0, 2])

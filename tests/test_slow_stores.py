@@ -22,6 +22,7 @@ from sdpipe.errors import TrackingError
 from sdpipe.files import work_folder
 from sdpipe.track import track_note
 from sdpipe.training import tracking
+from sdpipe.training.mlflow_store import imported, is_server
 from sdpipe.training.run_record import notes, write_note
 from sdpipe.training.tracking import LiveTracker, awaited, publish
 
@@ -71,6 +72,7 @@ def test_an_answer_without_end_is_one_line_in_time(
 
 
 def test_ctrl_c_ends_the_wait_at_once(project: Path, dripping_server: str) -> None:
+    imported()  # which may take longer than until the signal
     write_note(ENDED)
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     started = time.perf_counter()
@@ -125,3 +127,21 @@ def test_a_server_that_hangs_takes_mlflow_from_no_other_process(
     with FileLock(work_folder() / "mlflow.lock"):
         LiveTracker(RECORD).close("FAILED")
     assert "warning: MLflow: http://127.0.0.1:9: API request" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("uri", "found"),
+    [
+        ("http://127.0.0.1:5000", True),
+        ("https://mlflow.example.org", True),
+        ("databricks", True),
+        ("databricks://profile", True),
+        ("sqlite:///mlflow.db", False),
+        ("postgresql://user@host/mlflow", False),
+        ("file:///mlruns", False),
+        ("mlruns", False),
+    ],
+)
+def test_only_servers_take_no_turns(uri: str, found: bool) -> None:
+    """Two processes that begin together would make a database's tables, or a folder's experiment, twice."""
+    assert is_server(uri) == found

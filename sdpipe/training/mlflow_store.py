@@ -57,7 +57,7 @@ def connected() -> Iterator[tuple[Any, str]]:
         # ImportError: a database's driver.
         fault = str(error) or type(error).__name__
         if not isinstance(error, (*of_the_store, OSError, ImportError, MemoryError)):
-            if store_uri().startswith("http") and _arose_in("mlflow", error):
+            if is_server(store_uri()) and _arose_in("mlflow", error):
                 kind = "an answer that makes no sense"  # of a server that is none of MLflow's
             elif _arose_in("alembic", error):
                 kind = "its tables cannot be made"  # as where another MLflow makes them, or is newer
@@ -99,6 +99,11 @@ def store_uri() -> str:
     return from_the_root(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
 
 
+def is_server(uri: str) -> bool:
+    """Whether it is MLflow's own server, or one of its kind, which makes its tables itself."""
+    return uri.startswith(("http", "databricks"))
+
+
 def _open_store(mlflow: Any) -> str:
     """Set the store, create what is missing. Returns the experiment's id."""
     from mlflow.store.db.db_types import DATABASE_ENGINES
@@ -112,7 +117,7 @@ def _open_store(mlflow: Any) -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     turns = FileLock(work_folder() / "mlflow.lock")
     # Who calls a server that hangs shall keep no other process from MLflow, which may have another store.
-    with turns if uri.startswith("sqlite") else nullcontext():
+    with nullcontext() if is_server(uri) else turns:
         if uri.startswith(tuple(DATABASE_ENGINES)):  # a server is not asked this way
             create_database(mlflow, uri)
             look_at(uri)

@@ -19,7 +19,7 @@ from sdpipe.errors import SdpipeError, TrackingError, tell, without_passwords
 from sdpipe.files import sha256_of
 from sdpipe.training.interruption import tell_in_time
 from sdpipe.training.logged_models import has_onnx, log_onnx
-from sdpipe.training.mlflow_store import connected, imported, reach, store_uri
+from sdpipe.training.mlflow_store import connected, imported, is_server, reach, store_uri
 from sdpipe.training.run_record import RunRecord, Status, note_path, remove_note, times_of, write_note
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def awaited() -> Iterator[None]:
 
     Raises TrackingError where a server does not tell of the experiment in _CONTACT_S: MLflow's own time-out
     is of each read, and an answer that comes by a byte a second never meets it. Behind that a large file may
-    take its time, as the making of a database in a file may.
+    take its time, as the making of a database's tables may.
     """
     imported()
     text = f"waiting for MLflow at {without_passwords(store_uri())}; a large file may take its time"
@@ -60,7 +60,7 @@ def awaited() -> Iterator[None]:
     timer.daemon = True
     timer.start()
     try:
-        if not store_uri().startswith("sqlite"):
+        if is_server(store_uri()):
             _within(_CONTACT_S, reach)
         yield
     finally:
@@ -116,9 +116,17 @@ class _Publisher:
             if run.data.tags.get(name) != value:
                 self.client.set_tag(run_id, name, value)
         self._send_files(run, record)
-        if record.status not in ("RUNNING", run.info.status):
-            self.client.set_terminated(run_id, status=record.status, end_time=ended_ms)
+        if record.status != "RUNNING":
+            self._end(run, record, ended_ms)
         return run_id
+
+    def _end(self, run: "Run", record: RunRecord, ended_ms: int | None) -> None:
+        """With the later time of two ends, but for the last: a clock may have been ahead of that."""
+        if ended_ms is not None and record.status != "FINISHED":
+            ended_ms = max(ended_ms, run.info.end_time or 0)
+        is_later = record.ended_ms is not None and (ended_ms or 0) > (run.info.end_time or 0)
+        if run.info.status != record.status or is_later:
+            self.client.set_terminated(run.info.run_id, status=record.status, end_time=ended_ms)
 
     def _is_no_news(self, record: RunRecord, run: "Run") -> bool:
         """MLflow knows of this end, or of a newer one, perhaps from elsewhere, which it shall not undo.
