@@ -51,6 +51,7 @@ def test_mini_batches_that_are_made_together_are_the_same(
             assert torch.equal(own_NCHW, images_NCHW)
             assert torch.equal(own_N, labels_N)
             assert own_NCHW.stride() == images_NCHW.stride()  # channels last, for the convolutions
+            assert own_NCHW.data_ptr() % 32 == 0  # by which kernels may be chosen
 
 
 @pytest.mark.parametrize("sums", [{"colour_jitter": 0.4}, {"lighting": 0.1}], ids=str)

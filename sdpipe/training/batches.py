@@ -71,7 +71,9 @@ class Batches:
         for group, each, (images_NHWC, labels_N) in zip(groups, joined, loaded, strict=True):
             images_NCHW = self._augment(images_NHWC, each, draws)
             sizes = [len(samples) for samples in group]
-            yield from zip(torch.split(images_NCHW, sizes), torch.split(labels_N, sizes), strict=True)
+            parts = zip(torch.split(images_NCHW, sizes), torch.split(labels_N, sizes), strict=True)
+            # A copy lies in memory as a part by itself does; kernels may be chosen by the alignment.
+            yield from parts if len(group) == 1 else ((images.clone(), labels) for images, labels in parts)
 
     def _draw(self, epoch: int, num: int) -> dict[str, Tensor]:
         """What augmentation needs of each sample's draws."""
