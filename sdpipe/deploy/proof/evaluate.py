@@ -153,10 +153,11 @@ def _figures_of(
 def _write_parity(folder: Path, proofs: Sequence[Proof], drawn: Sequence[Parity], weights: Weights) -> None:
     """parity.csv, a row for each comparison; disagreements.csv, one for each image; layers.csv, for int8.
 
-    drawn: of the ensemble.
+    drawn: of the ensemble, with b_l = p_l and then with drawn b_l.
     """
     compared = [(proof.variant.name, proof.variant.kind, proof.parities) for proof in proofs]
-    compared.append((ENSEMBLE, FLOAT32, [*drawn]))
+    for number, parity in enumerate(drawn):
+        compared.append((f"{ENSEMBLE}.draw-{number}" if number else ENSEMBLE, FLOAT32, [parity]))
     columns = [
         "batch_size", "threads", "max_abs_logit_diff", "relative_logit_diff", "allowed_relative_diff",
         "logit_spread",
