@@ -5,6 +5,7 @@ from pathlib import Path
 
 import sdpipe
 from sdpipe.files import sha256_of
+from sdpipe.provenance import code_digest
 
 SERVED = Path(__file__).with_name("served.py")
 
@@ -35,6 +36,5 @@ REQUIREMENTS = ["numpy>=1.26", "Pillow>=11.2.1", "onnxruntime>=1.24", "pandas"]
 
 def carried_digest() -> str:
     """SHA-256 over what a registered model carries beside the ONNX file, and the packages it asks for."""
-    carried = {SERVED.name: SERVED, **{name: PACKAGE / name for name in SHIPPED}}
-    lines = [*REQUIREMENTS, *(f"{sha256_of(path)}  {name}" for name, path in carried.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    facts = [*REQUIREMENTS, sha256_of(SERVED), code_digest(PACKAGE, SHIPPED)]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
