@@ -99,7 +99,15 @@ def open_images(config: TrainConfig, dataset: DataSet, compute: Compute, workers
     images, labels_N = dataset.train_images, dataset.train_labels_N
     if isinstance(images, np.ndarray):
         return ArrayImages(images, labels_N, compute)
-    return FileImages(images, labels_N, compute, crop=config.crop, seed=config.seed, workers=workers)
+    return FileImages(
+        images,
+        labels_N,
+        compute,
+        crop=config.crop,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        workers=workers,
+    )
 
 
 def fit_to(config: TrainConfig, dataset: DataSet, train_indices: np.ndarray, images: Images) -> Normalisation:
@@ -111,7 +119,7 @@ def fit_to(config: TrainConfig, dataset: DataSet, train_indices: np.ndarray, ima
     batches = np.array_split(train_indices[sample], -(-len(sample) // _STATISTICS_BATCH))
     decoded_NHWC = np.empty((len(sample), *dataset.image_shape_HWC), dtype=np.uint8)
     start = 0
-    for batch_NHWC, _ in images.batches(batches):  # copied, since each lies in /dev/shm while it is held
+    for batch_NHWC, _ in images.batches(batches):
         decoded_NHWC[start : start + len(batch_NHWC)] = batch_NHWC.cpu().numpy()
         start += len(batch_NHWC)
     return fit_normalisation(decoded_NHWC, np.arange(len(decoded_NHWC)), config.normalisation)

@@ -5,7 +5,6 @@ import ctypes
 import multiprocessing
 import os
 import queue
-import shutil
 import signal
 import sys
 import threading
@@ -195,15 +194,9 @@ def ending_at_once() -> Iterator[None]:
 
 
 def _end_now(status: int) -> NoReturn:
-    """With the processes that decode pictures, which would hold this one's output for seconds.
-
-    The folder where their sockets stand goes with them, unless its disk hangs.
-    """
+    """With the processes that decode pictures, which would hold this one's output for seconds."""
     try:
         for child in multiprocessing.active_children():
             child.kill()
-        folder = multiprocessing.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
-        if folder is not None:
-            _start(partial(shutil.rmtree, folder, ignore_errors=True)).wait(_LAST_WORD_S)
     finally:
         os._exit(status)
