@@ -7,6 +7,7 @@ SLOW ?= slow
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DO_NOT_TRACK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
+export ORT_DISABLE_TELEMETRY = 1
 
 .PHONY: help repro .repository test test-slow test-base soak benchmark benchmark-deployment lint lock ui clean
 

@@ -81,7 +81,9 @@ def loading_section(metadata: Metadata) -> str:
     text = (
         f"## How to load it\n\nInput `{INPUT}`: uint8, (N, {height}, {width}, {metadata.channels}). "
         f"Outputs `{OUTPUTS[0]}` and `{OUTPUTS[1]}`: float32, (N, {len(metadata.class_names)}). "
-        "The class names are in the file's metadata, as JSON, under `sdpipe.class_names`.\n"
+        "The class names are in the file's metadata, as JSON, under `sdpipe.class_names`. onnxruntime 1.31 "
+        "for Linux reports to its makers which model is opened, with its metadata; the environment variable "
+        "`ORT_DISABLE_TELEMETRY=1` keeps it from that.\n"
     )
     for title, language, template in blocks:
         text += f"\n{title}:\n\n```{language}\n{template.substitute(values)}```\n"
