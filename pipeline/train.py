@@ -1,5 +1,6 @@
 """Stage train@<run>: from data/<dataset>/ to the weights of the epoch with the lowest validation error."""
 
+import hashlib
 import os
 import shlex
 from pathlib import Path
@@ -16,6 +17,15 @@ from sdpipe.training.session import train_run
 LAUNCHED = "SDPIPE_LAUNCHED"  # set for the processes that a launcher starts
 # Each of torchrun's restarts then has a store of its own; else nodes read addresses of what is gone.
 OWN_STORES = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+# What tells MLflow of a training and decides nothing of it: a change here makes no other training.
+TELLING = (
+    "sdpipe/training/logged_models.py",
+    "sdpipe/training/mlflow_store.py",
+    "sdpipe/training/records.py",
+    "sdpipe/training/run_record.py",
+    "sdpipe/training/sqlite_store.py",
+    "sdpipe/training/tracking.py",
+)
 
 
 def main(run: str) -> None:
@@ -42,7 +52,7 @@ def read_setting(run: str) -> tuple[TrainConfig, str]:
     deps = get_value(read_params(Path("dvc.yaml")), "stages.train.do.deps")
     return (
         parse_run(get_value(params, "train"), get_value(params, "runs"), run),
-        code_digest(Path(), [path for path in deps if path.endswith(".py")]),
+        code_digest(Path(), [path for path in deps if path.endswith(".py") and path not in TELLING]),
     )
 
 
@@ -59,12 +69,22 @@ def launch(launcher: str, run: str) -> None:
 
 
 def committed_md5(run: str) -> str | None:
-    """What dvc.lock says of the weights of the run's last training."""
+    """What dvc.lock says of the weights of the run's last training.
+
+    None, too, where TELLING was changed since: then the stage runs for that, and not to train once more.
+    """
     path = Path("dvc.lock")
     stages = read_params(path).get("stages") or {} if path.exists() else {}
-    outs = stages.get(f"train@{run}", {}).get("outs", [])
-    found = [out.get("md5") for out in outs if out["path"].endswith("weights.safetensors")]
+    stage = stages.get(f"train@{run}", {})
+    told_by = {dep["path"]: dep.get("md5") for dep in stage.get("deps", []) if dep["path"] in TELLING}
+    if any(md5 != _md5(name) for name, md5 in told_by.items()):
+        return None
+    found = [out.get("md5") for out in stage.get("outs", []) if out["path"].endswith("weights.safetensors")]
     return next((md5 for md5 in found if isinstance(md5, str)), None)
+
+
+def _md5(name: str) -> str:
+    return hashlib.md5(Path(name).read_bytes(), usedforsecurity=False).hexdigest()
 
 
 if __name__ == "__main__":

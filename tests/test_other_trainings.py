@@ -1,5 +1,6 @@
 """What is another training, on another machine or of another setting, and what is said of it."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, machine, train_config
+from imports import our_imports, stage_files
 from session_runs import run_to
 from test_training import StopAfter
 
@@ -161,3 +163,33 @@ def test_what_a_lock_does_not_say_dvc_does_not_have(
     monkeypatch.chdir(project)
     Path("dvc.lock").write_text(lock)
     assert stage.committed_md5("plain") == found
+
+
+def test_what_tells_mlflow_makes_no_other_training(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that is worded anew would cost an unfinished training all its steps."""
+    monkeypatch.chdir(project)
+    files = ("sdpipe/training/tracking.py", "sdpipe/training/step.py")
+    for name in files:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("1\n")
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    Path("dvc.yaml").write_text(f"stages: {{train: {{do: {{deps: [data, {', '.join(files)}]}}}}}}\n")
+    md5 = hashlib.md5(b"1\n", usedforsecurity=False).hexdigest()
+    deps = ", ".join(f"{{path: {name}, md5: {md5}}}" for name in files)
+    outs = "{path: models/constant/weights.safetensors, md5: 5eb6}"
+    Path("dvc.lock").write_text(f"stages: {{train@constant: {{deps: [{deps}], outs: [{outs}]}}}}\n")
+    before = stage.read_setting("constant")
+    assert stage.committed_md5("constant") == "5eb6", "asked for again, it is done again"
+    Path(files[0]).write_text("2\n")
+    assert stage.read_setting("constant") == before
+    assert stage.committed_md5("constant") is None, "its end is taken up"
+    Path(files[1]).write_text("2\n")
+    assert stage.read_setting("constant") != before
+
+
+def test_nothing_that_computes_asks_what_tells_mlflow() -> None:
+    """Only the session hands over to it, what was computed; and the stage names it."""
+    telling = {Path(name) for name in stage.TELLING}
+    assert telling <= stage_files("train")
+    handing = {path for path in stage_files("train") - telling if our_imports(path) & telling}
+    assert handing == {Path("sdpipe/training/session.py")}
