@@ -3,6 +3,7 @@
 import math
 import textwrap
 import unicodedata
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -69,7 +70,8 @@ def _draw_tile(sheet: Image.Image, corner: tuple[int, int], result: Prediction |
     below = top + THUMBNAIL_SIDE + 3
     if isinstance(result, Failure):
         draw.rectangle((left, top, left + THUMBNAIL_SIDE - 1, top + THUMBNAIL_SIDE - 1), "#b8b8b8")
-        lines = textwrap.wrap(_printable(result.message), 22)[:7]
+        num_letters = int((THUMBNAIL_SIDE - 16) / _font(13).getlength("n"))
+        lines = textwrap.wrap(_printable(result.message), num_letters)[:7]
         draw.multiline_text((left + 8, top + 8), "\n".join(lines), "#303030", _font(13))
     else:
         if result.thumbnail is not None:
@@ -90,8 +92,13 @@ def _enlarged(image: Image.Image) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    """DejaVu, which has many scripts, where the system has it; else Pillow's own, which has ASCII."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size, layout_engine=ImageFont.Layout.BASIC)
+    except OSError:
+        return ImageFont.load_default(size)
 
 
 def _fit(text: str, size: int, width: float) -> str:
@@ -103,6 +110,16 @@ def _fit(text: str, size: int, width: float) -> str:
 
 
 def _printable(text: str) -> str:
-    """What Pillow's own font has: ASCII. Accents are left off, other scripts become question marks."""
-    letters = [each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each)]
-    return "".join(each if each.isascii() and each.isprintable() else "?" for each in letters)[:200]
+    """With escapes for what the font lacks: two classes must not look alike."""
+    return "".join(map(_drawn, unicodedata.normalize("NFC", text)[:200]))
+
+
+@cache
+def _drawn(letter: str) -> str:
+    font = _font(15)
+    lacking = "\uffff"  # no letter, and drawn as whatever the font lacks
+    if letter.isprintable() and (
+        letter.isascii() or bytes(font.getmask(letter)) != bytes(font.getmask(lacking))
+    ):
+        return letter
+    return letter.encode("unicode_escape").decode()
