@@ -51,4 +51,6 @@ def main(batch_size: int, p_L: float, recompute: bool) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "true")

@@ -146,6 +146,8 @@ def _is_right(response: requests.Response, expected_NK: np.ndarray, names: list[
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     done = send_load(sys.argv[1], open_artifact(Path(sys.argv[2]), "cpu"))
     print(done, *done.wrong[:5], sep="\n")
     sys.exit(bool(done.wrong))

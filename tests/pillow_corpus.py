@@ -89,6 +89,8 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     if sys.argv[1] == "--measure":
         measure(Path(sys.argv[2]))
     else:
