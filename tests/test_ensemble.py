@@ -12,6 +12,7 @@ from conftest import make_dataset, make_weights, random_images
 from ensemble_files import in_pytorch
 
 from sdpipe.cli import main
+from sdpipe.commands.runs import _for_each_run
 from sdpipe.deploy import ensemble
 from sdpipe.deploy.ensemble import compare_ensemble, ensemble_probabilities
 from sdpipe.errors import DataError, ModelError
@@ -108,6 +109,33 @@ def test_command_writes_a_file_for_the_report(project: Path) -> None:
             nll = torch.nn.functional.nll_loss(probabilities_NK.log(), labels_N).item()
             assert row[f"{name}_nll"] == pytest.approx(nll, rel=1e-4)
     assert not (project / "models" / "constant" / "ensemble.csv").exists()
+
+
+def test_a_run_that_the_system_refuses_leaves_the_others_to_be_done(project: Path) -> None:
+    """As one that sdpipe refuses: a line names it, and the next run has its file."""
+    dataset, weights = make_dataset(project / "data" / "animals"), make_weights(depth=8)
+    object.__setattr__(weights.info, "dataset_digest", dataset.digest)
+    for run in ("a", "b"):
+        (project / "models" / run).mkdir(parents=True)
+        save_weights(project / "models" / run / "weights.safetensors", weights)
+    (project / "models" / "a" / "ensemble.csv").mkdir()
+    result = CliRunner().invoke(main, ["ensemble", "--members", "1"])
+    assert result.exit_code == 1
+    assert [line for line in result.stderr.splitlines() if "models/a/ensemble.csv" in line], result.stderr
+    assert (project / "models" / "b" / "ensemble.csv").is_file()
+
+
+def test_runs_end_where_nobody_reads_what_they_print() -> None:
+    """Each may take an hour, and none of the others is asked for any more."""
+    begun: list[Path] = []
+
+    def work(folder: Path) -> None:
+        begun.append(folder)
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        _for_each_run((Path("a"), Path("b")), "ensemble", lambda: work)
+    assert begun == [Path("a")]
 
 
 def test_other_data_and_bad_members_and_seeds_are_refused(project: Path) -> None:

@@ -216,8 +216,10 @@ def _for_each_run(
         for folder in chosen:
             try:
                 work(folder)
-            except SdpipeError as error:
+            except BrokenPipeError:  # who read our output has gone
+                raise
+            except (SdpipeError, OSError) as error:
                 failed = True
-                click.echo(f"error: {error}", err=True)
+                click.echo(f"error: {on_one_line(str(error))}", err=True)
     if failed:
         raise SystemExit(1)
