@@ -1,8 +1,9 @@
 """A training script as people write it: DataLoader, PIL images, torchvision transforms, fp32, NCHW.
 
-Two things are not its own. Choosing sdpipe's compute on CUDA has turned TF32 and cuDNN's search on for the
-whole process, which only makes it faster. And its worker processes rest while others have their turn: they
-would take cores from them, and have batches ready at the next turn that cost it nothing.
+Two things are not its own. Choosing sdpipe's compute on CUDA has turned TF32 on for matrix products in the
+whole process, which only makes it faster; deterministic algorithms, which that chooses, too, are off in its
+turns. And its worker processes rest while others have their turn: they would take cores from them, and have
+batches ready at the next turn that cost it nothing.
 """
 
 import multiprocessing
@@ -88,7 +89,8 @@ class PlainScript:
     def turn(self, num_steps: int) -> float:
         """Take so many steps; seconds. A new epoch's worker processes are started where one begins."""
         self._works.set()
-        taken_s = seconds(lambda: self._take(num_steps), self._device)
+        with torch.backends.cudnn.flags(enabled=True, deterministic=False, benchmark=False):  # the defaults
+            taken_s = seconds(lambda: self._take(num_steps), self._device)
         self._works.clear()
         return taken_s
 

@@ -1,16 +1,19 @@
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import ROOT
 
 from benchmarks import uncertainty
 from benchmarks.cost import multiply_adds
 from benchmarks.loading import main as measure_loading
+from benchmarks.plain import PlainScript
 from benchmarks.recipes import MEASURED_PATH as RECIPES_PATH
 from benchmarks.recipes import main as measure_recipes
 from benchmarks.recipes import markdown as recipes_markdown
@@ -127,6 +130,23 @@ def test_the_users_params_change_nothing() -> None:
     """Another recipe in params.yaml, as for the pictures of ImageNet, leaves the benchmark as it is."""
     config = train_config(depth=20, batch_size=128, p_L=0.5)
     assert (config.dataset, config.crop, config.shift_px, config.flip) == ("cifar10", None, 4, True)
+
+
+def test_the_plain_script_has_the_algorithms_that_pytorch_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not sdpipe's deterministic ones, which are back behind its turn; of a step forward and backward."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    images_NHWC, labels_N = np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, np.int64)
+    config = train_config(depth=8, batch_size=4, p_L=1.0)
+    script = PlainScript(config, images_NHWC, labels_N, torch.device("cpu"), workers=0)
+    seen: list[bool] = []
+    for parameter in script._network.parameters():
+        parameter.register_hook(lambda _gradient: seen.append(torch.backends.cudnn.deterministic))
+    with closing(script):
+        script._network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.deterministic))
+        script.turn(1)
+    assert len(seen) > 1
+    assert not any(seen)
+    assert torch.backends.cudnn.deterministic
 
 
 def test_the_committed_measurement_is_printed_without_an_argument() -> None:
