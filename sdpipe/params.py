@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from sdpipe.config import Section, parse_section
-from sdpipe.data.config import DATASET_SECTIONS, FetchConfig, check_apart
+from sdpipe.data.config import DATASET_SECTIONS, FetchConfig, check_apart, dataset_name
 from sdpipe.deploy.config import (
     CalibrateConfig,
     DeployConfig,
@@ -36,8 +36,8 @@ class Params(Section):
 def check_params(values: Any) -> None:
     """Raise ConfigError, naming the key, unless every section and every run is right."""
     params = parse_section(Params, values, "")
-    for dataset in DATASET_SECTIONS:
-        check_apart(dataset, getattr(params.fetch, dataset.replace("-", "_")))
+    for field, config in params.fetch:
+        check_apart(dataset_name(field), config)
     parse_section(TrainConfig, params.train, "train")  # by itself too: runs may hide a fault of it
     trained: dict[str, str] = {}  # what is trained -> the run
     for run in params.runs:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from loopback import Files
 from published_sets import (
     NAMES,
@@ -23,10 +24,15 @@ from published_sets import (
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from sdpipe.data.config import ArchiveConfig, DigitsConfig
-from sdpipe.data.fetch import fetch
+from sdpipe.config import read_params
+from sdpipe.data.config import DATASET_SECTIONS, ArchiveConfig, DigitsConfig
+from sdpipe.data.fetch import _FETCHERS, fetch
 from sdpipe.data.store import open_dataset
 from sdpipe.errors import DataError
+
+
+def test_each_data_set_of_the_params_can_be_fetched() -> None:
+    assert _FETCHERS.keys() == DATASET_SECTIONS.keys() == read_params(ROOT / "params.yaml")["fetch"].keys()
 
 
 def test_digits_are_scikit_learns_at_256_levels(tmp_path: Path) -> None:

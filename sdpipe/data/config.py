@@ -2,10 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from sdpipe.config import Fraction, Section, Seed
 from sdpipe.errors import ConfigError, without_passwords
@@ -90,18 +90,6 @@ class DigitPicturesConfig(_CutPictures):
     seed: Seed  # of the stratified choice of test images
 
 
-DATASET_SECTIONS: dict[str, type[Section]] = {
-    "digits": DigitsConfig,
-    "fashion-mnist": ArchiveConfig,
-    "cifar10": ArchiveConfig,
-    "cifar100": ArchiveConfig,
-    "svhn": ArchiveConfig,
-    "imagefolder": ImageFolderConfig,
-    "imagenet": ImageNetConfig,
-    "digit-pictures": DigitPicturesConfig,
-}
-
-
 def check_apart(dataset: str, config: Section) -> None:
     """Raise ConfigError if a fetch would delete its own source, or read its own output.
 
@@ -126,14 +114,27 @@ def check_apart(dataset: str, config: Section) -> None:
             )
 
 
+def dataset_name(field: str) -> str:
+    """The data set, as it is called in params.yaml and in data/, that a field of `FetchConfig` is of."""
+    return field.replace("_", "-")
+
+
 class FetchConfig(Section):
     """All of `fetch`; each stage fetch@<dataset> reads its own entry only."""
 
+    model_config = ConfigDict(alias_generator=dataset_name)
+
     digits: DigitsConfig
-    fashion_mnist: Annotated[ArchiveConfig, Field(alias="fashion-mnist")]
+    fashion_mnist: ArchiveConfig
     cifar10: ArchiveConfig
     cifar100: ArchiveConfig
     svhn: ArchiveConfig
     imagefolder: ImageFolderConfig
     imagenet: ImageNetConfig
-    digit_pictures: Annotated[DigitPicturesConfig, Field(alias="digit-pictures")]
+    digit_pictures: DigitPicturesConfig
+
+
+DATASET_SECTIONS: dict[str, Any] = {
+    dataset_name(name): field.annotation for name, field in FetchConfig.model_fields.items()
+}
+"""The section of each data set."""

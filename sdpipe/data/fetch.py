@@ -104,15 +104,17 @@ def _digest_of(config: ArchiveConfig, name: str) -> str:
 
 
 def _fetch_cifar(config: ArchiveConfig, folder: Path, downloads: Path, classes: int) -> dict[str, Any]:
-    name = "cifar-10-binary.tar.gz" if classes == 10 else "cifar-100-binary.tar.gz"
-    label_bytes, names_file = (1, "batches.meta.txt") if classes == 10 else (2, "fine_label_names.txt")
-    train_pattern, test_pattern = (
-        ("data_batch_*.bin", "test_batch.bin") if classes == 10 else ("train.bin", "test.bin")
-    )
+    if classes == 10:
+        label_bytes, names_file = 1, "batches.meta.txt"
+        patterns = {"train": "data_batch_*.bin", "test": "test_batch.bin"}
+    else:
+        label_bytes, names_file = 2, "fine_label_names.txt"
+        patterns = {"train": "train.bin", "test": "test.bin"}
+    name = f"cifar-{classes}-binary.tar.gz"
     archive = locate(config.source, name, downloads, has_sha256(_digest_of(config, name)))
     with tempfile.TemporaryDirectory(dir=folder) as unpacked:
         unpack(archive, Path(unpacked))
-        for part, pattern in (("train", train_pattern), ("test", test_pattern)):
+        for part, pattern in patterns.items():
             files = _find(archive, Path(unpacked), pattern)
             write_part(folder, part, [read_cifar(file, label_bytes) for file in files])
         class_names = _read_names(_find(archive, Path(unpacked), names_file)[0])
