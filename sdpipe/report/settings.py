@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sdpipe.recipes import NOT_OF_THE_RECIPE
 from sdpipe.report.full_size import is_full_size, is_narrow, other_settings
 from sdpipe.report.labels import Key, data_name, exact, labels_of, slug
 from sdpipe.report.runs import Run, flatten
 
-# What is compared within a setting, and keys that say how a training is computed, not what.
-_COMPARED = frozenset({"seed", "p_L", "rule", "draw", "dropout", "p_L_warmup_epochs"})
-_HOW = frozenset({"device", "precision", "compile", "recompute"})
+# What is compared within a recipe is within a setting, too; so is dropout, which tells recipes apart.
+_NOT_OF_THE_SETTING = NOT_OF_THE_RECIPE | {"dropout"}
 _PAPERS_RULE = "linear_decay"
 _REDUCED, _OTHER = "reduced size", "other settings than the paper's"
 
@@ -142,7 +142,7 @@ class Setting:
 
 def key_of(run: Run, without: Iterable[str] = ()) -> Key:
     """Runs of one key belong to one setting. without: further parameters that may differ."""
-    apart = _COMPARED | _HOW | set(without)
+    apart = _NOT_OF_THE_SETTING | set(without)
     params = flatten(run.params).items()
     shared = {(name, _hashable(value)) for name, value in params if name.split(".")[0] not in apart}
     return frozenset(shared | {("dataset_digest", run.dataset_digest)})
