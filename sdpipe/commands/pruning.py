@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from sdpipe.commands.options import MAX_BATCH, whole_numbers
-from sdpipe.errors import DataError, ModelError, SdpipeError, on_one_line, tell, training_packages
+from sdpipe.commands.printing import aligned
+from sdpipe.errors import DataError, ModelError, SdpipeError, tell, training_packages
 
 
 def _counts(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[int]:
@@ -222,9 +223,9 @@ def _table(variants: list[Any], batch_size: int) -> str:
         *(f"ms at {size}" for size in sizes),
         "speed-up", "bytes", f"front at {batch_size}", "parity",
     ]  # fmt: skip
-    rows = [header] + [
+    rows = [
         [
-            on_one_line(one.run),
+            one.run,
             one.variant,
             f"{one.blocks} of {one.num_blocks}",
             f"{one.validation_error:.2%}",
@@ -237,14 +238,7 @@ def _table(variants: list[Any], batch_size: int) -> str:
         ]
         for one in variants
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if at < 2 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return "\n".join(aligned(header, rows, num_words=2))
 
 
 def _copy(source: Path, target: Path) -> None:
