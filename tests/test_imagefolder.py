@@ -4,18 +4,24 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_fetch import left_behind, tar_of
 from test_sources import calls_200_deep  # noqa: F401  a fixture
 
+from sdpipe.data import imagefolder
 from sdpipe.data.config import ImageFolderConfig
 from sdpipe.data.fetch import fetch
 from sdpipe.data.store import open_dataset
 from sdpipe.errors import DataError
+from sdpipe.runtime.image import decode
 
 
 def folder_config(source: Path | str, **overrides: object) -> ImageFolderConfig:
@@ -55,6 +61,21 @@ def test_one_tree_is_split_stratified_and_the_same_each_time(tmp_path: Path) -> 
     assert metas[0] == metas[1]
     other = fetch("imagefolder", folder_config(tree, seed=1), tmp_path / "out2", tmp_path / "dl")
     assert other["sha256"] != metas[0]["sha256"]
+
+
+def test_no_more_threads_decode_than_there_are_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this process, which a container may give fewer than the machine has."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0})
+    decoded_by: set[str] = set()
+
+    def slow(*arguments: Any) -> np.ndarray:
+        decoded_by.add(threading.current_thread().name)
+        time.sleep(0.02)
+        return decode(*arguments)
+
+    monkeypatch.setattr(imagefolder, "decode", slow)
+    fetch("imagefolder", folder_config(make_tree(tmp_path / "mine", ("train",))), tmp_path / "out", tmp_path)
+    assert len(decoded_by) == 2, "one for each part of the data"
 
 
 def test_given_splits_are_kept(tmp_path: Path) -> None:

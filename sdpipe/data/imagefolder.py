@@ -4,7 +4,6 @@ Accepted: `<split>/<class>/**/*` with the splits train, test and validation (or 
 validation may be missing; or `<class>/**/*`. What has no test part is split, stratified, with a seed.
 """
 
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from sdpipe.data.split import split_stratified
 from sdpipe.data.store import ArrayWriter
 from sdpipe.errors import DataError, ImageError
+from sdpipe.runtime.cores import num_cores
 from sdpipe.runtime.image import decode, image_suffixes
 
 SPLIT_NAMES = {
@@ -212,7 +212,7 @@ def write_pictures(
             return f"{picture[0]}: {error}"
 
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(num_cores()) as pool,
         tqdm(total=len(pictures), desc=part, disable=None) as bar,
     ):
         for chunk in _chunks(pictures):
