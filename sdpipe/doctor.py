@@ -3,10 +3,11 @@
 import importlib.util
 import os
 import platform
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from sdpipe.runtime.artifact import num_cuda_devices, open_artifact, provider_wo
 from sdpipe.runtime.cores import num_cores
 from sdpipe.version import __version__
 
-_BASE = ("click", "numpy", "Pillow", "onnxruntime-gpu")
-_TRAIN = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "mlflow", "dvc")
+# Where sdpipe runs without being installed, nothing says what it needs.
+_BASE = ["click", "numpy", "Pillow", "onnxruntime-gpu"]
+_TRAIN = ["torch", "torchvision", "onnx", "onnxscript", "safetensors", "mlflow", "dvc"]
 _LOW_DISK_BYTES = 2 * 2**30
 _SQLITE = b"SQLite format 3\0"  # how its files begin
 
@@ -37,8 +39,7 @@ def report() -> Iterator[Check]:
     yield Check(
         name="sdpipe", finding=f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
     )
-    yield from (_package(name, needed=True) for name in _BASE)
-    yield from (_package(name, needed=False) for name in _TRAIN)
+    yield from _packages()
     if _version("onnxruntime") is not None:
         yield Check(
             name="onnxruntime", finding="installed beside onnxruntime-gpu in one folder: keep one", ok=False
@@ -56,6 +57,30 @@ def report() -> Iterator[Check]:
     yield Check(
         name="disk", finding=f"{free / 2**30:.1f} GiB free in {Path.cwd()}", ok=free > _LOW_DISK_BYTES
     )
+
+
+def _packages() -> Iterator[Check]:
+    """Those that predictions need, then those that trainings need; the other extras are of no command."""
+    try:
+        requirements = requires("sdpipe") or []
+    except PackageNotFoundError:
+        base, train = _BASE, _TRAIN
+    else:
+        base, train = _named(requirements, []), _named(requirements, ["train"])
+    yield from (_package(name, needed=True) for name in base)
+    yield from (_package(name, needed=False) for name in train)
+
+
+def _named(requirements: Iterable[str], extras: list[str]) -> list[str]:
+    """The names in lines such as `torch>=2.14; extra == "train"`, of those with just these extras.
+
+    https://packaging.python.org/en/latest/specifications/dependency-specifiers/
+    """
+    return [
+        re.split(r"[^\w.-]", each)[0]
+        for each in requirements
+        if re.findall(r"extra == .(\w+)", each) == extras
+    ]
 
 
 def _version(package: str) -> str | None:

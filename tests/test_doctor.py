@@ -3,11 +3,15 @@
 import os
 import shutil
 import subprocess
+import tomllib
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from test_cli import call
+
+from sdpipe import doctor
 
 
 def test_doctor_finds_the_model_and_the_packages(model_path: Path) -> None:
@@ -25,6 +29,39 @@ def test_doctor_finds_the_model_and_the_packages(model_path: Path) -> None:
     result = call("doctor", env={"SDPIPE_MODEL": str(model_path.parent / "bad.onnx")})
     assert result.exit_code == 1
     assert "BAD model" in result.stdout
+
+
+def test_doctor_names_each_package_once_that_a_command_needs() -> None:
+    """Also filelock and its like, without which a training ends as without PyTorch."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    shown = [line.split()[1] for line in call("doctor").stdout.splitlines()]
+    assert shown[1 : 1 + len(needed)] == [each.split(">=")[0] for each in needed]
+    assert len(set(shown[: 1 + len(needed)])) == 1 + len(needed)
+    assert shown[1 + len(needed)] == "processor"
+
+
+@pytest.mark.parametrize(
+    ("requirements", "shown"),
+    [
+        (
+            ["a>=1", "b.c>=0.18; extra == 'train'", 'd[x]; python_version < "4" and extra == "train"'],
+            "a b.c d",
+        ),
+        (None, "click numpy Pillow onnxruntime-gpu torch torchvision onnx onnxscript safetensors mlflow dvc"),
+    ],
+    ids=["installed", "not installed"],
+)
+def test_doctor_asks_for_what_the_installed_sdpipe_needs(
+    monkeypatch: pytest.MonkeyPatch, requirements: list[str] | None, shown: str
+) -> None:
+    def requires(_name: str) -> list[str]:
+        if requirements is None:
+            raise PackageNotFoundError
+        return requirements
+
+    monkeypatch.setattr(doctor, "requires", requires)
+    assert [check.name for check in doctor._packages()] == shown.split()
 
 
 @pytest.mark.parametrize(
