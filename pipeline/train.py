@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline import run_stage
 from sdpipe.config import get_value, parse_section, read_params
-from sdpipe.data.store import open_dataset
+from sdpipe.data.store import check_arrays, open_dataset
 from sdpipe.errors import ConfigError, TrainingError
 from sdpipe.provenance import code_digest
 from sdpipe.training.config import MachineConfig, TrainConfig, parse_run
@@ -35,11 +35,15 @@ def main(run: str) -> None:
     if machine.launch is not None and "WORLD_SIZE" not in os.environ:
         launch(machine.launch, run)
     config, code = read_setting(run)
-    dataset = open_dataset(Path("data") / config.dataset)
+    folder = Path("data") / config.dataset
+    dataset = open_dataset(folder)
+    leads = os.environ.get("RANK", "0") == "0"
+    if leads:
+        check_arrays(folder)
     train_run(run, config, machine, dataset, code, Path("models") / run, committed_md5=committed_md5(run))
     # What DVC would write into dvc.lock, though it was not trained. Of several processes the leader says it:
     # the others end while it still writes, and a launcher ends all when one fails.
-    if os.environ.get("RANK", "0") == "0" and read_setting(run) != (config, code):
+    if leads and read_setting(run) != (config, code):
         raise TrainingError(
             f"run {run}: params.yaml or the code was changed while it trained; its end is kept: with them as "
             "they were `dvc repro` takes it, with what they are now it trains anew"

@@ -15,8 +15,11 @@ from conftest import ROOT
 from filelock import FileLock
 from test_imagefolder import folder_config, make_tree
 
+from pipeline import train as stage
+from sdpipe.config import read_params
+from sdpipe.data.config import DigitsConfig
 from sdpipe.data.fetch import fetch
-from sdpipe.data.store import open_dataset
+from sdpipe.data.store import check_arrays, open_dataset
 from sdpipe.errors import ConfigError, DataError
 
 
@@ -80,6 +83,26 @@ def test_a_damaged_data_set_is_one_error(tmp_path: Path, damage: str) -> None:
     (tmp_path / "out" / name).write_bytes(spoil((tmp_path / "out" / name).read_bytes()))
     with pytest.raises(DataError, match=r"/out: no whole data set: .*; run `dvc repro fetch@out`"):
         open_dataset(tmp_path / "out")
+
+
+def test_no_training_on_arrays_that_were_changed_in_place(
+    project: Path,
+) -> None:
+    """`dvc repro -s` does not fetch, and the digest is of what was fetched: one history would have both."""
+    params = (ROOT / "params.yaml").read_text()
+    (project / "params.yaml").write_text(params)
+    (project / "dvc.yaml").write_text("stages: {train: {do: {deps: [data]}}}\n")
+    folder = project / "data" / read_params(project / "params.yaml")["train"]["dataset"]
+    fetch("digits", DigitsConfig(test_fraction=0.2, seed=0), folder, project)
+    check_arrays(folder)
+    images_NHWC = np.load(folder / "train_images.npy", mmap_mode="r+")
+    images_NHWC[7] = 255 - images_NHWC[7]
+    images_NHWC.flush()
+    with pytest.raises(
+        DataError, match="/train_images.npy: not what was fetched; run `dvc repro fetch@digits`"
+    ):
+        stage.main("constant")
+    assert not (project / ".sdpipe").exists()
 
 
 def test_two_fetches_at_once_take_turns(tmp_path: Path) -> None:

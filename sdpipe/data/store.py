@@ -233,6 +233,18 @@ def open_dataset(folder: Path) -> DataSet:
         ) from error
 
 
+def check_arrays(folder: Path) -> None:
+    """Compare the arrays of a data set that can be opened with what was fetched; reads all of them.
+
+    Raises DataError naming one that was changed since: the digest of the data set is of what was fetched.
+    """
+    for array, digest in json.loads((folder / "meta.json").read_text())["sha256"].items():
+        if sha256_of(folder / f"{array}.npy") != digest:
+            raise DataError(
+                f"{folder / array}.npy: not what was fetched; run `dvc repro fetch@{folder.name}`"
+            )
+
+
 def _open_train_images(folder: Path, meta: dict[str, Any]) -> np.ndarray | PictureFiles:
     if "train_images" in meta["sha256"]:
         return _open_array(folder, "train_images", np.uint8, 4, int(meta["num_train"]))
