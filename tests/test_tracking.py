@@ -62,8 +62,26 @@ def test_publishing_again_adds_only_what_is_missing(mlflow_store: Path) -> None:
     assert publish(replace(RECORD, name="twin")) != first, "another run, though of the same fingerprint"
     (run,) = [run for run in runs(mlflow_store) if run.info.run_name == "plain"]
     assert run.data.params == {"p_L": "0.5"}
-    publish(replace(RECORD, status="RUNNING"))  # a killed run that goes on
-    assert client.get_run(first).info.status == "RUNNING"
+
+
+def test_a_killed_run_goes_on_and_a_finished_one_stays(mlflow_store: Path) -> None:
+    """As where another clone begins the same training and is stopped: its end is none of the finished run."""
+    client = MlflowClient(f"sqlite:///{mlflow_store}")
+    now_ms = int(time.time() * 1000)
+    for status, then in (
+        ("RUNNING", "RUNNING"),
+        ("KILLED", "KILLED"),
+        ("RUNNING", "RUNNING"),
+        ("FINISHED", "FINISHED"),
+        ("RUNNING", "FINISHED"),
+        ("KILLED", "FINISHED"),
+        ("FAILED", "FINISHED"),
+    ):
+        now_ms += 1000
+        ended_ms = None if status == "RUNNING" else now_ms
+        run_id = publish(replace(RECORD, status=status, ended_ms=ended_ms))
+        assert client.get_run(run_id).info.status == then
+    assert client.get_run(run_id).info.end_time == now_ms - 3000
 
 
 def test_a_run_may_have_any_name_that_a_folder_may(mlflow_store: Path) -> None:

@@ -131,14 +131,17 @@ class _Publisher:
     def _is_no_news(self, record: RunRecord, run: "Run") -> bool:
         """MLflow knows of this end, or of a newer one, perhaps from elsewhere, which it shall not undo.
 
-        Not by the times alone, for a clock may have been ahead: what has trained further is newer.
+        So what has finished stays, also where it is begun again, in another clone or on purpose. Not by the
+        times alone, for a clock may have been ahead: what has trained further is newer.
         """
+        is_finished = record.status == "FINISHED"
+        if run.info.status == "FINISHED" and not is_finished:
+            return True
         has_ended = run.info.status != "RUNNING"  # one that goes on again keeps the time of its last end
         if not has_ended or record.ended_ms is None or record.ended_ms > (run.info.end_time or 0):
             return False
-        was_finished: bool = run.info.status == "FINISHED"
-        if was_finished != (record.status == "FINISHED"):
-            return was_finished
+        if is_finished and run.info.status != "FINISHED":
+            return False
         num_there = 0
         if record.epochs and (last := list(record.epochs[0])[-1]) in run.data.metrics:
             num_there = len(self._values(run.info.run_id, last))
