@@ -133,18 +133,20 @@ def _runs(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     grid = values["grid"]
     combinations = [dict(zip(grid, combination, strict=True)) for combination in product(*grid.values())]
     first_rule = grid.get("rule", [None])[0]
-    return {
-        "-".join(_word(key, value) for key, value in run.items()): run
-        for run in combinations
-        # At constant depth both rules are one and the same training.
-        if run.get("p_L") != 1 or run.get("rule", first_rule) == first_rule
-    }
+    # At constant depth both rules are one and the same training.
+    chosen = [run for run in combinations if run.get("p_L") != 1 or run.get("rule", first_rule) == first_rule]
+    runs = {"-".join(_word(key, value) for key, value in run.items()): run for run in chosen}
+    assert len(runs) == len(chosen), f"two runs of one name: {', '.join(runs)}"
+    return runs
 
 
 def _word(key: str, value: Any) -> str:
+    """In the letters that a run's name may have."""
     if key == "p_L":
-        return f"p{round(100 * value)}"
-    return f"d{value}" if key == "depth" else _WORDS.get(value, str(value))
+        word = f"p{100 * value:.6g}"
+    else:
+        word = f"d{value}" if key == "depth" else _WORDS.get(value, str(value))
+    return word.replace(".", "_")
 
 
 def with_seeds(runs: Mapping[str, dict[str, Any]], num_seeds: int) -> dict[str, dict[str, Any]]:

@@ -113,6 +113,19 @@ def test_an_older_run_stops_the_others_only_where_it_is_named(runs: Path) -> Non
 
 
 @pytest.mark.slow
+def test_a_run_that_is_not_exported_yet_stops_no_other(runs: Path) -> None:
+    """As where a sweep was stopped, or the papers' recipe trains alone; unless it is asked for."""
+    (runs / "alone").mkdir()
+    shutil.copy(runs / "stochastic" / "weights.safetensors", runs / "alone")
+    result = call()
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("note: models/alone: left out, it has no model.onnx yet\n")
+    assert "models/alone/model.onnx: no such model file" in call("models/alone").stderr
+    (runs / "stochastic" / "model.onnx").unlink()
+    assert "error: models/: no run has a model.onnx; `dvc repro` makes it" in call().stderr
+
+
+@pytest.mark.slow
 def test_runs_of_older_data_are_passed_over(runs: Path) -> None:
     """Unless they are asked for; `alt` stands before the others, so it would have decided the data set."""
     shutil.copytree(runs / "stochastic", runs / "alt")

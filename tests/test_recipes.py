@@ -1,11 +1,15 @@
 """The recipes against the papers."""
 
+import re
+from itertools import product
+
 import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
 from sdpipe.network import expected_depth
 from sdpipe.params import check_params
+from sdpipe.recipes import _runs as grid_runs
 from sdpipe.recipes import apply_recipe, load_recipes, with_seeds
 from sdpipe.report.full_size import full_size_recipe
 from sdpipe.training.config import RandomScaleCrop, RandomSizeCrop, TrainConfig, parse_run
@@ -26,6 +30,17 @@ def test_a_recipe_makes_a_complete_params_yaml(name: str) -> None:
     check_params(values)
     assert len(values["runs"]) == 2 * len(load_recipes()[name].runs)
     assert values["fetch"] == YAML(typ="safe").load(PARAMS)["fetch"], "where data come from is the user's"
+
+
+def test_each_combination_of_a_grid_is_a_run_of_its_own_name() -> None:
+    """Rounded to per cent, 0.125 and 0.12 had one name, and one of them was lost."""
+    p_L = [0.5, 0.125, 0.12, 0.995, 1.0]
+    runs = grid_runs({"grid": {"p_L": p_L, "dropout": [0.0, 0.1]}})
+    assert sorted((run["p_L"], run["dropout"]) for run in runs.values()) == sorted(product(p_L, [0.0, 0.1]))
+    assert {"p50-0_0", "p12_5-0_1", "p12-0_0", "p99_5-0_1", "p100-0_0"} <= set(runs)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in runs)
+    with pytest.raises(AssertionError, match="two runs of one name: p50"):
+        grid_runs({"grid": {"p_L": [0.5, 0.5]}})
 
 
 def test_the_default_is_a_recipe_and_the_way_back() -> None:

@@ -111,13 +111,23 @@ def _runs(folders: tuple[Path, ...]) -> list[Path]:
         found = sorted(path.parent for path in Path("models").glob("*/weights.safetensors"))
         if not found:
             raise SdpipeError("models/: no finished run; `make repro` trains them")
-        return _of_present_data(found)
+        return _of_present_data(_exported(found))
     for folder in folders:
         if not (folder / "weights.safetensors").is_file():
             raise SdpipeError(
                 f"{folder}: no weights.safetensors there; expected a run's folder such as models/stochastic"
             )
     return _each_once(folders)
+
+
+def _exported(runs: list[Path]) -> list[Path]:
+    """Those with a deployable file: of a sweep that was stopped, or trained alone, some have none yet."""
+    lacking = [run for run in runs if not (run / "model.onnx").exists()]
+    for run in lacking:
+        tell(f"note: {run}: left out, it has no model.onnx yet")
+    if len(lacking) == len(runs):
+        raise SdpipeError("models/: no run has a model.onnx; `dvc repro` makes it")
+    return [run for run in runs if run not in lacking]
 
 
 def _of_present_data(runs: list[Path]) -> list[Path]:
