@@ -35,6 +35,7 @@ SURVIVAL_RULES: dict[str, Callable[[int, float], tuple[float, ...]]] = {
     "linear_decay": linear_decay,
     "uniform": uniform,
 }
+SKIPS = ("A", "B", "C", "plain")
 
 
 def expected_depth(survival_probs: Sequence[float]) -> float:
@@ -66,6 +67,8 @@ class NetworkConfig:
         """Raise ValueError where no such network exists."""
         groups_of(self.family, self.depth)
         check_widths(self.family, self.widths)
+        if self.skip not in SKIPS:
+            raise ValueError(f"expected one of the skips {', '.join(SKIPS)}, got {self.skip!r}")
         if self.skip == "plain" and self.p_L != 1:
             raise ValueError(f"expected p_L 1 without skips, since no block can be skipped, got {self.p_L}")
 

@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -6,6 +7,8 @@ import torch.nn.functional as F
 import torchvision
 
 from sdpipe.network import (
+    SKIPS,
+    SURVIVAL_RULES,
     BlockShape,
     NetworkConfig,
     ResidualBlock,
@@ -17,6 +20,7 @@ from sdpipe.network import (
     uniform,
 )
 from sdpipe.segment import Segment
+from sdpipe.training.config import TrainConfig
 
 
 def config(depth: int = 20, **overrides: object) -> NetworkConfig:
@@ -272,6 +276,15 @@ def test_a_plain_net_has_no_skips_and_cannot_skip() -> None:
     torch.testing.assert_close(block(hidden, True), F.relu(block.branch(hidden)))
     with pytest.raises(ValueError, match="expected p_L 1 without skips"):
         config(20, skip="plain", p_L=0.5)
+
+
+def test_a_skip_or_rule_that_is_not_built_is_refused() -> None:
+    """By the network itself, and params.yaml may name those that are built: another skip was built as A."""
+    with pytest.raises(ValueError, match="expected one of the skips A, B, C, plain, got 'D'"):
+        config(20, skip="D")
+    fields = TrainConfig.model_fields
+    assert get_args(fields["skip"].annotation) == SKIPS
+    assert set(get_args(fields["rule"].annotation)) == set(SURVIVAL_RULES)
 
 
 def test_dropout_stands_before_the_last_convolution() -> None:

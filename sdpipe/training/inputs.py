@@ -56,7 +56,7 @@ def _check_projections(config: TrainConfig, side: int) -> None:
     So it does for strided 1x1 convolutions in fp32 with AVX-512 (2026-11-28): of fewer than 16 channels, on
     56 pixels a side or more; on 52 it was not seen to.
     """
-    if config.skip not in ("B", "C"):
+    if config.skip in ("A", "plain"):
         return
     side = side // 4 if config.family == "imagenet" else side  # behind the stem
     for shape in block_shapes(config.family, config.depth, config.widths):
