@@ -17,6 +17,7 @@ import torch
 from benchmarks.deployment_table import markdown
 from benchmarks.timing import ratio, spread, take_turns
 from sdpipe.data.store import open_dataset
+from sdpipe.deploy.files_of_run import FLOAT32, INT8, files_of_run
 from sdpipe.deploy.proof.parity import onnx_logits
 from sdpipe.deploy.timing.contenders import matching_weights, open_for_benchmark, openvino_contender
 from sdpipe.deploy.timing.eager import eager_contender
@@ -33,10 +34,10 @@ _ERROR_BATCH = 64  # images at a time of the test set
 
 def deployed_files(folder: Path) -> list[Path]:
     """A run's files for the CPU: model.onnx, its int8 form, then the pruned ones, the largest first."""
-    quantised = folder / "model.int8.onnx"
-    pruned = [*folder.glob("pruned/*.onnx"), *folder.glob("pruned-int8/*.onnx")]
+    found = [one for one in files_of_run(folder) if one.kind in (FLOAT32, INT8) and not one.is_extra]
+    pruned = [one.path for one in found if not one.is_whole]
     by_size = sorted(pruned, key=lambda path: (-path.stat().st_size, path.name))
-    return [folder / "model.onnx", *([quantised] if quantised.is_file() else []), *by_size]
+    return [*(one.path for one in found if one.is_whole), *by_size]
 
 
 def measure(folders: list[Path], *, threads: int, rounds: int, data: Path) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _add_contenders(
     found = [onnx_contender(artifact)]
     if (in_openvino := openvino_contender(artifact, threads)) is not None:
         found.append(in_openvino)
-    candidates = [folder / "weights.safetensors", *sorted(folder.glob("pruned/*.safetensors"))]
+    candidates = [one.weights for one in files_of_run(folder) if one.kind == FLOAT32]
     weights = matching_weights(artifact.metadata, candidates)
     names = {contender.engine: f"{contender.engine} {contender.file}" for contender in found}
     contenders.update(zip(names.values(), found, strict=True))

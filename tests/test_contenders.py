@@ -19,6 +19,7 @@ def test_weights_match_by_run_and_scales(tmp_path: Path, model_path: Path) -> No
     for path, weights in sizes.items():
         path.parent.mkdir(exist_ok=True)
         save_weights(path, weights)
+        path.with_suffix(".onnx").touch()
     damaged = tmp_path / "damaged" / "weights.safetensors"
     damaged.parent.mkdir()
     damaged.write_bytes(b"x")

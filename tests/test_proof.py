@@ -19,6 +19,7 @@ from test_evaluate import CONFIG, HISTORY, NUM_BINS, make_run
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.export import export_ensemble
+from sdpipe.deploy.files_of_run import files_of_run
 from sdpipe.deploy.proof import evaluate as evaluating
 from sdpipe.deploy.proof import variants
 from sdpipe.deploy.proof.claims import claim_faults
@@ -129,7 +130,7 @@ def test_each_way_of_running_a_file_is_judged(
         return logits_NK + share * np.ptp(logits_NK), probabilities_NK
 
     monkeypatch.setattr(variants, "onnx_outputs", off)
-    model, *_ = variants.find_variants(run)
+    model, *_ = files_of_run(run)
     proof = variants.prove(model, load_weights(model.weights), {}, dataset.test_images_NHWC, CONFIG)
     wrong = [each for each in proof.parities if each.relative_logit_diff > 5e-4]
     assert [(each.batch_size, each.threads) for each in wrong] == [(batch_size, threads)]

@@ -15,10 +15,11 @@ from quantized_runs import QUICK, REMOVED, make_quantized_run, of_dataset
 from test_evaluate import CONFIG, HISTORY, NUM_BINS, TEMPERATURE
 
 from sdpipe.data.store import DataSet
+from sdpipe.deploy.files_of_run import Variant, files_of_run
 from sdpipe.deploy.proof.evaluate import evaluate_run
 from sdpipe.deploy.proof.integers import measure_layers, prove_integers
 from sdpipe.deploy.proof.layers import spread_over
-from sdpipe.deploy.proof.variants import Proof, Variant, find_variants, prove
+from sdpipe.deploy.proof.variants import Proof, prove
 from sdpipe.deploy.quantize import halve, insert_ranges, observe_ranges
 from sdpipe.training.weights import Weights
 
@@ -219,7 +220,7 @@ def test_a_float16_overflow_is_caught_and_located(run: Path, tmp_path: Path, dat
     halve(tmp_path / "model.onnx", tmp_path / "model.fp16.onnx")
     weights = of_dataset(make_weights(), dataset)
     proofs = {}
-    for variant in find_variants(tmp_path):
+    for variant in files_of_run(tmp_path):
         proofs[variant.path] = prove(variant, weights, proofs, dataset.test_images_NHWC, QUICK)
     said = "; ".join(proofs[tmp_path / "model.fp16.onnx"].faults)
     assert "block 2, conv 2: values up to" in said

@@ -13,6 +13,7 @@ from sdpipe.deploy.confidence import (
     reliability,
 )
 from sdpipe.deploy.config import CalibrateConfig
+from sdpipe.deploy.files_of_run import WEIGHTS
 from sdpipe.deploy.held_out import open_held_out
 from sdpipe.deploy.proof.parity import Reference
 from sdpipe.errors import ModelError
@@ -26,7 +27,7 @@ def calibrate_run(folder: Path, dataset: DataSet, config: CalibrateConfig) -> No
     Raises ModelError if weights.safetensors cannot be read or computes no numbers, DataError if it belongs to
     other data.
     """
-    path = folder / "weights.safetensors"
+    path = folder / WEIGHTS
     weights = load_weights(path)
     _, validated = open_held_out(weights.info, dataset)
     logits_NK = Reference(weights).logits(validated)

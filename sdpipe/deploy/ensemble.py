@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdpipe.data.store import DataSet
+from sdpipe.deploy.files_of_run import WEIGHTS
 from sdpipe.deploy.held_out import check_data
 from sdpipe.errors import ModelError
 from sdpipe.files import write_csv
@@ -68,7 +69,7 @@ def compare_ensemble(
 
     Raises ModelError if the run has no sub-networks but itself, DataError if it was trained on other data.
     """
-    weights = load_weights(folder / "weights.safetensors")
+    weights = load_weights(folder / WEIGHTS)
     info = weights.info
     if info.network.p_L == 1:
         raise ModelError(f"{folder}: constant depth has no sub-networks; expected p_L below 1, got 1")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sdpipe.deploy.confidence import read_temperature
 from sdpipe.deploy.config import ExportConfig
+from sdpipe.deploy.files_of_run import FP32, MODEL, WEIGHTS
 from sdpipe.deploy.fold import TestNetwork, build_test_network
 from sdpipe.deploy.switched import SwitchedNetwork, fold_unscaled
 from sdpipe.errors import ModelError
@@ -60,13 +61,13 @@ def export_run(folder: Path, config: ExportConfig) -> None:
     """
     temperature = read_temperature(folder / "calibration.json")
     folded = load_weights(folder / "folded.safetensors")
-    export_network(folded, folder / "model.onnx", config, temperature=temperature)
-    trained = load_weights(folder / "weights.safetensors")
-    export_ensemble(trained, folder / "ensemble.onnx", config, temperature=temperature)
+    export_network(folded, folder / MODEL, config, temperature=temperature)
+    trained = load_weights(folder / WEIGHTS)
+    export_ensemble(trained, folder / f"{ENSEMBLE}.onnx", config, temperature=temperature)
 
 
 def export_network(
-    folded: Weights, onnx_path: Path, config: ExportConfig, *, temperature: float = 1.0, variant: str = "fp32"
+    folded: Weights, onnx_path: Path, config: ExportConfig, *, temperature: float = 1.0, variant: str = FP32
 ) -> None:
     """Write folded weights as an ONNX file. The same weights give the same bytes."""
     network = DeployedNetwork(folded, build_test_network(folded), temperature).eval()

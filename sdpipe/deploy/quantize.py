@@ -26,6 +26,7 @@ from sdpipe.data.store import DataSet
 from sdpipe.deploy.confidence import divergence, negative_log_likelihood
 from sdpipe.deploy.config import QuantizeConfig
 from sdpipe.deploy.export import save_model
+from sdpipe.deploy.files_of_run import FLOAT16, FP32, INT8, MODEL, PRUNED, PRUNED_INT8, WEIGHTS
 from sdpipe.deploy.held_out import StoredImages, open_held_out
 from sdpipe.deploy.proof.parity import onnx_logits
 from sdpipe.files import replacing_folder, write_json
@@ -51,17 +52,16 @@ def quantize_run(folder: Path, dataset: DataSet, config: QuantizeConfig) -> None
     pruned-int8/<name>.int8.onnx. Raises ModelError if a file cannot be read, DataError if the run was trained
     on other data.
     """
-    trained, validated = open_held_out(load_weights(folder / "weights.safetensors").info, dataset)
+    trained, validated = open_held_out(load_weights(folder / WEIGHTS).info, dataset)
     calibration = trained.sample(config.images, config.seed)
     facts: dict[str, Any] = {"num_calibration": len(calibration), "num_validation": len(validated)}
-    model_path = folder / "model.onnx"
-    facts["int8"] = quantize_int8(model_path, folder / "model.int8.onnx", calibration, validated, config)
-    halve(model_path, folder / "model.fp16.onnx")
-    with replacing_folder(folder / "pruned-int8") as beside:
-        for source in sorted((folder / "pruned").glob("*.onnx")):
-            facts[f"{source.stem}.int8"] = quantize_int8(
-                source, beside / f"{source.stem}.int8.onnx", calibration, validated, config
-            )
+    model_path = folder / MODEL
+    facts[INT8] = quantize_int8(model_path, folder / f"model.{INT8}.onnx", calibration, validated, config)
+    halve(model_path, folder / f"model.{FLOAT16}.onnx")
+    with replacing_folder(folder / PRUNED_INT8) as beside:
+        for source in sorted((folder / PRUNED).glob("*.onnx")):
+            name = f"{source.stem}.{INT8}"
+            facts[name] = quantize_int8(source, beside / f"{name}.onnx", calibration, validated, config)
     write_json(folder / "quantize.json", facts)
 
 
@@ -74,7 +74,7 @@ def quantize_int8(
     one prediction of a hundred the errors differ by chance, by a few images. Returns the method that was
     chosen, and the figures of all of them and of `source`.
     """
-    metadata = variant_of(source, "int8")
+    metadata = variant_of(source, INT8)
     exact_NK = _validation_logits(source, validated)
     figures = {"float": _figures(exact_NK, validated, metadata.temperature)}
     with tempfile.TemporaryDirectory() as scratch:
@@ -95,7 +95,7 @@ def quantize_int8(
 def variant_of(source: Path, kind: str) -> Metadata:
     """The metadata of a file's int8 or fp16 form: `int8` of fp32, `keep-17.int8` of keep-17."""
     metadata = open_artifact(source, device="cpu").metadata
-    name = kind if metadata.variant == "fp32" else f"{metadata.variant}.{kind}"
+    name = kind if metadata.variant == FP32 else f"{metadata.variant}.{kind}"
     return Metadata(**{**vars(metadata), "variant": name})
 
 
@@ -189,4 +189,4 @@ def halve(source: Path, target: Path) -> None:
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
-    save_model(model, target, variant_of(source, "fp16"))
+    save_model(model, target, variant_of(source, FLOAT16))

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sdpipe.deploy.confidence import read_temperature
+from sdpipe.deploy.files_of_run import WEIGHTS
 from sdpipe.errors import DataError, ModelError
 from sdpipe.files import read_json
 from sdpipe.runtime.artifact import ENSEMBLE
 from sdpipe.runtime.metadata import Metadata
 from sdpipe.training.weights import ModelInfo
-
-WEIGHTS = "weights.safetensors"
 
 
 def claim_faults(found: Metadata, info: ModelInfo, weights_path: Path) -> list[str]:

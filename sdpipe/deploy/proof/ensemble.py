@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sdpipe.deploy.config import EvaluateConfig
-from sdpipe.deploy.proof.claims import WEIGHTS, claim_faults
+from sdpipe.deploy.files_of_run import WEIGHTS
+from sdpipe.deploy.proof.claims import claim_faults
 from sdpipe.deploy.proof.layers import spread_over
 from sdpipe.deploy.proof.parity import Images, Parity, Reference, compare_logits, parity_faults
 from sdpipe.deploy.proof.scores import probability_faults

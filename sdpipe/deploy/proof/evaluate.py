@@ -11,13 +11,14 @@ from tqdm import tqdm
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.config import EvaluateConfig
+from sdpipe.deploy.files_of_run import FLOAT32, INT8, WEIGHTS, files_of_run
 from sdpipe.deploy.held_out import check_data
-from sdpipe.deploy.proof.claims import WEIGHTS, check_pruned_claims
+from sdpipe.deploy.proof.claims import check_pruned_claims
 from sdpipe.deploy.proof.ensemble import prove_ensemble
 from sdpipe.deploy.proof.figures import draw_mistakes, draw_training
 from sdpipe.deploy.proof.parity import Disagreement, Parity, Reference
 from sdpipe.deploy.proof.scores import score, tempered, write_classes, write_reliability
-from sdpipe.deploy.proof.variants import FLOAT32, INT8, Proof, find_variants, prove
+from sdpipe.deploy.proof.variants import Proof, prove
 from sdpipe.deploy.timing.latency import measure_latency
 from sdpipe.errors import DataError, ParityError
 from sdpipe.files import sha256_of, write_csv, write_json
@@ -102,9 +103,10 @@ def _prove_all(
     folder: Path, weights: Weights, images_NHWC: np.ndarray, config: EvaluateConfig
 ) -> dict[Path, Proof]:
     proofs: dict[Path, Proof] = {}
-    for variant in tqdm(find_variants(folder), desc="files proved", unit="file", disable=None):
+    of_stages = [one for one in files_of_run(folder) if one.kind != ENSEMBLE and not one.is_extra]
+    for variant in tqdm(of_stages, desc="files proved", unit="file", disable=None):
         own = load_weights(variant.weights)
-        if variant.weights.name != WEIGHTS:
+        if not variant.is_whole:
             check_pruned_claims(own.info, weights.info, variant.weights)
         proofs[variant.path] = prove(variant, own, proofs, images_NHWC, config)
     return proofs

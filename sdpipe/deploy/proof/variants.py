@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 
 from sdpipe.deploy.config import EvaluateConfig
-from sdpipe.deploy.proof.claims import WEIGHTS, claim_faults
+from sdpipe.deploy.files_of_run import FLOAT16, FLOAT32, INT8, Variant
+from sdpipe.deploy.proof.claims import claim_faults
 from sdpipe.deploy.proof.integers import QuantizedLayer, prove_integers
 from sdpipe.deploy.proof.layers import file_layers, first_departure, reference_layers, spread_over
 from sdpipe.deploy.proof.parity import (
@@ -28,21 +29,9 @@ from sdpipe.errors import ModelError
 from sdpipe.runtime.artifact import Artifact, open_artifact
 from sdpipe.training.weights import Weights
 
-FLOAT32, FLOAT16, INT8 = "float32", "fp16", "int8"
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 # Inside a network values are off by more of their layer's spread than the logits of theirs.
 _WITHIN = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One file of a run, and what it is held to."""
-
-    name: str  # as in its metadata: fp32, fp16, int8, keep-17, keep-17.int8
-    path: Path
-    kind: str  # float32, fp16, int8
-    source: Path  # weights for float32, else the float32 file
-    weights: Path  # of its network
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,25 +65,6 @@ class Proof:
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None  # JSON has no infinity
-
-
-def find_variants(folder: Path) -> list[Variant]:
-    """The files that a run has, model.onnx first; a file comes after the one it is held to."""
-    model = folder / "model.onnx"
-    trained = folder / WEIGHTS
-    variants = [Variant(name="fp32", path=model, kind=FLOAT32, source=trained, weights=trained)]
-    for kind in (FLOAT16, INT8):
-        if (path := folder / f"model.{kind}.onnx").exists():
-            variants.append(Variant(name=kind, path=path, kind=kind, source=model, weights=trained))
-    pruned = (folder / "pruned").glob("*.onnx")
-    for path in sorted(pruned, key=lambda path: (len(path.stem), path.stem), reverse=True):  # deepest first
-        weights = path.with_suffix(".safetensors")
-        variants.append(Variant(name=path.stem, path=path, kind=FLOAT32, source=weights, weights=weights))
-        integers = folder / "pruned-int8" / f"{path.stem}.int8.onnx"
-        if integers.exists():
-            name = f"{path.stem}.int8"
-            variants.append(Variant(name=name, path=integers, kind=INT8, source=path, weights=weights))
-    return variants
 
 
 def prove(

@@ -8,17 +8,15 @@ import numpy as np
 from tqdm import tqdm
 
 from sdpipe.data.store import DataSet
+from sdpipe.deploy.files_of_run import EXTRA, FLOAT32, INT8, PRUNED, WEIGHTS, files_of_run
 from sdpipe.deploy.held_out import open_held_out
 from sdpipe.deploy.proof.parity import Images, onnx_logits
-from sdpipe.deploy.pruning.prune import EXTRA, PRUNED, settings_of
+from sdpipe.deploy.pruning.prune import settings_of
 from sdpipe.deploy.timing.latency import measure_latency
 from sdpipe.errors import DataError, ModelError, SdpipeError
 from sdpipe.files import read_json, sha256_of, write_csv
 from sdpipe.runtime.artifact import Artifact, open_artifact
 from sdpipe.training.weights import load_info
-
-_PLACES = ("model.onnx", "model.int8.onnx", f"{PRUNED}/*.onnx", f"{EXTRA}/*.onnx", "pruned-int8/*.onnx")
-"""Of the variants for processors, in a run's folder. float16 is for GPUs."""
 
 THROUGHPUT_BATCH = 64
 _BATCH = 256  # images at a time for the errors
@@ -45,14 +43,14 @@ class Variant:
 
 def check_same_data(folders: Sequence[Path]) -> None:
     """Raise DataError if the runs were trained on different data."""
-    if len({load_info(folder / "weights.safetensors").dataset_digest for folder in folders}) > 1:
+    if len({load_info(folder / WEIGHTS).dataset_digest for folder in folders}) > 1:
         raise DataError(
             f"{', '.join(map(str, folders))}: trained on different data; compare one data set at a time"
         )
 
 
-def find_variants(folders: Sequence[Path]) -> list[list[Artifact]]:
-    """The files of each run, opened on the processor; model.onnx stands first.
+def open_families(folders: Sequence[Path]) -> list[list[Artifact]]:
+    """The files of each run, opened on the processor: fp32, int8, the pruned ones, then these as int8.
 
     Raises ModelError if a run has no model.onnx, if a file cannot be read, is of another training or was made
     with other settings.
@@ -60,20 +58,21 @@ def find_variants(folders: Sequence[Path]) -> list[list[Artifact]]:
     families = []
     for folder in folders:
         artifacts = []
-        info = load_info(folder / "weights.safetensors")
-        found = [path for place in _PLACES for path in sorted(folder.glob(place), key=_by_size)]
-        made = {path.name for path in found if path.parent.name == PRUNED}  # by the stage, perhaps since
-        found = [path for path in found if path.parent.name != EXTRA or path.name not in made]
-        if not found or found[0].name != "model.onnx":
-            raise ModelError(f"{folder / 'model.onnx'}: no such model file; run `dvc repro`")
-        for path in found:
+        info = load_info(folder / WEIGHTS)
+        # float16 is for GPUs.
+        model, *others = (one for one in files_of_run(folder) if one.kind in (FLOAT32, INT8))
+        if not model.path.is_file():
+            raise ModelError(f"{model.path}: no such model file; run `dvc repro`")
+        others.sort(key=lambda one: (not one.is_whole, one.kind == INT8))
+        for one in (model, *others):
+            path = one.path
             artifact = open_artifact(path, "cpu")
             if artifact.metadata.fingerprint != info.fingerprint:
                 raise ModelError(
                     f"{path}: of training {artifact.metadata.fingerprint}, and {folder} holds "
                     f"{info.fingerprint}; run `dvc repro`, or delete it if it lies in {EXTRA}"
                 )
-            if path.parent.name == EXTRA:
+            if one.is_extra:
                 _check_settings(path, folder)
             artifacts.append(artifact)
         families.append(artifacts)
@@ -90,12 +89,6 @@ def _check_settings(extra: Path, run_folder: Path) -> None:
         )
 
 
-def _by_size(path: Path) -> tuple[int, str]:
-    """More blocks first: keep-23.onnx before keep-9.onnx."""
-    digits = "".join(character for character in path.stem if character.isdigit())
-    return -int(digits or 0), path.name
-
-
 def measure(
     folders: Sequence[Path],
     parities: Mapping[str, bool],
@@ -106,12 +99,12 @@ def measure(
     """Errors and latency of all files of the runs, measured now. batch_size: at which the front is drawn.
 
     folders: each run once, all trained on `dataset`, else DataError; parities: as `read_parities` gives them,
-    of all. Raises as `find_variants` does.
+    of all. Raises as `open_families` does.
     """
-    families = find_variants(folders)
+    families = open_families(folders)
     artifacts = [one for family in families for one in family]
     # Each run's own: a run of another seed was trained on others' held-out images.
-    validated = [open_held_out(load_info(folder / "weights.safetensors"), dataset)[1] for folder in folders]
+    validated = [open_held_out(load_info(folder / WEIGHTS), dataset)[1] for folder in folders]
     calls: dict[str, Callable[[np.ndarray], object]] = {str(one.path): one.run for one in artifacts}
     sizes = sorted({1, THROUGHPUT_BATCH, batch_size})
     times = measure_latency(calls, dataset.test_images_NHWC, sizes, repeats)

@@ -21,6 +21,7 @@ from sdpipe.config import describe
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.config import ExportConfig, PruneConfig
 from sdpipe.deploy.export import export_network
+from sdpipe.deploy.files_of_run import EXTRA, PRUNED, WEIGHTS
 from sdpipe.deploy.fold import fold_weights
 from sdpipe.deploy.held_out import StoredImages, open_held_out
 from sdpipe.deploy.pruning.recalibrate import (
@@ -36,9 +37,6 @@ from sdpipe.deploy.pruning.worth import BlockWorth, order_blocks
 from sdpipe.errors import DataError, ModelError
 from sdpipe.files import read_json, replacing_folder, write_json, write_records
 from sdpipe.training.weights import ModelInfo, Weights, load_info, load_weights, save_weights
-
-PRUNED, EXTRA = "pruned", "pruned-extra"
-"""Folders of a run: the stage's sizes, and those that were asked for later."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,7 +54,7 @@ def prune_run(folder: Path, dataset: DataSet, config: PruneConfig, export: Expor
     Without skips (`plain`) nothing can be removed; the family is then empty, and prune.json says so.
     Raises ModelError if weights.safetensors cannot be read, DataError if it belongs to other data.
     """
-    weights = load_weights(folder / "weights.safetensors")
+    weights = load_weights(folder / WEIGHTS)
     material = open_material(weights.info, dataset, config)
     with replacing_folder(folder / PRUNED) as beside:
         if weights.info.network.skip == "plain":
@@ -103,7 +101,7 @@ def plan_further(folder: Path, counts: Sequence[int]) -> Further:
     Raises ModelError if the network has no such size, DataError if pruned/ cannot be read or belongs to
     another training.
     """
-    info = load_info(folder / "weights.safetensors")
+    info = load_info(folder / WEIGHTS)
     written = folder / PRUNED / "prune.json"
     facts = read_json(written, ("fingerprint", "why_empty", "prune", "export", "sizes"))
     if facts["fingerprint"] != info.fingerprint:
@@ -135,7 +133,7 @@ def plan_further(folder: Path, counts: Sequence[int]) -> Further:
 def prune_further(further: Further, dataset: DataSet) -> None:
     """Write models/<run>/pruned-extra/; not into pruned/, since that is DVC's."""
     folder, config = further.folder, further.config
-    weights = load_weights(folder / "weights.safetensors")
+    weights = load_weights(folder / WEIGHTS)
     material = open_material(weights.info, dataset, config)
     for count in further.counts:
         size = write_size(folder / EXTRA, weights, further.order, count, material, config, further.export)

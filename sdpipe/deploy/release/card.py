@@ -12,8 +12,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from sdpipe.deploy.files_of_run import FP32, MODEL, WEIGHTS
 from sdpipe.deploy.release.loading import loading_section
-from sdpipe.deploy.release.release import MODEL, VARIANTS, Candidate
+from sdpipe.deploy.release.release import VARIANTS, Candidate
 from sdpipe.errors import DataError
 from sdpipe.files import read_json, sha256_of
 from sdpipe.runtime.artifact import open_artifact
@@ -42,7 +43,7 @@ def write_card(candidate: Candidate) -> str:
     """
     folder = candidate.run_folder
     metadata = open_artifact(folder / MODEL, device="cpu").metadata
-    info = load_info(folder / "weights.safetensors")
+    info = load_info(folder / WEIGHTS)
     train = read_json(folder / "train.json", _OF_TRAINING)
     timing = read_json(folder / "timing.json", ("train_s", "hardware"))
     sections = [
@@ -236,11 +237,11 @@ def _quartiles(one: Mapping[str, Any]) -> str:
 def _variants(candidate: Candidate) -> str:
     if not candidate.variants:
         return ""
-    shipped = {"fp32": candidate.run_folder / MODEL, **candidate.variants}
-    facts = {"fp32": candidate.metrics, **candidate.metrics.get("variants", {})}
+    shipped = {FP32: candidate.run_folder / MODEL, **candidate.variants}
+    facts = {FP32: candidate.metrics, **candidate.metrics.get("variants", {})}
     rows = [
         [
-            f"`{path.name if name == 'fp32' else f'{VARIANTS}/{path.name}'}`",
+            f"`{path.name if name == FP32 else f'{VARIANTS}/{path.name}'}`",
             name,
             _error(facts[name].get("test_error")),
             facts[name].get("disagreements_with_fp32", ""),

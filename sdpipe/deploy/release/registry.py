@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from sdpipe.deploy.files_of_run import MODEL
 from sdpipe.deploy.release.carried import PACKAGE, REQUIREMENTS, SERVED, SHIPPED, carried_digest
-from sdpipe.deploy.release.release import MODEL, Deployed, read_deployed
+from sdpipe.deploy.release.release import Deployed, read_deployed
 from sdpipe.errors import tell
 from sdpipe.files import work_folder
 from sdpipe.training.logged_models import has_files, log_model

@@ -16,13 +16,15 @@ from typing import Any
 from filelock import FileLock
 
 from sdpipe.deploy.config import DeployConfig
+from sdpipe.deploy.files_of_run import FLOAT16, INT8, MODEL, files_of_run
 from sdpipe.deploy.release.carried import carried_digest
 from sdpipe.errors import DataError, GateError
 from sdpipe.files import read_json, sha256_of, sync_folder, work_folder, write_csv, write_json, write_synced
+from sdpipe.runtime.artifact import ENSEMBLE
 from sdpipe.runtime.variants import COLUMNS, read_table
 from sdpipe.runtime.variants import NAME as TABLE
 
-MODEL, VARIANTS, CARD, FACTS, SUMS = "model.onnx", "variants", "README.md", "deployed.json", "SHA256SUMS"
+VARIANTS, CARD, FACTS, SUMS = "variants", "README.md", "deployed.json", "SHA256SUMS"
 
 _OF_METRICS = (
     "parity", "max_abs_logit_diff", "relative_logit_diff", "argmax_disagreements", "test_error",
@@ -100,12 +102,12 @@ def _read_metrics(path: Path) -> dict[str, Any]:
 
 
 def _variant_files(folder: Path) -> dict[str, Path]:
-    """The other ONNX files of a run, by the names that their metadata bear."""
-    named = {"int8": "model.int8.onnx", "fp16": "model.fp16.onnx", "ensemble": "ensemble.onnx"}
-    found = {name: folder / file for name, file in named.items() if (folder / file).is_file()}
-    for part in ("pruned", "pruned-int8"):
-        found |= {path.stem: path for path in sorted((folder / part).glob("*.onnx"))}
-    return found
+    """The other ONNX files that the stages made of a run, by name: of the whole network, then the pruned."""
+    _, *others = (one for one in files_of_run(folder) if not one.is_extra)
+    found = {one.name: one.path for one in others}
+    whole = [name for name in (INT8, FLOAT16, ENSEMBLE) if name in found]
+    pruned = sorted(found.keys() - whole, key=lambda name: (found[name].parent.name, name))
+    return {name: found[name] for name in (*whole, *pruned)}
 
 
 def _variant_fault(name: str, path: Path, metrics: Mapping[str, Any], config: DeployConfig) -> str | None:
@@ -117,9 +119,9 @@ def _variant_fault(name: str, path: Path, metrics: Mapping[str, Any], config: De
         return "metrics.json is about another file"
     if facts.get("parity") is not True:
         return "its parity did not hold"
-    if name == "ensemble":  # its error is that of the draws that a user asks for
+    if name == ENSEMBLE:  # its error is that of the draws that a user asks for
         return None
-    key = "max_error_increase" if name in ("int8", "fp16") else "max_pruned_error_increase"
+    key = "max_error_increase" if name in (INT8, FLOAT16) else "max_pruned_error_increase"
     error, allowed = facts.get("test_error"), getattr(config, key)
     base = metrics["test_error"]
     if not isinstance(error, int | float) or not error <= base + allowed + _ROUNDING:

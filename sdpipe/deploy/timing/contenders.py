@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sdpipe.deploy.files_of_run import WEIGHTS, files_of_run
 from sdpipe.errors import ModelError
-from sdpipe.runtime.artifact import INPUT, Artifact, open_artifact
+from sdpipe.runtime.artifact import ENSEMBLE, INPUT, Artifact, open_artifact
 from sdpipe.runtime.benchmark import Contender, onnx_contender
 from sdpipe.runtime.metadata import Metadata
 from sdpipe.runtime.signal_stack import kept_signal_stack
@@ -18,7 +19,7 @@ from sdpipe.runtime.signal_stack import kept_signal_stack
 def open_for_benchmark(path: Path, device: str, threads: int) -> Artifact:
     """Open a deployed file to be timed. Raises ModelError, also for an ensemble, whose inputs are others."""
     artifact = open_artifact(path, device, threads=threads)
-    if artifact.metadata.variant == "ensemble":
+    if artifact.metadata.variant == ENSEMBLE:
         raise ModelError(f"{path}: an ensemble, which draws its sub-networks; files of one network are timed")
     return artifact
 
@@ -27,8 +28,8 @@ def weights_files(models: Path) -> list[Path]:
     """The weights of all runs, and those of their pruned networks; none where PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
         return []
-    places = ("weights.safetensors", "pruned/*.safetensors", "pruned-extra/*.safetensors")
-    return [path for place in places for path in sorted(models.glob(f"*/{place}"))]
+    runs = sorted(path.parent for path in models.glob(f"*/{WEIGHTS}"))
+    return list(dict.fromkeys(one.weights for run in runs for one in files_of_run(run)))
 
 
 def matching_weights(metadata: Metadata, candidates: Iterable[Path]) -> Path | None:
