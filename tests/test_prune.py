@@ -203,6 +203,7 @@ def test_the_file_is_its_weights(pruned: Path) -> None:
             Reference(weights).logits(images),
             onnx_logits(artifact, images, 7),
             batch_size=7,
+            threads=1,
             max_relative_logit_diff=2e-6,
         )
         assert parity.relative_logit_diff <= 2e-6
