@@ -27,7 +27,7 @@ LIMIT = most_numbers(SIZE, SIZE)
 @pytest.fixture(scope="module")
 def ensemble_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ensemble") / "ensemble.onnx"
-    export_ensemble(make_weights(), path, ExportConfig(opset=20))
+    export_ensemble(make_weights(), path, ExportConfig(opset=20), temperature=1.0)
     return path
 
 

@@ -117,7 +117,7 @@ def finished(project: Path, dataset: DataSet, mlflow_store: Path) -> Path:
     fold_file(folder / "weights.safetensors", folder / "folded.safetensors")
     weights = load_weights(folder / "weights.safetensors")
     export_to(folder / "model.onnx", weights)
-    export_ensemble(weights, folder / "ensemble.onnx", ExportConfig(opset=20))
+    export_ensemble(weights, folder / "ensemble.onnx", ExportConfig(opset=20), temperature=1.0)
     write_json(folder / "calibration.json", {"temperature": 1.0})
     halve(folder / "model.onnx", folder / "model.fp16.onnx")
     config = CONFIG.model_copy(update={"batch_sizes": (64,), "max_relative_logit_diff": 1e-5})

@@ -17,13 +17,13 @@ from sdpipe.files import read_json
 _LOWEST, _HIGHEST = 0.05, 20.0  # temperatures that are looked at
 
 
-def negative_log_likelihood(logits_NK: np.ndarray, labels_N: np.ndarray, temperature: float = 1.0) -> float:
+def negative_log_likelihood(logits_NK: np.ndarray, labels_N: np.ndarray, temperature: float) -> float:
     """Mean of -log softmax(logits / T) of the true class, in nats, computed in float64."""
     log_probabilities_NK = log_softmax(logits_NK.astype(np.float64) / temperature, axis=1)
     return float(-log_probabilities_NK[np.arange(len(labels_N)), labels_N].mean())
 
 
-def divergence(exact_NK: np.ndarray, other_NK: np.ndarray, temperature: float = 1.0) -> float:
+def divergence(exact_NK: np.ndarray, other_NK: np.ndarray, temperature: float) -> float:
     """Mean Kullback-Leibler divergence of softmax(other / T) from softmax(exact / T), in nats, in float64."""
     exact_log_NK, other_log_NK = (
         log_softmax(logits_NK.astype(np.float64) / temperature, axis=1) for logits_NK in (exact_NK, other_NK)

@@ -67,7 +67,7 @@ def export_run(folder: Path, config: ExportConfig) -> None:
 
 
 def export_network(
-    folded: Weights, onnx_path: Path, config: ExportConfig, *, temperature: float = 1.0, variant: str = FP32
+    folded: Weights, onnx_path: Path, config: ExportConfig, *, temperature: float, variant: str = FP32
 ) -> None:
     """Write folded weights as an ONNX file. The same weights give the same bytes."""
     network = DeployedNetwork(folded, build_test_network(folded), temperature).eval()
@@ -75,9 +75,7 @@ def export_network(
     save_model(model, onnx_path, describe(folded, temperature=temperature, variant=variant))
 
 
-def export_ensemble(
-    trained: Weights, onnx_path: Path, config: ExportConfig, *, temperature: float = 1.0
-) -> None:
+def export_ensemble(trained: Weights, onnx_path: Path, config: ExportConfig, *, temperature: float) -> None:
     """Write trained weights as the sub-network ensemble, whose second input are the switches b_1..b_L.
 
     The temperature is the test network's, so that b_l = p_l gives the test network's probabilities, too.

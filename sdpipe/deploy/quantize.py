@@ -32,7 +32,7 @@ from sdpipe.deploy.proof.parity import onnx_logits
 from sdpipe.files import replacing_folder, write_json
 from sdpipe.runtime.artifact import INPUT, open_artifact
 from sdpipe.runtime.metadata import Metadata
-from sdpipe.training.weights import load_weights
+from sdpipe.training.weights import load_info
 
 QUANTIZED = ("Add", "Conv", "MaxPool", "Relu")  # the operators of a file that become integers
 HALVED = ("Add", "AveragePool", "Conv", "MaxPool", "Pad", "Relu")  # those that become float16
@@ -52,7 +52,7 @@ def quantize_run(folder: Path, dataset: DataSet, config: QuantizeConfig) -> None
     pruned-int8/<name>.int8.onnx. Raises ModelError if a file cannot be read, DataError if the run was trained
     on other data.
     """
-    trained, validated = open_held_out(load_weights(folder / WEIGHTS).info, dataset)
+    trained, validated = open_held_out(load_info(folder / WEIGHTS), dataset)
     calibration = trained.sample(config.images, config.seed)
     facts: dict[str, Any] = {"num_calibration": len(calibration), "num_validation": len(validated)}
     model_path = folder / MODEL

@@ -94,7 +94,6 @@ def measure(
     parities: Mapping[str, bool],
     dataset: DataSet,
     batch_size: int,
-    repeats: int = _REPEATS,
 ) -> list[Variant]:
     """Errors and latency of all files of the runs, measured now. batch_size: at which the front is drawn.
 
@@ -107,7 +106,7 @@ def measure(
     validated = [open_held_out(load_info(folder / WEIGHTS), dataset)[1] for folder in folders]
     calls: dict[str, Callable[[np.ndarray], object]] = {str(one.path): one.run for one in artifacts}
     sizes = sorted({1, THROUGHPUT_BATCH, batch_size})
-    times = measure_latency(calls, dataset.test_images_NHWC, sizes, repeats)
+    times = measure_latency(calls, dataset.test_images_NHWC, sizes, _REPEATS)
 
     def latency_of(artifact: Artifact) -> dict[int, float]:
         return {size: times[f"batch_{size}"][str(artifact.path)]["median_ms"] for size in sizes}

@@ -1,6 +1,6 @@
 """Re-calibrate a network that has lost blocks: scales, BatchNorm's statistics, temperature.
 
-The test network of eq. (5) scales branch l by p_l, the share of trainings steps in which the next block saw
+The test network of eq. (5) scales branch l by p_l, the share of training steps in which the next block saw
 it. A network that lacks blocks for good is closer to one drawn sub-network, whose branches are not scaled
 (eq. 2): the best scale lies between p_l and 1, and one number t says where for all kept blocks,
 s_l = p_l + t (1 - p_l). What BatchNorm measured while blocks came and went no longer holds either, and is
