@@ -17,6 +17,7 @@ import torch
 from benchmarks.deployment_table import markdown
 from benchmarks.timing import ratio, spread, take_turns
 from sdpipe.data.store import open_dataset
+from sdpipe.deploy.confidence import error_fraction
 from sdpipe.deploy.files_of_run import FLOAT32, INT8, files_of_run
 from sdpipe.deploy.proof.parity import onnx_logits
 from sdpipe.deploy.timing.contenders import matching_weights, open_for_benchmark, openvino_contender
@@ -106,13 +107,12 @@ def _describe(folder: Path, opened: list[Artifact], data: Path) -> dict[str, Any
     rows = []
     for artifact in opened:
         logits_NK = onnx_logits(artifact, dataset.test_images_NHWC, _ERROR_BATCH)
-        wrong_N = logits_NK.argmax(axis=1) != dataset.test_labels_N
         row = {
             "file": str(artifact.path.relative_to(folder)),
             "variant": artifact.metadata.variant,
             "num_blocks": sum(scale != 0 for scale in artifact.metadata.scales),
             "bytes": artifact.path.stat().st_size,
-            "test_error": float(wrong_N.mean()),
+            "test_error": error_fraction(logits_NK, dataset.test_labels_N),
         }
         rows.append(row)
     facts = {"data_set": metadata.data_set, "depth": metadata.depth, "p_L": metadata.p_L}

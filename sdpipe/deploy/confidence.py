@@ -17,6 +17,11 @@ from sdpipe.files import read_json
 _LOWEST, _HIGHEST = 0.05, 20.0  # temperatures that are looked at
 
 
+def error_fraction(scores_NK: np.ndarray, labels_N: np.ndarray) -> float:
+    """Fraction of the images whose class is not that of the highest score, a logit or a probability."""
+    return float((scores_NK.argmax(axis=1) != labels_N).mean())
+
+
 def negative_log_likelihood(logits_NK: np.ndarray, labels_N: np.ndarray, temperature: float) -> float:
     """Mean of -log softmax(logits / T) of the true class, in nats, computed in float64."""
     log_probabilities_NK = log_softmax(logits_NK.astype(np.float64) / temperature, axis=1)
@@ -36,7 +41,7 @@ def fit_temperature(logits_NK: np.ndarray, labels_N: np.ndarray) -> float:
 
     1 where no image is wrong: the likelihood then only grows as T falls to 0, and says nothing of confidence.
     """
-    if not (logits_NK.argmax(axis=1) != labels_N).any():
+    if error_fraction(logits_NK, labels_N) == 0:
         return 1.0
     found = minimize_scalar(
         lambda log_temperature: negative_log_likelihood(logits_NK, labels_N, float(np.exp(log_temperature))),

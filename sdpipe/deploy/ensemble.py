@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdpipe.data.store import DataSet
+from sdpipe.deploy.confidence import error_fraction
 from sdpipe.deploy.files_of_run import WEIGHTS
 from sdpipe.deploy.held_out import check_data
 from sdpipe.errors import ModelError
@@ -80,8 +81,8 @@ def compare_ensemble(
         {
             "members": count,
             "seed": seed,
-            "ensemble_error": _error(averaged[count], labels_N),
-            "test_network_error": _error(tested_NK, labels_N),
+            "ensemble_error": error_fraction(averaged[count], labels_N),
+            "test_network_error": error_fraction(tested_NK, labels_N),
             "ensemble_nll": _nll(averaged[count], labels_N),
             "test_network_nll": _nll(tested_NK, labels_N),
         }
@@ -90,10 +91,6 @@ def compare_ensemble(
     cells = [{"fingerprint": info.fingerprint, **row} for row in rows]
     write_csv(folder / "ensemble.csv", COLUMNS, [[row[column] for column in COLUMNS] for row in cells])
     return rows
-
-
-def _error(probabilities_NK: np.ndarray, labels_N: np.ndarray) -> float:
-    return float((probabilities_NK.argmax(axis=1) != labels_N).mean())
 
 
 def _nll(probabilities_NK: np.ndarray, labels_N: np.ndarray) -> float:

@@ -23,7 +23,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from tqdm import tqdm
 
 from sdpipe.data.store import DataSet
-from sdpipe.deploy.confidence import divergence, negative_log_likelihood
+from sdpipe.deploy.confidence import divergence, error_fraction, negative_log_likelihood
 from sdpipe.deploy.config import QuantizeConfig
 from sdpipe.deploy.export import save_model
 from sdpipe.deploy.files_of_run import FLOAT16, FP32, INT8, MODEL, PRUNED, PRUNED_INT8, WEIGHTS
@@ -105,8 +105,7 @@ def _validation_logits(path: Path, validated: StoredImages) -> np.ndarray:
 
 def _figures(logits_NK: np.ndarray, validated: StoredImages, temperature: float) -> dict[str, float]:
     nll = negative_log_likelihood(logits_NK, validated.labels_N, temperature)
-    error = float((logits_NK.argmax(axis=1) != validated.labels_N).mean())
-    return {"validation_error": error, "nll": nll}
+    return {"validation_error": error_fraction(logits_NK, validated.labels_N), "nll": nll}
 
 
 class _Batch(CalibrationDataReader):  # type: ignore[misc]

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from sdpipe.data.store import DataSet
+from sdpipe.deploy.confidence import error_fraction
 from sdpipe.deploy.config import EvaluateConfig
 from sdpipe.deploy.files_of_run import FLOAT32, INT8, WEIGHTS, files_of_run
 from sdpipe.deploy.held_out import check_data
@@ -69,7 +70,7 @@ def evaluate_run(
     metrics = {
         **main.figures,
         **score(logits_NK, labels_N, temperature, num_bins),
-        "test_error_pytorch": float((main.reference_NK.argmax(axis=1) != labels_N).mean()),
+        "test_error_pytorch": error_fraction(main.reference_NK, labels_N),
         "negative_log_likelihood_uncalibrated": uncalibrated["negative_log_likelihood"],
         "expected_calibration_error_uncalibrated": uncalibrated["expected_calibration_error"],
         "num_test": len(labels_N),

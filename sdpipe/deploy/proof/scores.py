@@ -11,7 +11,13 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
 
-from sdpipe.deploy.confidence import Bin, expected_calibration_error, negative_log_likelihood, reliability
+from sdpipe.deploy.confidence import (
+    Bin,
+    error_fraction,
+    expected_calibration_error,
+    negative_log_likelihood,
+    reliability,
+)
 from sdpipe.deploy.proof.figures import draw_confusion, draw_reliability
 from sdpipe.files import write_csv
 
@@ -28,7 +34,7 @@ def score(
     if not np.isfinite(logits_NK).all():
         return dict.fromkeys(SCORES)
     return {
-        "test_error": float((logits_NK.argmax(axis=1) != labels_N).mean()),
+        "test_error": error_fraction(logits_NK, labels_N),
         "negative_log_likelihood": negative_log_likelihood(logits_NK, labels_N, temperature),
         "expected_calibration_error": expected_calibration_error(
             reliability(tempered(logits_NK, temperature), labels_N, num_bins)

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sdpipe.data.store import DataSet
+from sdpipe.deploy.confidence import error_fraction
 from sdpipe.deploy.files_of_run import EXTRA, FLOAT32, INT8, PRUNED, WEIGHTS, files_of_run
 from sdpipe.deploy.held_out import open_held_out
 from sdpipe.deploy.proof.parity import Images, onnx_logits
@@ -169,7 +170,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _error(artifact: Artifact, images_NHWC: Images, labels_N: np.ndarray) -> float:
-    return float((onnx_logits(artifact, images_NHWC, _BATCH).argmax(axis=1) != labels_N).mean())
+    return error_fraction(onnx_logits(artifact, images_NHWC, _BATCH), labels_N)
 
 
 def mark_front(variants: Sequence[Variant], batch_size: int) -> list[Variant]:

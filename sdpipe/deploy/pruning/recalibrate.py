@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpipe.data.augment import Normalisation
-from sdpipe.deploy.confidence import fit_temperature, negative_log_likelihood
+from sdpipe.deploy.confidence import error_fraction, fit_temperature, negative_log_likelihood
 from sdpipe.deploy.fold import TestNetwork, fold
 from sdpipe.network import ResidualBlock, ResNet
 from sdpipe.training.weights import Weights
@@ -169,7 +169,7 @@ def score(logits_NK: np.ndarray, labels_N: np.ndarray) -> Score:
     """Error and likelihood; the temperature is fitted, so that confidence does not decide."""
     temperature = fit_temperature(logits_NK, labels_N)
     return Score(
-        error=float((logits_NK.argmax(axis=1) != labels_N).mean()),
+        error=error_fraction(logits_NK, labels_N),
         nll=negative_log_likelihood(logits_NK, labels_N, temperature),
         temperature=temperature,
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sdpipe.data.augment import Normalisation
-from sdpipe.deploy.confidence import fit_temperature, negative_log_likelihood
+from sdpipe.deploy.confidence import error_fraction, fit_temperature, negative_log_likelihood
 from sdpipe.deploy.pruning.recalibrate import Labelled, folded_network, normalised_batches
 from sdpipe.network import ResidualBlock, ResNet
 from sdpipe.training.weights import Weights
@@ -59,7 +59,7 @@ def order_blocks(weights: Weights, held: Labelled, num_candidates: int) -> list[
             )
             for ell, logits_NK in zip(candidates, found, strict=True):
                 without = negative_log_likelihood(logits_NK, held.labels_N, temperature)
-                error = float((logits_NK.argmax(axis=1) != held.labels_N).mean())
+                error = error_fraction(logits_NK, held.labels_N)
                 cost = costs_L[ell - 1]
                 measured.append(
                     BlockWorth(ell=ell, nll=without, nll_rise=without - nll, error=error, cost=cost)
