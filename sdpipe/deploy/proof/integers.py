@@ -75,7 +75,11 @@ class _Graph:
 def prove_integers(
     float_path: Path, int8_path: Path, images_NHWC: np.ndarray, config: Int8Parity
 ) -> tuple[list[str], list[QuantizedLayer]]:
-    """Everything that is wrong with an int8 file, in words, first layer first, and what was measured."""
+    """Everything that is wrong with an int8 file, in words, first layer first, and what was measured.
+
+    images_NHWC: uint8, some of the test part, on which the layers are measured; none is where the file's
+    numbers are wrong already.
+    """
     model, quantized = onnx.load(float_path), onnx.load(int8_path)
     faults = check_numbers(model, quantized)
     if faults:
@@ -157,7 +161,10 @@ def _check_convolution(
 def measure_layers(
     model: onnx.ModelProto, quantized: onnx.ModelProto, images_NHWC: np.ndarray
 ) -> list[QuantizedLayer]:
-    """Each quantised activation of the int8 file beside the same one of the float file, in order."""
+    """Each quantised activation of the int8 file beside the same one of the float file, in order.
+
+    images_NHWC: uint8, which both files are run on. Raises what onnxruntime does.
+    """
     names = name_tensors(model)
     for node in model.graph.node:  # a ReLU behind a convolution is done by the convolution's range
         if node.op_type == "Relu" and node.input[0] in names:

@@ -2,7 +2,8 @@
 
 The file's intermediate tensors are made outputs in memory; the reference's are seen by hooks. The file's
 convolutions hold BatchNorm and the block's scale, so the n-th of them belongs to the reference's n-th
-BatchNorm output, times that scale behind the last of a branch.
+BatchNorm output, times that scale behind the last of a branch. N: images, C: channels, H, W: height, width,
+K: classes.
 """
 
 import re
@@ -27,11 +28,14 @@ class Layer:
     """What comes out of a layer for some images."""
 
     name: str  # normalisation, stem, block 7, conv 2; block 7; skip 1; head
-    values: np.ndarray
+    values: np.ndarray  # float32 (N, C, H, W), of the head (N, K)
 
 
 def file_layers(model: onnx.ModelProto, images_NHWC: np.ndarray) -> list[Layer]:
-    """The layers of a float file, in its order: what convolutions, skips, blocks and the head give."""
+    """The layers of a float file, in its order: what convolutions, skips, blocks and the head give.
+
+    images_NHWC: uint8. Of a float16 file the values between its casts are float16.
+    """
     tensors = name_tensors(model)
     return [
         Layer(name=name, values=values)
@@ -76,7 +80,10 @@ def convolution_name(weight: str) -> str:
 
 
 def run_to(model: onnx.ModelProto, tensors: Sequence[str], images_NHWC: np.ndarray) -> list[np.ndarray]:
-    """The values of some tensors of a file."""
+    """The values of some tensors of a file for uint8 images, in that order and of the types that they have.
+
+    Raises what onnxruntime does, also where the file has no such tensor.
+    """
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     there = {value.name for value in watched.graph.output}
@@ -94,7 +101,7 @@ def run_to(model: onnx.ModelProto, tensors: Sequence[str], images_NHWC: np.ndarr
 
 @torch.inference_mode()
 def reference_layers(reference: Reference, images_NHWC: np.ndarray) -> list[Layer]:
-    """The same layers of the un-folded network; a removed block has none but its skip."""
+    """The same layers of the un-folded network for uint8 images; a removed block has none but its skip."""
     network, layers = reference.network, []
     num_skips = 0
 
@@ -133,8 +140,7 @@ def reference_layers(reference: Reference, images_NHWC: np.ndarray) -> list[Laye
         if not block.is_plain:
             handles.append(block.register_forward_hook(note(f"block {ell}")))
     try:
-        images: Tensor = reference.normalisation(torch.from_numpy(np.array(images_NHWC)))
-        layers.append(Layer(name="normalisation", values=images.permute(0, 3, 1, 2).numpy()))
+        layers.append(Layer(name="normalisation", values=reference.normalise(images_NHWC).numpy()))
         reference(images_NHWC)
     finally:
         for handle in handles:
@@ -171,6 +177,9 @@ def relative_difference(reference: np.ndarray, found: np.ndarray) -> float:
 
 
 def spread_over(images_NHWC: Images, count: int) -> np.ndarray:
-    """So many images at even distances, since a test part may be in the order of its classes."""
+    """So many images, uint8 (count, H, W, C), at even distances, or all if there are fewer.
+
+    A test part may be in the order of its classes.
+    """
     at = np.unique(np.linspace(0, len(images_NHWC) - 1, min(count, len(images_NHWC))).round().astype(int))
     return np.concatenate([images_NHWC[number : number + 1] for number in at])

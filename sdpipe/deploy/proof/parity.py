@@ -140,12 +140,12 @@ class Reference:
 
     def __init__(self, weights: Weights) -> None:
         self.network = weights.build_network()
-        self.normalisation = weights.normalisation
+        self._normalisation = weights.normalisation
 
     @torch.inference_mode()
     def __call__(self, images_NHWC: np.ndarray, active: Sequence[bool] | None = None) -> np.ndarray:
         """Logits (N, K) of one batch of uint8 images. active: b_1..b_L; None: the test network."""
-        logits_NK: np.ndarray[Any, Any] = self.network(self._normalise(images_NHWC), active).numpy()
+        logits_NK: np.ndarray[Any, Any] = self.network(self.normalise(images_NHWC), active).numpy()
         return logits_NK
 
     def logits(self, images_NHWC: Images, active: Sequence[bool] | None = None) -> np.ndarray:
@@ -164,7 +164,7 @@ class Reference:
         With it what is wrong with that, in words: beyond COARSEST a fault would pass as rounding.
         """
         exact = copy.deepcopy(self.network).double()
-        exact_NK = exact(self._normalise(shown_NHWC).double(), active).numpy()
+        exact_NK = exact(self.normalise(shown_NHWC).double(), active).numpy()
         rounding = float(np.abs(self(shown_NHWC, active) - exact_NK).max())
         spread = float(exact_NK.max() - exact_NK.min())
         if not (math.isfinite(rounding) and spread):
@@ -178,6 +178,7 @@ class Reference:
             f"{most:.3g}"
         ]
 
-    def _normalise(self, images_NHWC: np.ndarray) -> Tensor:
-        normalised: Tensor = self.normalisation(torch.from_numpy(np.array(images_NHWC)))
+    def normalise(self, images_NHWC: np.ndarray) -> Tensor:
+        """Float32 (N, C, H, W), as the network takes them, of uint8 images."""
+        normalised: Tensor = self._normalisation(torch.from_numpy(np.array(images_NHWC)))
         return normalised.permute(0, 3, 1, 2)

@@ -19,7 +19,9 @@ def measure_latency(
 ) -> dict[str, Any]:
     """Milliseconds a call, for each batch size and contender: median and quartiles over `repeats` calls.
 
-    The contenders take turns. The test set is repeated where a batch is larger than it.
+    calls: each takes uint8 images (N, H, W, C); the contenders take turns. images_NHWC: what the batches are
+    of, repeated where one is larger. Returns batch_<size> -> contender -> median_ms, quartile_1_ms,
+    quartile_3_ms and n. Raises what a call raises.
     """
     results: dict[str, Any] = {}
     for batch_size in batch_sizes:
