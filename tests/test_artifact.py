@@ -29,6 +29,15 @@ def test_a_network_that_computes_no_numbers_is_an_error(tmp_path: Path, rgb_mode
     assert str(caught.value).startswith(f"{path}: ")
 
 
+def test_the_operators_are_those_of_the_bytes_that_were_opened(tmp_path: Path, model_path: Path) -> None:
+    """Another file in its place says nothing of them."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model_path.read_bytes())
+    artifact = open_artifact(path, "cpu")
+    path.unlink()
+    assert (artifact.operators["Conv"], artifact.operators["Add"]) == (19, 9)
+
+
 def test_what_is_no_file_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").touch()
     assert refusal(tmp_path / "empty.onnx") == f"{tmp_path / 'empty.onnx'}: the file is empty"

@@ -223,7 +223,7 @@ def test_memory_holds_one_batch_whatever_m_is(deployed: Path, weights: Weights) 
 
     for num_members in (2, 16):
         ensemble = open_ensemble(open_artifact(deployed, "cpu"), num_members, "cpu")
-        recording = Recording(path=artifact.path, metadata=artifact.metadata, session=artifact.session)
+        recording = Recording(**vars(artifact))
         replace(ensemble, artifact=recording).judge(random_images(4), np.zeros(4, dtype=np.int64))
     expected = draw_members(weights.info.network.survival_probs, 16, seed=0)
     assert [size for size, _ in calls] == [4] * 18

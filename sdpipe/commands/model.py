@@ -148,12 +148,12 @@ def inspect(model: Path, as_json: bool, verify: bool) -> None:
     """Show what MODEL says of itself, and its operators."""
     from dataclasses import asdict
 
-    from sdpipe.runtime.artifact import count_operators, open_artifact
+    from sdpipe.runtime.artifact import open_artifact
     from sdpipe.runtime.variants import read_variants
 
     artifact = open_artifact(model, "cpu", verify=verify)
     facts = {"file": str(model), "bytes": model.stat().st_size, **asdict(artifact.metadata)}
-    facts["operators"] = count_operators(model)
+    facts["operators"] = artifact.operators
     variants: list[dict[str, Any]] = []
     damage: ModelError | None = None  # of the table, which leaves the file's own facts
     try:

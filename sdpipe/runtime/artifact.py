@@ -33,6 +33,7 @@ class Artifact:
 
     path: Path
     metadata: Metadata
+    operators: dict[str, int]  # how often each stands in the file, by name
     session: Any
 
     def run(
@@ -100,7 +101,7 @@ def open_artifact(
     providers = ["CUDAExecutionProvider"] * use_cuda + ["CPUExecutionProvider"]
     session = _open_session(raw, providers, str(path), threads or num_threads())
     _check_graph(session, metadata, path)
-    return Artifact(path=path, metadata=metadata, session=session)
+    return Artifact(path=path, metadata=metadata, operators=structure.operators, session=session)
 
 
 def _check_structure(structure: OnnxFile, metadata: Metadata, path: Path) -> None:
@@ -211,11 +212,3 @@ def num_cuda_devices() -> int:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
-
-
-def count_operators(path: Path) -> dict[str, int]:
-    """How often each operator stands in an ONNX file, by name; read from the file, without onnx.
-
-    Raises ModelError if the file is damaged.
-    """
-    return onnx_file.parse(onnx_file.read_model_file(path), str(path)).operators
