@@ -245,6 +245,24 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (b"cat,0.5,0.5,1\ndog,0.5,half,1\n", "recall of dog: expected a number, got 'half'"),
+        (b"c\xe4t,0.5,0.5,1\n", "cannot be read: 'utf-8' codec can't decode byte 0xe4"),
+        (b"cat,0.5,0.5\n", "row 1 has another number of cells than the header"),
+    ],
+    ids=["no number", "no text", "too few cells"],
+)
+def test_a_damaged_cell_is_named(tmp_path: Path, rows: bytes, said: str) -> None:
+    folder = make_run(tmp_path / "models" / "stochastic")
+    path = folder / "classes.csv"
+    path.write_bytes(b"class,precision,recall,images\n" + rows)
+    with pytest.raises(DataError) as caught:
+        deploy(folder, tmp_path / "models")
+    assert str(caught.value).startswith(f"{path}: {said}")
+
+
+@pytest.mark.parametrize(
     "times",
     [
         None,

@@ -262,7 +262,9 @@ def test_each_run_is_validated_on_its_own_images(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("order.csv", "ell,rank\n1,1\n2,2\n", "expected the blocks 1 to 6, each once"),
+        ("order.csv", "ell,rank\n1,1\n2,2\n", "ell: expected the blocks 1 to 6, each once, got 1,2;"),
+        ("order.csv", "ell\n1\n2\n3\nx\n5\n6\n", "each once, got 1,2,3,x,5,6;"),
+        ("order.csv", f"ell\n{'1' * 2**18}\n", "order.csv: cannot be read: field larger than field limit"),
         ("prune.json", "{}", "expected an entry fingerprint"),
         ("prune.json", None, "prune.json: seed: expected a valid integer"),
     ],

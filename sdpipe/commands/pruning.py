@@ -159,7 +159,7 @@ def _planned(runs: list[Path], keep: list[int], *, are_named: bool) -> list[Any]
     ModelError if a run has no such size; of one that was not asked for a note says so, if another has.
     """
     from sdpipe.deploy.pruning.family import check_same_data
-    from sdpipe.deploy.pruning.prune import plan_further
+    from sdpipe.deploy.pruning.further import plan_further
 
     check_same_data(runs)
     planned: list[Any] = []
@@ -202,8 +202,8 @@ def _measured(
     """Make what was planned, measure, and write pareto.csv and pareto.png."""
     from sdpipe.data.store import open_dataset
     from sdpipe.deploy.pruning.family import measure, write_table
+    from sdpipe.deploy.pruning.further import prune_further
     from sdpipe.deploy.pruning.pareto import draw_pareto
-    from sdpipe.deploy.pruning.prune import prune_further
     from sdpipe.training.weights import load_info
 
     info = load_info(runs[0] / "weights.safetensors")

@@ -12,7 +12,7 @@ from sdpipe.deploy.confidence import error_fraction
 from sdpipe.deploy.files_of_run import EXTRA, FLOAT32, INT8, PRUNED, WEIGHTS, files_of_run
 from sdpipe.deploy.held_out import open_held_out
 from sdpipe.deploy.proof.parity import Images, onnx_logits
-from sdpipe.deploy.pruning.prune import settings_of
+from sdpipe.deploy.pruning.further import settings_of
 from sdpipe.deploy.timing.latency import measure_latency
 from sdpipe.errors import DataError, ModelError, SdpipeError
 from sdpipe.files import read_json, sha256_of, write_csv

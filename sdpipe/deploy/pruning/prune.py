@@ -7,21 +7,18 @@ models/<run>/pruned/
     prune.json               what was kept and chosen, and what it does on the validation part
 """
 
-import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from sdpipe.config import describe
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.config import ExportConfig, PruneConfig
 from sdpipe.deploy.export import export_network
-from sdpipe.deploy.files_of_run import EXTRA, PRUNED, WEIGHTS
+from sdpipe.deploy.files_of_run import PRUNED, WEIGHTS
 from sdpipe.deploy.fold import fold_weights
 from sdpipe.deploy.held_out import StoredImages, open_held_out
 from sdpipe.deploy.pruning.recalibrate import (
@@ -34,9 +31,8 @@ from sdpipe.deploy.pruning.recalibrate import (
     score,
 )
 from sdpipe.deploy.pruning.worth import BlockWorth, order_blocks
-from sdpipe.errors import DataError, ModelError
-from sdpipe.files import read_json, replacing_folder, write_json, write_records
-from sdpipe.training.weights import ModelInfo, Weights, load_info, load_weights, save_weights
+from sdpipe.files import replacing_folder, write_json, write_records
+from sdpipe.training.weights import ModelInfo, Weights, load_weights, save_weights
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,72 +77,6 @@ def prune_run(folder: Path, dataset: DataSet, config: PruneConfig, export: Expor
             "export": export.model_dump(),
         }
         write_json(beside / "prune.json", facts)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Further:
-    """Sizes of a run that the stage has not made and that can be made."""
-
-    folder: Path  # models/<run>
-    counts: list[int]
-    order: list[int]  # all blocks, the least worthy first
-    config: PruneConfig
-    export: ExportConfig
-    made_from: dict[str, Any]  # to stand beside them
-
-
-def plan_further(folder: Path, counts: Sequence[int]) -> Further:
-    """Sizes in the order and with the settings of pruned/; what stands there is not made again.
-
-    Raises ModelError if the network has no such size, DataError if pruned/ cannot be read or belongs to
-    another training.
-    """
-    info = load_info(folder / WEIGHTS)
-    written = folder / PRUNED / "prune.json"
-    facts = read_json(written, ("fingerprint", "why_empty", "prune", "export", "sizes"))
-    if facts["fingerprint"] != info.fingerprint:
-        raise DataError(f"{folder / PRUNED}: made from another training; run `dvc repro`")
-    if facts["why_empty"]:
-        raise ModelError(f"{folder}: {facts['why_empty']}")
-    num_blocks = info.network.num_blocks
-    for count in counts:
-        if not 1 <= count < num_blocks:
-            raise ModelError(
-                f"{folder}: expected 1 to {num_blocks - 1} of its {num_blocks} blocks, got {count}"
-            )
-    try:
-        config = PruneConfig.model_validate(facts["prune"])
-        export = ExportConfig.model_validate(facts["export"])
-    except ValidationError as error:
-        raise DataError(f"{written}: {describe(error)}; run `dvc repro prune`") from error
-    made = {size["name"] for size in facts["sizes"]}
-    return Further(
-        folder=folder,
-        counts=[count for count in counts if f"keep-{count}" not in made],
-        order=read_order(folder / PRUNED / "order.csv", num_blocks),
-        config=config,
-        export=export,
-        made_from={"fingerprint": info.fingerprint, **settings_of(facts)},
-    )
-
-
-def prune_further(further: Further, dataset: DataSet) -> None:
-    """Write models/<run>/pruned-extra/; not into pruned/, since that is DVC's."""
-    folder, config = further.folder, further.config
-    weights = load_weights(folder / WEIGHTS)
-    material = open_material(weights.info, dataset, config)
-    for count in further.counts:
-        size = write_size(folder / EXTRA, weights, further.order, count, material, config, further.export)
-        write_json(folder / EXTRA / f"keep-{count}.json", {**further.made_from, **size})
-
-
-def settings_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a size depends on beside the training, as prune.json and the JSON beside a further size have it.
-
-    Which other sizes the stage makes is left out.
-    """
-    prune = {name: value for name, value in facts.get("prune", {}).items() if name != "keep"}
-    return {"prune": prune, "export": facts.get("export")}
 
 
 def count_of(fraction: float, num_blocks: int) -> int:
@@ -210,15 +140,3 @@ def write_size(
 def _score_of(weights: Weights, held: Labelled) -> dict[str, float]:
     its_score: Score = score(network_logits(weights, held.images_NHWC), held.labels_N)
     return asdict(its_score)
-
-
-def read_order(path: Path, num_blocks: int) -> list[int]:
-    """All blocks, the least worthy first, from order.csv. Raises DataError if it is missing or damaged."""
-    try:
-        with path.open(newline="") as stream:
-            ells = [int(row["ell"]) for row in csv.DictReader(stream)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    if sorted(ells) != list(range(1, num_blocks + 1)):
-        raise DataError(f"{path}: expected the blocks 1 to {num_blocks}, each once; run `dvc repro prune`")
-    return ells

@@ -3,7 +3,6 @@
 The same files give the same card: it holds no time of writing and no path of the machine.
 """
 
-import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from sdpipe.files import read_json, sha256_of
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.interval import error_interval
 from sdpipe.runtime.metadata import Metadata
+from sdpipe.training.run_files import read_cells
 from sdpipe.training.weights import ModelInfo, load_info
 
 _FEW_CLASSES = 20  # a table with a row for each
@@ -90,11 +90,6 @@ def _interval(error: Any, num_images: Any) -> str:
     return f"{low:.4f} to {high:.4f}"
 
 
-def _number(cell: str) -> str:
-    """A class without pictures has no recall, one that was never named no precision."""
-    return _error(float(cell)) if cell else ""
-
-
 def _head(candidate: Candidate, metadata: Metadata, info: ModelInfo, train: Mapping[str, Any]) -> str:
     kind = "stochastic" if metadata.p_L < 1 else "constant"
     network = "plain network, one without skips," if info.network.skip == "plain" else "residual network"
@@ -141,18 +136,25 @@ what so few pictures leave open; of other trainings it says nothing.
 """
     classes = _read_classes(folder / "classes.csv")
     if len(classes) <= _FEW_CLASSES:
-        rows = [[_as_text(row["class"]), _number(row["precision"]), _number(row["recall"]), row["images"]]
-                for row in classes]  # fmt: skip
-        text += "\n" + table(["class", "precision", "recall", "test pictures"], rows)
+        text += "\n" + table(["class", "precision", "recall", "test pictures"], classes)
     return text
 
 
-def _read_classes(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as stream:  # class names may hold newlines
-        rows = list(csv.DictReader(stream))
-    if any(None in row.values() or not row.keys() >= _OF_CLASSES for row in rows):
+def _read_classes(path: Path) -> list[list[str]]:
+    rows = read_cells(path)
+    if any(not row.keys() >= _OF_CLASSES for row in rows):
         raise DataError(f"{path}: expected rows of {', '.join(sorted(_OF_CLASSES))}")
-    return rows
+    shares = [[_share(path, row, name) for name in ("precision", "recall")] for row in rows]
+    return [[_as_text(row["class"]), *its, row["images"]] for row, its in zip(rows, shares, strict=True)]
+
+
+def _share(path: Path, row: Mapping[str, str], name: str) -> str:
+    """A class without pictures has no recall, one that was never named no precision."""
+    cell = row[name]
+    try:
+        return _error(float(cell)) if cell else ""
+    except ValueError as error:
+        raise DataError(f"{path}: {name} of {row['class']}: expected a number, got {cell[:40]!r}") from error
 
 
 def _parity(metrics: Mapping[str, Any]) -> str:
