@@ -59,5 +59,15 @@ def test_the_legend_tells_filled_marks_from_hollow_ones(tmp_path: Path) -> None:
     for variants, kinds in ((FAMILY, ["fp32", "int8"]), ([FAMILY[0], FAMILY[4]], [])):
         (legend,) = draw_pareto(tmp_path / "p.png", variants, 64, "title").legends
         assert [text.get_text() for text in legend.get_texts()] == ["a", "b", *kinds, "Pareto front"]
-    handles = {str(line.get_label()): line for line in legend.get_lines()}
-    assert handles["a"].get_color() != handles["b"].get_color()
+
+
+def test_every_run_has_a_colour_of_its_own(tmp_path: Path) -> None:
+    """Of nine the ninth looked like the first; a run's points in both panels are those of the legend."""
+    runs = [replace(FAMILY[0], run=name) for name in "abcdefghi"]
+    figure = draw_pareto(tmp_path / "p.png", runs, 64, "title")
+    (legend,) = figure.legends
+    *handles, front = [str(line.get_color()) for line in legend.get_lines()]
+    assert len({*handles, front}) == 10
+    for axes in figure.axes:
+        lines_of_runs = [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
+        assert [str(line.get_color()) for line in lines_of_runs] == handles

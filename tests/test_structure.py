@@ -27,7 +27,7 @@ ALL = SOURCES + sorted(
 # imports nothing of the training side, while data shares its image decoder and export its metadata.
 LAYERS = [
     ("sdpipe/version.py", "sdpipe/errors.py", "sdpipe/__init__.py"),
-    ("sdpipe/config.py", "sdpipe/files.py", "sdpipe/drawing.py"),
+    ("sdpipe/config.py", "sdpipe/files.py", "sdpipe/drawing.py", "sdpipe/colours.py"),
     ("sdpipe/runtime",),
     ("sdpipe/data",),
     ("sdpipe/architecture.py", "sdpipe/dropout.py", "sdpipe/segment.py", "sdpipe/network.py"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from sdpipe.report.colours import CONSTANT_COLOUR, compared_colours
+from sdpipe.colours import CONSTANT_COLOUR, compared_colours
 from sdpipe.report.comparisons import common_label, group_by_all_but, of_dropout
 from sdpipe.report.labels import slug
 from sdpipe.report.plan import Drawing, caption, line_of, repeated_seeds

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from sdpipe.report.colours import compared_colours
+from sdpipe.colours import compared_colours
 from sdpipe.report.plan import Drawing, NotDrawn, caption
 from sdpipe.report.plots import EnsembleLine, draw_ensemble
 from sdpipe.report.runs import Run

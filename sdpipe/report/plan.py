@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from sdpipe.report.colours import CONSTANT_COLOUR, compared_colours
+from sdpipe.colours import CONSTANT_COLOUR, compared_colours
 from sdpipe.report.plots import Line, Sheet
 from sdpipe.report.settings import Arm, Setting
 

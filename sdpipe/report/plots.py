@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from sdpipe.colours import COLOURS, CONSTANT_COLOUR, compared_colours
 from sdpipe.drawing import STYLE, mark_drops, save_png
-from sdpipe.report.colours import COLOURS, CONSTANT_COLOUR, compared_colours
 from sdpipe.report.runs import Numbers
 from sdpipe.report.settings import Spread
 

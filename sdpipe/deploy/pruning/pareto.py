@@ -1,7 +1,6 @@
 """The picture of a family: test error against latency and against size."""
 
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from sdpipe.colours import compared_colours
 from sdpipe.deploy.pruning.family import Variant
 from sdpipe.drawing import STYLE, save_png
-
-_COLOURS = (
-    "tab:blue",
-    "tab:orange",
-    "tab:green",
-    "tab:red",
-    "tab:purple",
-    "tab:brown",
-    "tab:pink",
-    "tab:olive",
-)
 
 
 def draw_pareto(path: Path, variants: Sequence[Variant], batch_size: int, title: str) -> Figure:
@@ -30,23 +19,27 @@ def draw_pareto(path: Path, variants: Sequence[Variant], batch_size: int, title:
 
     The Pareto front is a grey staircase. Returns what was drawn.
     """
+    runs = list(dict.fromkeys(one.run for one in variants))
+    colours = dict(zip(runs, compared_colours(len(runs)), strict=True))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        _draw_panel(left, variants, lambda one: one.latency_ms[batch_size])
-        _draw_panel(right, variants, lambda one: one.num_bytes / 1000)
+        _draw_panel(left, variants, colours, lambda one: one.latency_ms[batch_size])
+        _draw_panel(right, variants, colours, lambda one: one.num_bytes / 1000)
         left.set(xlabel=f"milliseconds for a batch of {batch_size}", ylabel="test error (%)")
         right.set(xlabel="size of the file (kB)")
         figure.suptitle(f"{title} (numbers: blocks kept)")
-        figure.legend(handles=_legend(variants), loc="outside lower center", ncols=6, frameon=False)
+        figure.legend(handles=_legend(variants, colours), loc="outside lower center", ncols=6, frameon=False)
         save_png(figure, path)
     return figure
 
 
-def _draw_panel(axes: Any, variants: Sequence[Variant], x_of: Callable[[Variant], float]) -> None:
-    for at, (_, members) in enumerate(groupby(variants, key=lambda one: one.run)):
-        colour = _COLOURS[at % len(_COLOURS)]
-        family = list(members)
+def _draw_panel(
+    axes: Any, variants: Sequence[Variant], colours: Mapping[str, str], x_of: Callable[[Variant], float]
+) -> None:
+    """colours: of each run."""
+    for at, (run, colour) in enumerate(colours.items()):
+        family = [one for one in variants if one.run == run]
         for is_int8 in (False, True):
             points = [one for one in family if _is_int8(one) == is_int8]
             xs, ys = [x_of(one) for one in points], [100 * one.test_error for one in points]
@@ -88,11 +81,8 @@ def _is_int8(one: Variant) -> bool:
     return one.variant.endswith("int8")
 
 
-def _legend(variants: Sequence[Variant]) -> list[Line2D]:
-    handles = [
-        Line2D([], [], color=_COLOURS[at % len(_COLOURS)], marker="o", lw=0.8, label=run)
-        for at, (run, _) in enumerate(groupby(variants, key=lambda one: one.run))
-    ]
+def _legend(variants: Sequence[Variant], colours: Mapping[str, str]) -> list[Line2D]:
+    handles = [Line2D([], [], color=colour, marker="o", lw=0.8, label=run) for run, colour in colours.items()]
     if any(map(_is_int8, variants)):
         handles.append(Line2D([], [], color="0.3", marker="o", mfc="0.3", lw=0, label="fp32"))
         handles.append(Line2D([], [], color="0.3", marker="o", mfc="white", lw=0, label="int8"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from sdpipe.report.colours import COLOURS, compared_colours
+from sdpipe.colours import COLOURS, compared_colours
 
 # Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency",
 # IEEE TVCG 15(6), 2009: severity 1.0, on linear RGB.
