@@ -1,7 +1,6 @@
 """Evaluate: prove the ONNX files of a run over the whole test set, then say how good each is."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,21 @@ from tqdm import tqdm
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.confidence import error_fraction
 from sdpipe.deploy.config import EvaluateConfig
-from sdpipe.deploy.files_of_run import FLOAT32, INT8, WEIGHTS, files_of_run
+from sdpipe.deploy.files_of_run import FLOAT32, FP32, WEIGHTS, files_of_run
 from sdpipe.deploy.held_out import check_data
 from sdpipe.deploy.proof.claims import check_pruned_claims
-from sdpipe.deploy.proof.ensemble import prove_ensemble
+from sdpipe.deploy.proof.ensemble import EnsembleProof, prove_ensemble
 from sdpipe.deploy.proof.figures import draw_mistakes, draw_training
-from sdpipe.deploy.proof.parity import Disagreement, Parity, Reference
-from sdpipe.deploy.proof.scores import score, tempered, write_classes, write_reliability
+from sdpipe.deploy.proof.parity import Reference
+from sdpipe.deploy.proof.scores import SCORES, score, tempered, write_classes, write_reliability
+from sdpipe.deploy.proof.tables import name_in_times, write_parity, write_variants
 from sdpipe.deploy.proof.variants import Proof, prove
 from sdpipe.deploy.timing.latency import measure_latency
 from sdpipe.errors import DataError, ParityError
-from sdpipe.files import sha256_of, write_csv, write_json
+from sdpipe.files import sha256_of, write_json
 from sdpipe.provenance import hardware, processor_name
 from sdpipe.runtime.artifact import ENSEMBLE, open_artifact
 from sdpipe.runtime.cores import num_threads
-from sdpipe.runtime.variants import COLUMNS, NAME
 from sdpipe.training.weights import Weights, load_weights
 
 
@@ -48,47 +47,21 @@ def evaluate_run(
     weights = load_weights(folder / WEIGHTS)
     check_data(weights.info, dataset)
     _check_history(folder / "history.csv", history, weights.info.best_epoch)
-    images_NHWC, labels_N = dataset.test_images_NHWC, dataset.test_labels_N
+    images_NHWC = dataset.test_images_NHWC
     proofs = _prove_all(folder, weights, images_NHWC, config)
-    drawn, ensemble, ensemble_faults = prove_ensemble(folder, weights, images_NHWC, config)
-    main, *others = proofs.values()
-    temperature, logits_NK = main.artifact.metadata.temperature, main.logits_NK
-    title = _title(folder, weights)
-    _write_parity(folder, list(proofs.values()), drawn, weights)
-    write_classes(folder, logits_NK, labels_N, weights.info.class_names, title)
-    write_reliability(folder, logits_NK, labels_N, temperature, num_bins, title)
-    draw_training(folder / "training.png", history, weights.info.best_epoch, title)
-    draw_mistakes(
-        folder / "mistakes.png",
-        images_NHWC,
-        labels_N,
-        tempered(logits_NK, temperature),
-        weights.info.class_names,
-        f"{title}: most confident mistakes",
-    )
-    uncalibrated = score(logits_NK, labels_N, 1.0, num_bins)
-    metrics = {
-        **main.figures,
-        **score(logits_NK, labels_N, temperature, num_bins),
-        "test_error_pytorch": error_fraction(main.reference_NK, labels_N),
-        "negative_log_likelihood_uncalibrated": uncalibrated["negative_log_likelihood"],
-        "expected_calibration_error_uncalibrated": uncalibrated["expected_calibration_error"],
-        "num_test": len(labels_N),
-        "model_sha256": sha256_of(main.artifact.path),
-        "fingerprint": weights.info.fingerprint,
-        "variants": {
-            **{proof.variant.name: _figures_of(proof, main, folder, labels_N, num_bins) for proof in others},
-            ENSEMBLE: ensemble,
-        },
-    }
-    write_json(folder / "metrics.json", metrics)
+    ensemble = prove_ensemble(folder, weights, images_NHWC, config)
+    write_parity(folder, proofs, ensemble, weights.info.class_names)
+    _draw(folder, weights, proofs[0], dataset, history, num_bins)
+    figures = _figures(folder, proofs, dataset.test_labels_N, num_bins)
+    figures[ENSEMBLE] = ensemble.figures
+    write_json(folder / "metrics.json", _metrics(proofs[0], figures, dataset.test_labels_N, num_bins))
     threads = num_threads()
-    latency = _latency(Reference(weights), proofs.values(), images_NHWC, config, threads)
+    latency = _latency(Reference(weights), proofs, images_NHWC, config, threads)
     measured_on = hardware(processor_name(), num_threads=threads)
     write_json(folder / "latency.json", {"hardware": measured_on, **latency})
-    _write_variants(folder, main, metrics, latency)
-    _report([*proofs.values()])
-    _check(proofs.values(), {folder / ensemble["file"]: ensemble_faults})
+    write_variants(folder, weights.info.fingerprint, figures, latency)
+    _report(proofs)
+    _check(proofs, ensemble)
 
 
 def _check_history(path: Path, history: Sequence[Mapping[str, float]], best_epoch: float) -> None:
@@ -102,7 +75,8 @@ def _check_history(path: Path, history: Sequence[Mapping[str, float]], best_epoc
 
 def _prove_all(
     folder: Path, weights: Weights, images_NHWC: np.ndarray, config: EvaluateConfig
-) -> dict[Path, Proof]:
+) -> list[Proof]:
+    """Of all but the ensemble, which is proved in a way of its own; model.onnx stands first."""
     proofs: dict[Path, Proof] = {}
     of_stages = [one for one in files_of_run(folder) if one.kind != ENSEMBLE and not one.is_extra]
     for variant in tqdm(of_stages, desc="files proved", unit="file", disable=None):
@@ -110,7 +84,93 @@ def _prove_all(
         if not variant.is_whole:
             check_pruned_claims(own.info, weights.info, variant.weights)
         proofs[variant.path] = prove(variant, own, proofs, images_NHWC, config)
-    return proofs
+    return list(proofs.values())
+
+
+def _draw(
+    folder: Path,
+    weights: Weights,
+    main: Proof,
+    dataset: DataSet,
+    history: Sequence[dict[str, float]],
+    num_bins: int,
+) -> None:
+    """The pictures of the training and of model.onnx, and the tables that they show."""
+    info, labels_N = weights.info, dataset.test_labels_N
+    title = f"{folder.name}: {info.dataset}, {info.network.depth} layers, p_L = {info.network.p_L:g}"
+    temperature, logits_NK = main.artifact.metadata.temperature, main.logits_NK
+    write_classes(folder, logits_NK, labels_N, info.class_names, title)
+    write_reliability(folder, logits_NK, labels_N, temperature, num_bins, title)
+    draw_training(folder / "training.png", history, info.best_epoch, title)
+    draw_mistakes(
+        folder / "mistakes.png",
+        dataset.test_images_NHWC,
+        labels_N,
+        tempered(logits_NK, temperature),
+        info.class_names,
+        f"{title}: most confident mistakes",
+    )
+
+
+def _figures(
+    folder: Path, proofs: Sequence[Proof], labels_N: np.ndarray, num_bins: int
+) -> dict[str, dict[str, Any]]:
+    """Of each file, by its variant, beside the first, model.onnx."""
+    scores = [
+        score(proof.logits_NK, labels_N, proof.artifact.metadata.temperature, num_bins) for proof in proofs
+    ]
+    fp32_error, fp32_N = scores[0]["test_error"], proofs[0].logits_NK.argmax(axis=1)
+    figures: dict[str, dict[str, Any]] = {}
+    for proof, its in zip(proofs, scores, strict=True):
+        path, error = proof.artifact.path, its["test_error"]
+        figures[proof.variant.name] = {
+            "file": str(path.relative_to(folder)),
+            "sha256": sha256_of(path),
+            "bytes": path.stat().st_size,
+            **its,
+            "error_increase": None if error is None or fp32_error is None else error - fp32_error,
+            "disagreements_with_fp32": int((fp32_N != proof.logits_NK.argmax(axis=1)).sum()),
+            **proof.figures,
+        }
+    return figures
+
+
+def _metrics(
+    main: Proof, figures: Mapping[str, Mapping[str, Any]], labels_N: np.ndarray, num_bins: int
+) -> dict[str, Any]:
+    """metrics.json: of model.onnx, also without its temperature and in PyTorch; the others by their names."""
+    uncalibrated = score(main.logits_NK, labels_N, 1.0, num_bins)
+    return {
+        **main.figures,
+        **{name: figures[FP32][name] for name in SCORES},
+        "test_error_pytorch": error_fraction(main.reference_NK, labels_N),
+        "negative_log_likelihood_uncalibrated": uncalibrated["negative_log_likelihood"],
+        "expected_calibration_error_uncalibrated": uncalibrated["expected_calibration_error"],
+        "num_test": len(labels_N),
+        "model_sha256": figures[FP32]["sha256"],
+        "fingerprint": main.artifact.metadata.fingerprint,
+        "variants": {name: its for name, its in figures.items() if name != FP32},
+    }
+
+
+def _latency(
+    reference: Reference,
+    proofs: Sequence[Proof],
+    images_NHWC: np.ndarray,
+    config: EvaluateConfig,
+    threads: int,
+) -> dict[str, Any]:
+    """PyTorch eager, model.onnx as `onnxruntime`, and the other variants by their names; threads: of each."""
+    calls: dict[str, Callable[[np.ndarray], Any]] = {"pytorch_eager": reference}
+    for proof in proofs:
+        opened = open_artifact(proof.variant.path, device="cpu", threads=threads)
+        calls[name_in_times(proof.variant.name)] = opened.run
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return measure_latency(calls, images_NHWC, config.latency_batch_sizes, config.latency_repeats)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _report(proofs: Sequence[Proof]) -> None:
@@ -120,105 +180,10 @@ def _report(proofs: Sequence[Proof]) -> None:
             print(f"{proof.variant.path}: not to be deployed, parity fails: {'; '.join(proof.faults[:4])}")
 
 
-def _check(proofs: Iterable[Proof], others: Mapping[Path, Sequence[str]]) -> None:
+def _check(proofs: Sequence[Proof], ensemble: EnsembleProof) -> None:
     """Raise ParityError unless all that must compute what PyTorch computes does."""
-    faults: dict[Path, Sequence[str]] = {
-        proof.variant.path: proof.faults for proof in proofs if proof.variant.kind == FLOAT32
-    }
-    faults |= others
+    faults = {proof.variant.path: proof.faults for proof in proofs if proof.variant.kind == FLOAT32}
+    faults[ensemble.path] = ensemble.faults
     wrong = [f"{path}: parity fails: " + "; ".join(found[:8]) for path, found in faults.items() if found]
     if wrong:
         raise ParityError("; ".join(wrong))
-
-
-def _figures_of(
-    proof: Proof, main: Proof, folder: Path, labels_N: np.ndarray, num_bins: int
-) -> dict[str, Any]:
-    """A variant beside model.onnx."""
-    path = proof.artifact.path
-    scores, of_fp32 = (
-        score(each.logits_NK, labels_N, each.artifact.metadata.temperature, num_bins)
-        for each in (proof, main)
-    )
-    error, fp32_error = scores["test_error"], of_fp32["test_error"]
-    fp32_N, its_N = main.logits_NK.argmax(axis=1), proof.logits_NK.argmax(axis=1)
-    return {
-        "file": str(path.relative_to(folder)),
-        "sha256": sha256_of(path),
-        "bytes": path.stat().st_size,
-        **scores,
-        "error_increase": None if error is None or fp32_error is None else error - fp32_error,
-        "disagreements_with_fp32": int((fp32_N != its_N).sum()),
-        **proof.figures,
-    }
-
-
-def _write_parity(folder: Path, proofs: Sequence[Proof], drawn: Sequence[Parity], weights: Weights) -> None:
-    """parity.csv, a row for each comparison; disagreements.csv, one for each image; layers.csv, for int8.
-
-    drawn: of the ensemble, with b_l = p_l and then with drawn b_l.
-    """
-    compared = [(proof.variant.name, proof.variant.kind, proof.parities) for proof in proofs]
-    for number, parity in enumerate(drawn):
-        compared.append((f"{ENSEMBLE}.draw-{number}" if number else ENSEMBLE, FLOAT32, [parity]))
-    columns = [
-        "batch_size", "threads", "max_abs_logit_diff", "relative_logit_diff", "allowed_relative_diff",
-        "logit_spread",
-    ]  # fmt: skip
-    rows = [
-        [variant, *(getattr(parity, name) for name in columns), len(parity.disagreements)]
-        for variant, _, parities in compared
-        for parity in parities
-    ]
-    write_csv(folder / "parity.csv", ["variant", *columns, "argmax_disagreements"], rows)
-    names = weights.info.class_names
-    found = [
-        {"variant": variant}
-        | asdict(one)
-        | {"pytorch_class": names[one.pytorch_class], "onnx_class": names[one.onnx_class]}
-        for variant, kind, parities in compared
-        if kind != INT8  # it rounds on purpose; metrics.json counts them
-        for parity in parities
-        for one in parity.disagreements
-    ]
-    header = ["variant", *(column.name for column in fields(Disagreement))]
-    write_csv(folder / "disagreements.csv", header, [list(one.values()) for one in found])
-    measured = [[proof.variant.name, *asdict(layer).values()] for proof in proofs for layer in proof.layers]
-    write_csv(folder / "layers.csv", ["variant", "layer", "sqnr_db", "clipped", "range_ratio"], measured)
-
-
-def _title(folder: Path, weights: Weights) -> str:
-    network = weights.info.network
-    return f"{folder.name}: {weights.info.dataset}, {network.depth} layers, p_L = {network.p_L:g}"
-
-
-def _latency(
-    reference: Reference, proofs: Any, images_NHWC: np.ndarray, config: EvaluateConfig, threads: int
-) -> dict[str, Any]:
-    """PyTorch eager, model.onnx as `onnxruntime`, and the other variants by their names; threads: of each."""
-    calls: dict[str, Callable[[np.ndarray], Any]] = {"pytorch_eager": reference}
-    for proof in proofs:
-        name = "onnxruntime" if proof.variant.name == "fp32" else proof.variant.name
-        calls[name] = open_artifact(proof.variant.path, device="cpu", threads=threads).run
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return measure_latency(calls, images_NHWC, config.latency_batch_sizes, config.latency_repeats)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _write_variants(
-    folder: Path, main: Proof, metrics: Mapping[str, Any], latency: Mapping[str, Any]
-) -> None:
-    """variants.csv: error, size and time of each file; the times are measured, so no stage decides by it."""
-    path = main.artifact.path
-    fp32 = {**metrics, "file": path.name, "bytes": path.stat().st_size, "disagreements_with_fp32": 0}
-    rows = []
-    for name, figures in {"fp32": fp32, **metrics["variants"]}.items():
-        timed = "onnxruntime" if name == "fp32" else name
-        times = {f"{batch}_ms": call[timed]["median_ms"] for batch, call in latency.items() if timed in call}
-        facts = {"variant": name, "path": figures["file"], "fingerprint": metrics["fingerprint"]}
-        row = {**facts, **figures, **times}
-        rows.append([row.get(column) for column in COLUMNS])
-    write_csv(folder / NAME, COLUMNS, rows)

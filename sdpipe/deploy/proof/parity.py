@@ -123,10 +123,12 @@ def parity_faults(parities: Sequence[Parity], max_relative_logit_diff: float) ->
     return faults
 
 
-def onnx_outputs(artifact: Artifact, images_NHWC: Images, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and probabilities (N, K) of the deployed file, batch after batch."""
+def onnx_outputs(
+    artifact: Artifact, images_NHWC: Images, batch_size: int, switches_L: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and probabilities (N, K) of the deployed file, batch after batch. switches_L: of an ensemble."""
     batches = range(0, len(images_NHWC), batch_size)
-    outputs = [artifact.run(images_NHWC[at : at + batch_size]) for at in batches]
+    outputs = [artifact.run(images_NHWC[at : at + batch_size], switches_L) for at in batches]
     return np.concatenate([logits for logits, _ in outputs]), np.concatenate([probs for _, probs in outputs])
 
 
