@@ -11,7 +11,7 @@ from sdpipe.data.store import DataSet
 from sdpipe.deploy.config import ExportConfig, PruneConfig
 from sdpipe.deploy.proof.parity import Reference
 from sdpipe.deploy.pruning.prune import prune_run
-from sdpipe.deploy.pruning.recalibrate import Labelled
+from sdpipe.deploy.pruning.recalibrate import LabelledImages
 from sdpipe.training.weights import Weights, save_weights
 
 EXPORT = ExportConfig(opset=19)  # neither that of params.yaml nor PyTorch's own
@@ -36,7 +36,7 @@ def belonging_to(weights: Weights, dataset: DataSet) -> Weights:
     return replace(weights, info=info)
 
 
-def with_own_labels(weights: Weights) -> tuple[Weights, Labelled]:
+def with_own_labels(weights: Weights) -> tuple[Weights, LabelledImages]:
     """Random images, and what the network takes them for: every block that does something has a worth.
 
     Its head is changed so that all classes occur: logits of mean 0 and deviation 3.
@@ -52,7 +52,7 @@ def with_own_labels(weights: Weights) -> tuple[Weights, Labelled]:
     weights = replace(weights, state=weights.state | head)
     labels_N = Reference(weights).logits(images_NHWC).argmax(axis=1)
     assert np.bincount(labels_N).min() > 5
-    return weights, Labelled(images_NHWC=images_NHWC, labels_N=labels_N)
+    return weights, LabelledImages(images_NHWC=images_NHWC, labels_N=labels_N)
 
 
 class Untouchable:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from sdpipe.deploy.pruning.family import Variant, mark_front, pick_by_error, pick_by_latency, run_names
+from sdpipe.deploy.pruning.family import ParetoRow, mark_front, pick_by_error, pick_by_latency, run_names
 from sdpipe.errors import SdpipeError
 
 
-def variant(name: str, validation: float, test: float, ms: float) -> Variant:
-    return Variant(
+def variant(name: str, validation: float, test: float, ms: float) -> ParetoRow:
+    return ParetoRow(
         run="r", variant=name, path=Path(name), blocks=1, num_blocks=2, validation_error=validation,
         test_error=test, latency_ms={1: ms, 64: 64 * ms}, speedup=1.0, num_bytes=1, on_front=False,
         parity=None,

@@ -8,11 +8,11 @@ import pytest
 from matplotlib.axes import Axes
 from test_family import variant
 
-from sdpipe.deploy.pruning.family import Variant
+from sdpipe.deploy.pruning.family import ParetoRow
 from sdpipe.deploy.pruning.pareto import draw_pareto
 
 
-def one(run: str, name: str, test: float, ms: float, kilobytes: int, blocks: int, **facts: Any) -> Variant:
+def one(run: str, name: str, test: float, ms: float, kilobytes: int, blocks: int, **facts: Any) -> ParetoRow:
     """Its validation error, and its latency at another batch size, are far from what is to be drawn."""
     made = replace(variant(name, validation=0.9, test=test, ms=ms), run=run, blocks=blocks, **facts)
     return replace(made, latency_ms={1: 1000 / ms, 64: ms}, num_bytes=1000 * kilobytes)

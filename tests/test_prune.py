@@ -21,7 +21,7 @@ from sdpipe.deploy.held_out import open_held_out
 from sdpipe.deploy.proof.parity import Reference, compare_logits, onnx_logits
 from sdpipe.deploy.pruning.prune import count_of, prune_run
 from sdpipe.deploy.pruning.recalibrate import (
-    Labelled,
+    LabelledImages,
     equal_batches,
     interpolated_scales,
     network_logits,
@@ -105,7 +105,7 @@ def test_no_batch_of_statistics_has_one_image() -> None:
         assert [len(batch) for batch in equal_batches(random_images(num), size)] == expected
 
 
-def score_by_hand(weights: Weights, held: Labelled) -> dict[str, float]:
+def score_by_hand(weights: Weights, held: LabelledImages) -> dict[str, float]:
     """Of the un-folded network, in float64, at the likeliest of 10,000 temperatures."""
     logits_NK = torch.from_numpy(Reference(weights).logits(held.images_NHWC)).double()
     temperatures = torch.from_numpy(np.geomspace(0.05, 20, 10_000))
@@ -167,7 +167,7 @@ def test_a_family_is_written(pruned: Path, dataset: DataSet) -> None:
     trained, validated = open_held_out(trained_weights.info, dataset)
     batches = equal_batches(trained.sample(64, CONFIG.seed)[:], 16)
     held, chosen_on = (
-        Labelled(images_NHWC=stored[:], labels_N=stored.labels_N)
+        LabelledImages(images_NHWC=stored[:], labels_N=stored.labels_N)
         for stored in (validated, validated.sample(20, CONFIG.seed))
     )
     assert facts["all_blocks"] == pytest.approx(score_by_hand(trained_weights, held), rel=1e-3)

@@ -11,12 +11,12 @@ from pruned_runs import with_own_labels
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from sdpipe.deploy.pruning.recalibrate import Labelled
+from sdpipe.deploy.pruning.recalibrate import LabelledImages
 from sdpipe.deploy.pruning.worth import block_costs, order_blocks
 from sdpipe.training.weights import Weights
 
 
-def exact_logits(weights: Weights, removed: Sequence[int], held: Labelled) -> Tensor:
+def exact_logits(weights: Weights, removed: Sequence[int], held: LabelledImages) -> Tensor:
     """The un-folded network in float64, all blocks at once."""
     network = weights.build_network().double()
     for ell in removed:

@@ -13,7 +13,14 @@ from sdpipe.deploy.config import EvaluateConfig
 from sdpipe.deploy.files_of_run import WEIGHTS
 from sdpipe.deploy.proof.claims import claim_faults
 from sdpipe.deploy.proof.layers import spread_over
-from sdpipe.deploy.proof.parity import Images, Parity, Reference, compare_logits, onnx_outputs, parity_faults
+from sdpipe.deploy.proof.parity import (
+    ImageSlices,
+    Parity,
+    Reference,
+    compare_logits,
+    onnx_outputs,
+    parity_faults,
+)
 from sdpipe.deploy.proof.scores import probability_faults
 from sdpipe.errors import ModelError
 from sdpipe.files import sha256_of
@@ -49,7 +56,7 @@ class EnsembleProof:
 
 
 def prove_ensemble(
-    folder: Path, weights: Weights, images_NHWC: Images, config: EvaluateConfig
+    folder: Path, weights: Weights, images_NHWC: ImageSlices, config: EvaluateConfig
 ) -> EnsembleProof:
     """Run the test part through the ensemble and compare.
 

@@ -16,7 +16,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from sdpipe.deploy.proof.parity import Images, Reference
+from sdpipe.deploy.proof.parity import ImageSlices, Reference
 from sdpipe.network import ResidualBlock
 from sdpipe.runtime.artifact import INPUT
 
@@ -176,7 +176,7 @@ def relative_difference(reference: np.ndarray, found: np.ndarray) -> float:
     return difference / spread if spread > 0 else (0.0 if difference == 0 else float("inf"))
 
 
-def spread_over(images_NHWC: Images, count: int) -> np.ndarray:
+def spread_over(images_NHWC: ImageSlices, count: int) -> np.ndarray:
     """So many images, uint8 (count, H, W, C), at even distances, or all if there are fewer.
 
     A test part may be in the order of its classes.

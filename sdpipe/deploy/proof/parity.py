@@ -24,7 +24,7 @@ _ROUNDINGS = 10
 COARSEST = 5e-5
 
 
-class Images(Protocol):
+class ImageSlices(Protocol):
     """uint8 images (N, H, W, C) that can be had by slice: an array, or what is decoded when asked for."""
 
     def __len__(self) -> int: ...
@@ -124,7 +124,7 @@ def parity_faults(parities: Sequence[Parity], max_relative_logit_diff: float) ->
 
 
 def onnx_outputs(
-    artifact: Artifact, images_NHWC: Images, batch_size: int, switches_L: np.ndarray | None = None
+    artifact: Artifact, images_NHWC: ImageSlices, batch_size: int, switches_L: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits and probabilities (N, K) of the deployed file, batch after batch. switches_L: of an ensemble."""
     batches = range(0, len(images_NHWC), batch_size)
@@ -132,7 +132,7 @@ def onnx_outputs(
     return np.concatenate([logits for logits, _ in outputs]), np.concatenate([probs for _, probs in outputs])
 
 
-def onnx_logits(artifact: Artifact, images_NHWC: Images, batch_size: int) -> np.ndarray:
+def onnx_logits(artifact: Artifact, images_NHWC: ImageSlices, batch_size: int) -> np.ndarray:
     """Logits (N, K) of the deployed file, batch after batch."""
     return onnx_outputs(artifact, images_NHWC, batch_size)[0]
 
@@ -150,7 +150,7 @@ class Reference:
         logits_NK: np.ndarray[Any, Any] = self.network(self.normalise(images_NHWC), active).numpy()
         return logits_NK
 
-    def logits(self, images_NHWC: Images, active: Sequence[bool] | None = None) -> np.ndarray:
+    def logits(self, images_NHWC: ImageSlices, active: Sequence[bool] | None = None) -> np.ndarray:
         """Logits (N, K) of all images."""
         batches = range(0, len(images_NHWC), REFERENCE_BATCH)
         return np.concatenate([self(images_NHWC[at : at + REFERENCE_BATCH], active) for at in batches])

@@ -17,7 +17,7 @@ from sdpipe.deploy.proof.claims import claim_faults
 from sdpipe.deploy.proof.integers import QuantizedLayer, prove_integers
 from sdpipe.deploy.proof.layers import file_layers, first_departure, reference_layers, spread_over
 from sdpipe.deploy.proof.parity import (
-    Images,
+    ImageSlices,
     Parity,
     Reference,
     compare_logits,
@@ -71,7 +71,7 @@ def prove(
     variant: Variant,
     weights: Weights,
     proved: Mapping[Path, Proof],
-    images_NHWC: Images,
+    images_NHWC: ImageSlices,
     config: EvaluateConfig,
 ) -> Proof:
     """Run the test part through a variant and compare. weights: of its network.
@@ -118,7 +118,7 @@ def _compare(
     variant: Variant,
     artifact: Artifact,
     reference_NK: np.ndarray,
-    images_NHWC: Images,
+    images_NHWC: ImageSlices,
     allowed: float,
     config: EvaluateConfig,
 ) -> tuple[np.ndarray, list[Parity], list[str]]:

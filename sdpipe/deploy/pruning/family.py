@@ -11,7 +11,7 @@ from sdpipe.data.store import DataSet
 from sdpipe.deploy.confidence import error_fraction
 from sdpipe.deploy.files_of_run import EXTRA, FLOAT32, INT8, PRUNED, WEIGHTS, files_of_run
 from sdpipe.deploy.held_out import open_held_out
-from sdpipe.deploy.proof.parity import Images, onnx_logits
+from sdpipe.deploy.proof.parity import ImageSlices, onnx_logits
 from sdpipe.deploy.pruning.further import settings_of
 from sdpipe.deploy.timing.latency import measure_latency
 from sdpipe.errors import DataError, ModelError, SdpipeError
@@ -25,7 +25,7 @@ _REPEATS = 30  # timed calls of each file at each batch size, interleaved
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
+class ParetoRow:
     """A file of a run; a row of pareto.csv. Errors are fractions, of the ONNX file."""
 
     run: str  # its folder's name, unlike that of every other run
@@ -95,7 +95,7 @@ def measure(
     parities: Mapping[str, bool],
     dataset: DataSet,
     batch_size: int,
-) -> list[Variant]:
+) -> list[ParetoRow]:
     """Errors and latency of all files of the runs, measured now. batch_size: at which the front is drawn.
 
     folders: each run once, all trained on `dataset`, else DataError; parities: as `read_parities` gives them,
@@ -112,14 +112,14 @@ def measure(
     def latency_of(artifact: Artifact) -> dict[int, float]:
         return {size: times[f"batch_{size}"][str(artifact.path)]["median_ms"] for size in sizes}
 
-    variants: list[Variant] = []
+    variants: list[ParetoRow] = []
     with tqdm(total=len(artifacts), desc="errors", unit="file", disable=None) as progress:
         for run, family, held_out in zip(run_names(folders), families, validated, strict=True):
             full_ms = latency_of(family[0])[THROUGHPUT_BATCH]
             for artifact in family:
                 latency_ms = latency_of(artifact)
                 variants.append(
-                    Variant(
+                    ParetoRow(
                         run=run,
                         variant=artifact.metadata.variant,
                         path=artifact.path,
@@ -169,18 +169,18 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(shortest(own)) for own in parts]
 
 
-def _error(artifact: Artifact, images_NHWC: Images, labels_N: np.ndarray) -> float:
+def _error(artifact: Artifact, images_NHWC: ImageSlices, labels_N: np.ndarray) -> float:
     return error_fraction(onnx_logits(artifact, images_NHWC, _BATCH), labels_N)
 
 
-def mark_front(variants: Sequence[Variant], batch_size: int) -> list[Variant]:
+def mark_front(variants: Sequence[ParetoRow], batch_size: int) -> list[ParetoRow]:
     """The same, and whether each lies on the Pareto front of test error against latency.
 
     A file that failed its parity does not, and keeps no other from it.
     """
     proved = [one for one in variants if one.parity is not False]
 
-    def dominates(other: Variant, one: Variant) -> bool:
+    def dominates(other: ParetoRow, one: ParetoRow) -> bool:
         ours = (one.test_error, one.latency_ms[batch_size])
         theirs = (other.test_error, other.latency_ms[batch_size])
         return theirs != ours and theirs[0] <= ours[0] and theirs[1] <= ours[1]
@@ -191,7 +191,7 @@ def mark_front(variants: Sequence[Variant], batch_size: int) -> list[Variant]:
     ]
 
 
-def _offered(variants: Sequence[Variant]) -> list[Variant]:
+def _offered(variants: Sequence[ParetoRow]) -> list[ParetoRow]:
     """Those that may be picked. Raises SdpipeError if each failed its parity."""
     proved = [one for one in variants if one.parity is not False]
     if not proved:
@@ -199,7 +199,7 @@ def _offered(variants: Sequence[Variant]) -> list[Variant]:
     return proved
 
 
-def pick_by_latency(variants: Sequence[Variant], latency_ms: float, batch_size: int) -> Variant:
+def pick_by_latency(variants: Sequence[ParetoRow], latency_ms: float, batch_size: int) -> ParetoRow:
     """The one of lowest validation error among those that take at most so long for a batch.
 
     The validation part decides, so that the test error of the chosen one is still an honest one. Of equals
@@ -217,7 +217,7 @@ def pick_by_latency(variants: Sequence[Variant], latency_ms: float, batch_size: 
     return min(fitting, key=lambda one: (one.validation_error, one.latency_ms[batch_size]))
 
 
-def pick_by_error(variants: Sequence[Variant], max_error: float, batch_size: int) -> Variant:
+def pick_by_error(variants: Sequence[ParetoRow], max_error: float, batch_size: int) -> ParetoRow:
     """The fastest among those whose validation error is at most so much; of equals the better one.
 
     None that failed its parity is. Raises SdpipeError, naming the best, if there is none.
@@ -233,7 +233,7 @@ def pick_by_error(variants: Sequence[Variant], max_error: float, batch_size: int
     return min(fitting, key=lambda one: (one.latency_ms[batch_size], one.validation_error))
 
 
-def write_table(path: Path, variants: Sequence[Variant]) -> None:
+def write_table(path: Path, variants: Sequence[ParetoRow]) -> None:
     """pareto.csv: a row for each file."""
     sizes = list(variants[0].latency_ms)
     header = [

@@ -10,11 +10,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from sdpipe.colours import compared_colours
-from sdpipe.deploy.pruning.family import Variant
+from sdpipe.deploy.pruning.family import ParetoRow
 from sdpipe.drawing import STYLE, save_png
 
 
-def draw_pareto(path: Path, variants: Sequence[Variant], batch_size: int, title: str) -> Figure:
+def draw_pareto(path: Path, variants: Sequence[ParetoRow], batch_size: int, title: str) -> Figure:
     """One colour a run, filled for fp32 and hollow for int8, with the number of blocks that each file kept.
 
     The Pareto front is a grey staircase. Returns what was drawn.
@@ -35,7 +35,7 @@ def draw_pareto(path: Path, variants: Sequence[Variant], batch_size: int, title:
 
 
 def _draw_panel(
-    axes: Any, variants: Sequence[Variant], colours: Mapping[str, str], x_of: Callable[[Variant], float]
+    axes: Any, variants: Sequence[ParetoRow], colours: Mapping[str, str], x_of: Callable[[ParetoRow], float]
 ) -> None:
     """colours: of each run."""
     for at, (run, colour) in enumerate(colours.items()):
@@ -68,20 +68,20 @@ def _draw_panel(
     axes.set_xlim(left=0)
 
 
-def _front(variants: Sequence[Variant], x_of: Callable[[Variant], float]) -> list[Variant]:
+def _front(variants: Sequence[ParetoRow], x_of: Callable[[ParetoRow], float]) -> list[ParetoRow]:
     """Those that no other beats in error and x."""
-    front: list[Variant] = []
+    front: list[ParetoRow] = []
     for one in sorted(variants, key=lambda one: (x_of(one), one.test_error)):
         if not front or one.test_error < front[-1].test_error:
             front.append(one)
     return front
 
 
-def _is_int8(one: Variant) -> bool:
+def _is_int8(one: ParetoRow) -> bool:
     return one.variant.endswith("int8")
 
 
-def _legend(variants: Sequence[Variant], colours: Mapping[str, str]) -> list[Line2D]:
+def _legend(variants: Sequence[ParetoRow], colours: Mapping[str, str]) -> list[Line2D]:
     handles = [Line2D([], [], color=colour, marker="o", lw=0.8, label=run) for run, colour in colours.items()]
     if any(map(_is_int8, variants)):
         handles.append(Line2D([], [], color="0.3", marker="o", mfc="0.3", lw=0, label="fp32"))

@@ -22,7 +22,7 @@ from sdpipe.deploy.files_of_run import PRUNED, WEIGHTS
 from sdpipe.deploy.fold import fold_weights
 from sdpipe.deploy.held_out import StoredImages, open_held_out
 from sdpipe.deploy.pruning.recalibrate import (
-    Labelled,
+    LabelledImages,
     Score,
     equal_batches,
     interpolated_scales,
@@ -40,8 +40,8 @@ class Material:
     """The images that decide, all from the training part and the validation part, in memory."""
 
     statistics_batches: list[np.ndarray]  # training images, uint8 (N, H, W, C)
-    chosen_on: Labelled  # validation images for order and scale
-    validated: Labelled  # validation images for temperature and errors
+    chosen_on: LabelledImages  # validation images for order and scale
+    validated: LabelledImages  # validation images for temperature and errors
 
 
 def prune_run(folder: Path, dataset: DataSet, config: PruneConfig, export: ExportConfig) -> None:
@@ -95,8 +95,8 @@ def open_material(info: ModelInfo, dataset: DataSet, config: PruneConfig) -> Mat
     )
 
 
-def _labelled(stored: StoredImages) -> Labelled:
-    return Labelled(images_NHWC=stored[:], labels_N=stored.labels_N)
+def _labelled(stored: StoredImages) -> LabelledImages:
+    return LabelledImages(images_NHWC=stored[:], labels_N=stored.labels_N)
 
 
 def write_size(
@@ -137,6 +137,6 @@ def write_size(
     }
 
 
-def _score_of(weights: Weights, held: Labelled) -> dict[str, float]:
+def _score_of(weights: Weights, held: LabelledImages) -> dict[str, float]:
     its_score: Score = score(network_logits(weights, held.images_NHWC), held.labels_N)
     return asdict(its_score)

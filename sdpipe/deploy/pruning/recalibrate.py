@@ -24,7 +24,7 @@ _BATCH = 250  # images of a forward pass; only memory and speed depend on it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Labelled:
+class LabelledImages:
     """Images, uint8 (N, H, W, C), and their classes."""
 
     images_NHWC: np.ndarray
@@ -73,7 +73,7 @@ def recalibrate(
     *,
     scale_steps: Sequence[float],
     statistics_batches: Sequence[np.ndarray],
-    chosen_on: Labelled,
+    chosen_on: LabelledImages,
 ) -> Recalibrated:
     """The network of the kept blocks (l = 1..L) with the best t, and statistics that belong to it.
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sdpipe.data.augment import Normalisation
 from sdpipe.deploy.confidence import error_fraction, fit_temperature, negative_log_likelihood
-from sdpipe.deploy.pruning.recalibrate import Labelled, folded_network, normalised_batches
+from sdpipe.deploy.pruning.recalibrate import LabelledImages, folded_network, normalised_batches
 from sdpipe.network import ResidualBlock, ResNet
 from sdpipe.training.weights import Weights
 
@@ -36,7 +36,7 @@ class BlockWorth:
     cost: float  # its share of the time of all branches
 
 
-def order_blocks(weights: Weights, held: Labelled, num_candidates: int) -> list[BlockWorth]:
+def order_blocks(weights: Weights, held: LabelledImages, num_candidates: int) -> list[BlockWorth]:
     """The blocks in the order in which they are to be removed.
 
     Greedy: again and again the block of least worth, nll_rise over cost, goes. All are measured at first;
