@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from scipy.special import log_softmax
 
 from sdpipe.data.store import DataSet
 from sdpipe.deploy.confidence import (
@@ -11,6 +10,7 @@ from sdpipe.deploy.confidence import (
     fit_temperature,
     negative_log_likelihood,
     reliability,
+    tempered,
 )
 from sdpipe.deploy.config import CalibrateConfig
 from sdpipe.deploy.files_of_run import WEIGHTS
@@ -36,8 +36,7 @@ def calibrate_run(folder: Path, dataset: DataSet, config: CalibrateConfig) -> No
     temperature = fit_temperature(logits_NK, validated.labels_N)
     facts: dict[str, float | str | int] = {"temperature": temperature, "num_validation": len(validated)}
     for name, temp in (("uncalibrated", 1.0), ("calibrated", temperature)):
-        probabilities_NK = np.exp(log_softmax(logits_NK.astype(np.float64) / temp, axis=1))
-        bins = reliability(probabilities_NK, validated.labels_N, config.num_bins)
+        bins = reliability(tempered(logits_NK, temp), validated.labels_N, config.num_bins)
         facts[f"validation_nll_{name}"] = negative_log_likelihood(logits_NK, validated.labels_N, temp)
         facts[f"validation_ece_{name}"] = expected_calibration_error(bins)
     write_json(folder / "calibration.json", {**facts, "fingerprint": weights.info.fingerprint})

@@ -9,12 +9,19 @@ from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 from sdpipe.errors import DataError
 from sdpipe.files import read_json
 
 _LOWEST, _HIGHEST = 0.05, 20.0  # temperatures that are looked at
+
+
+def tempered(logits_NK: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(logits / T), float64."""
+    with np.errstate(invalid="ignore"):  # the proof finds an infinity
+        probabilities_NK: np.ndarray = softmax(logits_NK.astype(np.float64) / temperature, axis=1)
+    return probabilities_NK
 
 
 def error_fraction(scores_NK: np.ndarray, labels_N: np.ndarray) -> float:

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from sdpipe.data.store import DataSet
-from sdpipe.deploy.confidence import error_fraction
+from sdpipe.deploy.confidence import error_fraction, tempered
 from sdpipe.deploy.config import EvaluateConfig
 from sdpipe.deploy.files_of_run import FLOAT32, FP32, WEIGHTS, files_of_run
 from sdpipe.deploy.held_out import check_data
@@ -17,7 +17,7 @@ from sdpipe.deploy.proof.claims import check_pruned_claims
 from sdpipe.deploy.proof.ensemble import EnsembleProof, prove_ensemble
 from sdpipe.deploy.proof.figures import draw_mistakes, draw_training
 from sdpipe.deploy.proof.parity import Reference
-from sdpipe.deploy.proof.scores import SCORES, score, tempered, write_classes, write_reliability
+from sdpipe.deploy.proof.scores import SCORES, score, write_classes, write_reliability
 from sdpipe.deploy.proof.tables import name_in_times, write_parity, write_variants
 from sdpipe.deploy.proof.variants import Proof, prove
 from sdpipe.deploy.timing.latency import measure_latency

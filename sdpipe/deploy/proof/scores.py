@@ -8,7 +8,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
-from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
 
 from sdpipe.deploy.confidence import (
@@ -17,6 +16,7 @@ from sdpipe.deploy.confidence import (
     expected_calibration_error,
     negative_log_likelihood,
     reliability,
+    tempered,
 )
 from sdpipe.deploy.proof.figures import draw_confusion, draw_reliability
 from sdpipe.files import write_csv
@@ -40,13 +40,6 @@ def score(
             reliability(tempered(logits_NK, temperature), labels_N, num_bins)
         ),
     }
-
-
-def tempered(logits_NK: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(logits / T), float64."""
-    with np.errstate(invalid="ignore"):  # the proof finds an infinity
-        probabilities_NK: np.ndarray = softmax(logits_NK.astype(np.float64) / temperature, axis=1)
-    return probabilities_NK
 
 
 def probability_faults(
