@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from encoded_pictures import write_folder
@@ -19,6 +20,7 @@ from test_predict_use import CLI, ENVIRONMENT, call, run_in_terminal
 from sdpipe.runtime import predictor
 from sdpipe.runtime.artifact import open_artifact
 from sdpipe.runtime.predictor import Prediction, predict
+from sdpipe.runtime.sources import Failure
 
 NUM_URLS = 8
 
@@ -43,9 +45,8 @@ def test_as_many_threads_as_this_process_may_use(
 def test_a_few_photographs_are_decoded_side_by_side(
     tmp_path: Path, rgb_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four at a time on four cores, though a small picture stands first: each waits for the other three."""
-    monkeypatch.setattr(predictor, "num_cores", lambda: 4)
-    meeting = threading.Barrier(4)
+    """Eight at a time, though a small picture stands first: each waits for the other seven."""
+    meeting = threading.Barrier(8)
     decode = predictor.open_picture
 
     def waiting(source: Path | bytes, *rest: object) -> Image.Image:
@@ -61,6 +62,24 @@ def test_a_few_photographs_are_decoded_side_by_side(
     artifact = open_artifact(rgb_model_path, "cpu")
     results = list(predict(artifact, [str(name) for name in names], top_k=1, batch_size=64))
     assert [type(each) for each in results] == [Prediction] * len(names), results
+
+
+def test_standard_input_is_read_where_it_can_be_interrupted(
+    folder: Path, rgb_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in a thread, whatever stands around it, and in its turn."""
+    threads: list[threading.Thread] = []
+
+    def read(_most: int) -> bytes:
+        threads.append(threading.current_thread())
+        return (folder / "0.png").read_bytes()
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read=read)))
+    refused = Failure(file="refused", code="url_not_allowed", message="")
+    names = [refused, "-", refused, str(folder / "0.png")]
+    results = list(predict(open_artifact(rgb_model_path, "cpu"), names, top_k=1, batch_size=64))
+    assert [each.file for each in results] == [each if isinstance(each, str) else each.file for each in names]
+    assert threads == [threading.main_thread()]
 
 
 class Late(http.server.BaseHTTPRequestHandler):

@@ -12,7 +12,6 @@ from PIL import Image
 
 from sdpipe.errors import ImageError
 from sdpipe.runtime.artifact import Artifact
-from sdpipe.runtime.cores import num_cores
 from sdpipe.runtime.image import Turn, centre_box, cut, open_picture
 from sdpipe.runtime.memory import give_memory_back
 from sdpipe.runtime.sources import STDIN, Failure, is_url, read_source
@@ -23,9 +22,8 @@ if TYPE_CHECKING:  # most predictions do not load it
 THUMBNAIL_SIDE = 160
 """Pixels of the longer side."""
 
-_MAX_THREADS = 8
-_SMALL_BYTES = 2**12  # 32 x 32 pixels as a PNG take 0.1 ms, as handing it to a thread does
-_TASK_BYTES = 2**15
+_NUM_THREADS = 8
+_TASK_BYTES = 2**15  # 32 x 32 pixels as a PNG take 0.1 ms, as handing it to a thread does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +62,7 @@ def predict(
     """
     waiting: list[_Picture | Failure] = []
     num_images = 0
-    for decoded in _decode_ahead(artifact, files, max(2 * batch_size, _MAX_THREADS), num_thumbnails):
+    for decoded in _decode_ahead(artifact, files, max(2 * batch_size, _NUM_THREADS), num_thumbnails):
         waiting.append(decoded)
         num_images += isinstance(decoded, _Picture)
         # A single bad file is reported when its batch is; a thousand of them do not pile up.
@@ -82,83 +80,70 @@ def _decode_ahead(
     if len(first) < 2:  # one picture needs no threads, nor what they import
         yield from (_decode(artifact, file, number < num_thumbnails) for number, file in first)
         return
-    from concurrent.futures import Future, ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor
+    from functools import partial
     from itertools import chain
     from threading import Event
 
     def decode(task: _Task) -> list[_Picture | Failure]:
         return [
             _decode(artifact, file, number < num_thumbnails, is_given_up.is_set)
-            for number, file in task.numbered
+            for number, file in task
             if not is_given_up.is_set()
         ]
 
     give_memory_back()
     is_given_up = Event()
-    # The web is waited for, not computed with.
-    pools = {
-        "decoded": ThreadPoolExecutor(min(num_cores(), _MAX_THREADS)),
-        "fetched": ThreadPoolExecutor(_MAX_THREADS),
-    }
-    decoding: deque[tuple[int, Future[list[_Picture | Failure]]]] = deque()
+    pool = ThreadPoolExecutor(_NUM_THREADS)  # however few the cores: URLs are waited for
+    decoding: deque[tuple[int, Callable[[], list[_Picture | Failure]]]] = deque()
     num_ahead = 0
     try:
-        for task in _tasks(chain(first, numbered), ahead // _MAX_THREADS):
-            if task.kind in pools:
-                done = pools[task.kind].submit(decode, task)
+        for task in _tasks(chain(first, numbered), ahead // _NUM_THREADS):
+            if task[0][1] == STDIN:  # a thread that waits for it could not be interrupted
+                decoding.append((1, partial(decode, task)))
             else:
-                done = Future()
-                done.set_result(decode(task))
-            decoding.append((len(task.numbered), done))
-            num_ahead += len(task.numbered)
+                decoding.append((len(task), pool.submit(decode, task).result))
+            num_ahead += len(task)
             while num_ahead > ahead:
-                num, done = decoding.popleft()
+                num, result = decoding.popleft()
                 num_ahead -= num
-                yield from done.result()
-        for _, done in decoding:
-            yield from done.result()
+                yield from result()
+        for _, result in decoding:
+            yield from result()
     finally:
         is_given_up.set()  # or the end of the process would wait for what is begun
-        for pool in pools.values():
-            pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-@dataclass(kw_only=True)
-class _Task:
-    """Files with their numbers, one behind the other, that are decoded by one thread."""
-
-    kind: str  # here, decoded or fetched: where
-    numbered: list[tuple[int, str | Failure]]
+_Task = list[tuple[int, str | Failure]]
+"""Files with their numbers, one behind the other, that are decoded by one thread."""
 
 
 def _tasks(numbered: Iterable[tuple[int, str | Failure]], most: int) -> Iterator[_Task]:
     """Several files to a task, at most so many, where handing them over costs as much as decoding them."""
-    task, num_bytes = None, 0
+    task: _Task = []
+    num_bytes = 0
     for number, file in numbered:
-        kind, size = _kind_and_bytes(file)
-        if task and (task.kind != kind or num_bytes + size > _TASK_BYTES or len(task.numbered) == most):
+        size = _num_bytes(file)
+        if task and (num_bytes + size > _TASK_BYTES or len(task) == most):
             yield task
-            task = None
-        if task is None:
-            task, num_bytes = _Task(kind=kind, numbered=[]), 0
-        task.numbered.append((number, file))
+            task, num_bytes = [], 0
+        task.append((number, file))
         num_bytes += size
     if task:
         yield task
 
 
-def _kind_and_bytes(file: str | Failure) -> tuple[str, int]:
+def _num_bytes(file: str | Failure) -> int:
+    """More than a task's of what is waited for, so that it has one by itself."""
     if isinstance(file, Failure):
-        return "here", 0
-    if file == STDIN:  # a thread that waits for it could not be interrupted
-        return "here", 0
-    if is_url(file):
-        return "fetched", _TASK_BYTES
+        return 0
+    if file == STDIN or is_url(file):
+        return _TASK_BYTES + 1
     try:
-        size = os.stat(file).st_size  # noqa: PTH116  a Path takes as long again
+        return os.stat(file).st_size  # noqa: PTH116  a Path takes as long again
     except (OSError, ValueError):  # the decoder's to explain
-        return "here", 0
-    return "here" if size <= _SMALL_BYTES else "decoded", size
+        return 0
 
 
 def _decode(
