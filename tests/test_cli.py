@@ -239,6 +239,7 @@ def test_predict_imports_nothing_of_the_training_stack(pictures: Path, model_pat
         "sdpipe.runtime",
         "sdpipe.runtime.artifact",
         "sdpipe.runtime.cores",
+        "sdpipe.runtime.folders",
         "sdpipe.runtime.image",
         "sdpipe.runtime.jpeg_2000_limits",
         "sdpipe.runtime.manifest",

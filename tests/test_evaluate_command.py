@@ -17,6 +17,7 @@ from conftest import export_to, make_weights, random_images
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
+from test_sources import calls_200_deep  # noqa: F401  a fixture
 
 from sdpipe.cli import main
 from sdpipe.data.imagefolder import list_pictures
@@ -150,6 +151,24 @@ def test_folders_are_read_as_for_training(labelled: Path, tmp_path: Path) -> Non
     expected = {(listing.class_names[k], str(path)) for path, k in listing.splits["train"]}
     assert set(list_labelled(labelled, NAMES)) == expected
     assert len(expected) == 30
+
+
+def test_a_link_that_leads_round_is_named_as_for_training(labelled: Path) -> None:
+    """The link itself, which a training walked through to a folder behind it."""
+    (labelled / "cat" / "round").symlink_to("..")
+    for walk in (list_pictures, lambda root: list(list_labelled(root, NAMES))):
+        with pytest.raises(DataError, match="/cat/round: a link to a folder that it lies in"):
+            walk(labelled)
+
+
+@pytest.mark.usefixtures("calls_200_deep")
+def test_a_picture_many_folders_deep_counts_as_for_training(labelled: Path) -> None:
+    """Deeper than Python's calls may be: os.walk() ended in a traceback."""
+    deep = labelled / "cat" / "/".join(["d"] * 300)
+    subprocess.run(["mkdir", "-p", deep], check=True)
+    (deep / "x.png").touch()
+    (path,) = [path for path, _ in list_pictures(labelled).splits["train"] if path.name == "x.png"]
+    assert ("cat", str(path)) in set(list_labelled(labelled, NAMES))
 
 
 def test_names_that_are_no_plain_folders(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ Accepted: `<split>/<class>/**/*` with the splits train, test and validation (or 
 validation may be missing; or `<class>/**/*`. What has no test part is split, stratified, with a seed.
 """
 
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -18,6 +18,7 @@ from sdpipe.data.split import split_stratified
 from sdpipe.data.store import ArrayWriter
 from sdpipe.errors import DataError, ImageError
 from sdpipe.runtime.cores import num_cores
+from sdpipe.runtime.folders import OF_ARCHIVERS, composed, files_of_class
 from sdpipe.runtime.image import decode, image_suffixes
 
 SPLIT_NAMES = {
@@ -29,7 +30,6 @@ SPLIT_NAMES = {
     "valid": "validation",
     "val": "validation",
 }
-_OF_ARCHIVERS = "__MACOSX"  # a folder that macOS puts beside what was packed
 _CHUNK = 256  # pictures decoded at a time
 _MAX_NAMED = 5  # damaged pictures, and endings, named in one error
 
@@ -101,10 +101,10 @@ def _descend(root: Path) -> tuple[list[Path], Path]:
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
-    """The folders by class name. File systems keep an accent as a letter of its own or not: one name here."""
+    """The folders by class name."""
     by_name: dict[str, Path] = {}
     for path in _subfolders(folder):
-        name = unicodedata.normalize("NFC", path.name)
+        name = composed(path.name)
         if name in by_name:
             raise DataError(f"{path}: a second folder of the class {name}, of the same letters")
         by_name[name] = path
@@ -116,7 +116,7 @@ def _num_files(folder: Path) -> int:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.is_dir() and path.name != _OF_ARCHIVERS]
+    return [path for path in _visible(folder) if path.is_dir() and path.name != OF_ARCHIVERS]
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -127,26 +127,26 @@ def _visible(folder: Path) -> list[Path]:
     try:
         found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise DataError(f"{folder}: cannot be listed: {error.strerror}") from error
-    for path in found:
-        if path.is_symlink() and not path.exists():
-            raise DataError(f"{path}: a link to nowhere; expected a file or a folder behind it")
+        _refuse_unlisted(error)
+    _check_links(found)
     return found
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """The files of a class, to any depth, also behind links to folders."""
-    waiting: list[tuple[Path, frozenset[Path]]] = [(folder, frozenset())]
-    while waiting:
-        here, above = waiting.pop()
-        real = here.resolve()
-        if real in above:
-            raise DataError(f"{here}: a link to a folder that it lies in")
-        for path in _visible(here):
-            if path.is_dir():
-                waiting.append((path, above | {real}))
-            else:
-                yield path
+def _files_of(folder: Path) -> list[Path]:
+    """The files of a class, sorted. Raises DataError as `_visible`."""
+    files = sorted(files_of_class(folder, _refuse_unlisted))
+    _check_links(files)
+    return files
+
+
+def _refuse_unlisted(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+
+def _check_links(found: list[Path]) -> None:
+    for path in found:
+        if path.is_symlink() and not path.exists():
+            raise DataError(f"{path}: a link to nowhere; expected a file or a folder behind it")
 
 
 def _list_split(folder: Path, class_names: list[str]) -> tuple[list[tuple[Path, int]], int]:
@@ -159,7 +159,7 @@ def _list_split(folder: Path, class_names: list[str]) -> tuple[list[tuple[Path, 
     pictures: list[tuple[Path, int]] = []
     num_ignored = _num_files(folder)
     for k, name in enumerate(class_names):
-        files = sorted(_files_below(found[name]))
+        files = _files_of(found[name])
         chosen = [path for path in files if path.suffix.lower() in endings]
         if not chosen:
             raise DataError(f"{found[name]}: class folder without a picture; {_what_is_there(files)}")

@@ -1,7 +1,5 @@
 """Pictures whose classes are known, in a folder for each: how many of them a deployed file gets wrong."""
 
-import os
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +9,10 @@ import numpy as np
 
 from sdpipe.errors import DataError
 from sdpipe.runtime.artifact import Artifact
+from sdpipe.runtime.folders import OF_ARCHIVERS, composed, files_of_class
 from sdpipe.runtime.image import image_suffixes
 from sdpipe.runtime.predictor import Prediction, predict
 from sdpipe.runtime.sources import Failure, ending_of
-
-_OF_ARCHIVERS = "__MACOSX"  # a folder that macOS puts beside what was packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +114,7 @@ def _class_folders(
             yield label, path
         elif label is not None:
             raise DataError(f"{path}: named like a class; expected a folder of its pictures")
-        elif path.name.startswith(".") or path.name == _OF_ARCHIVERS:
+        elif path.name.startswith(".") or path.name == OF_ARCHIVERS:
             continue
         elif not path.is_dir():
             passed_over(str(path))
@@ -130,11 +127,10 @@ def _class_folders(
 
 
 def _class_named(name: str, class_names: Sequence[str]) -> str | None:
-    """File systems keep an accent as a letter of its own or not: the name as it is, else the only alike."""
+    """The name as it is, else the only one of the same letters."""
     if name in class_names:
         return name
-    composed = unicodedata.normalize("NFC", name)
-    alike = [each for each in class_names if unicodedata.normalize("NFC", each) == composed]
+    alike = [each for each in class_names if composed(each) == composed(name)]
     return alike[0] if len(alike) == 1 else None
 
 
@@ -143,19 +139,14 @@ def _some(class_names: Sequence[str]) -> str:
 
 
 def _pictures(folder: Path, passed_over: Callable[[str], None]) -> Iterator[str | Failure]:
-    """Below a class folder, sorted, hidden ones left out; links to folders are followed."""
+    """Below a class folder; a folder that cannot be listed is a failure."""
     endings = image_suffixes()
     unreadable: list[OSError] = []
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=unreadable.append):
-        here = Path(parent)
-        if here.is_symlink() and here.resolve() in [each.resolve() for each in here.parents]:
-            raise DataError(f"{here}: a link to a folder that it lies in")
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            if ending_of(name) in endings:
-                yield str(here / name)
-            else:
-                passed_over(str(here / name))
+    for path in files_of_class(folder, unreadable.append):
+        if ending_of(path.name) in endings:
+            yield str(path)
+        else:
+            passed_over(str(path))
     for error in unreadable:
         message = f"cannot be listed: {error.strerror}"
         yield Failure(file=str(error.filename), code="unreadable", message=message)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from sdpipe.errors import ImageError
+from sdpipe.runtime.folders import is_folder, walk
 from sdpipe.runtime.image import MAX_BYTES, check_size, image_suffixes
 
 STDIN = "-"
@@ -57,7 +58,7 @@ def expand(
             yield Failure(file=argument, code="not_found", message="an empty file name")
         else:
             # What is neither folder nor file is the decoder's to explain.
-            yield from _in_folder(argument, left_out, passed_over) if _is_folder(argument) else [argument]
+            yield from _in_folder(argument, left_out, passed_over) if is_folder(argument) else [argument]
 
 
 def _of_glob(
@@ -74,7 +75,7 @@ def _of_glob(
 
     for match in matches:
         name = f"./{match}" if match == STDIN else match
-        yield from _in_folder(match, left_out, partial(tell, match)) if _is_folder(match) else [name]
+        yield from _in_folder(match, left_out, partial(tell, match)) if is_folder(match) else [name]
     if not matches:
         yield Failure(file=pattern, code="not_found", message="no file matches")
 
@@ -105,10 +106,6 @@ def _exists(name: str) -> bool:
         return False
 
 
-def _is_folder(name: str) -> bool:
-    return os.path.isdir(name)  # noqa: PTH112  Path.is_dir raises for a link that may not or cannot be followed
-
-
 def _matches(pattern: str) -> list[str]:
     """What a glob matches, sorted. `**` is any folder below, but no link, which may lead round in a circle.
 
@@ -120,15 +117,15 @@ def _matches(pattern: str) -> list[str]:
     for at, part in enumerate(parts):
         found: Iterable[str]
         if part == "**" and at == len(parts) - 1:  # a folder is searched through anyway
-            found = (path or "." for path in paths if _is_folder(path or "."))
+            found = (path or "." for path in paths if is_folder(path or "."))
         elif part == "**":
-            found = (folder for path in paths for folder, _ in _walk(path, []))
+            found = (folder for path in paths for folder, _ in walk(path, lambda _error: None))
         elif glob.has_magic(part):
             found = (os.path.join(path, name) for path in paths for name in _names(path, part))  # noqa: PTH118
         else:
             found = (name for path in paths if _exists(name := os.path.join(path, part)))  # noqa: PTH118
         paths = list(dict.fromkeys(found))
-    return sorted(path for path in paths if _is_folder(path) or not pattern.endswith(("/", "/.")))
+    return sorted(path for path in paths if is_folder(path) or not pattern.endswith(("/", "/.")))
 
 
 def _names(folder: str, pattern: str) -> list[str]:
@@ -137,31 +134,6 @@ def _names(folder: str, pattern: str) -> list[str]:
     except OSError:
         return []
     return [name for name in fnmatch.filter(names, pattern) if name[0] != "." or pattern[0] == "."]
-
-
-def _walk(top: str, unreadable: list[OSError]) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those below it, each with the names of its files, sorted; hidden ones are left out.
-
-    Links are not followed. unreadable: takes the errors of what cannot be listed.
-    """
-    waiting = [top]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            with os.scandir(folder or ".") as entries:
-                visible = [entry for entry in entries if not entry.name.startswith(".")]
-        except OSError as error:
-            unreadable.append(error)
-            continue
-        below, files = [], []
-        for entry in sorted(visible, key=lambda entry: entry.name):
-            path = os.path.join(folder, entry.name)  # noqa: PTH118
-            if entry.is_dir(follow_symlinks=False):
-                below.append(path)
-            elif not (entry.is_symlink() and _is_folder(path)):
-                files.append(entry.name)
-        yield folder, files
-        waiting += reversed(below)
 
 
 def _is_file(name: str, path: str | None) -> bool:
@@ -181,7 +153,7 @@ def _in_folder(
     endings = image_suffixes()
     unreadable: list[OSError] = []
     found = 0
-    for parent, names in _walk(folder, unreadable):
+    for parent, names in walk(folder, unreadable.append):
         start = os.path.join(Path(parent), "").removeprefix("./")  # noqa: PTH118
         for name in names:  # thousands, and a Path takes a tenth of what a small picture does
             if ending_of(name) not in endings:
