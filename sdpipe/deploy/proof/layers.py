@@ -62,6 +62,8 @@ def name_tensors(model: onnx.ModelProto) -> dict[str, str]:
             relu = next((after for after in consumers.get(out, ()) if after.op_type == "Relu"), None)
             names[relu.output[0] if relu else out] = block.partition(",")[0]
         elif node.op_type == "AveragePool":
+            if any(after.op_type == "Conv" for after in consumers.get(out, ())):
+                continue  # within a projection
             num_skips += 1
             pad = next((after for after in consumers.get(out, ()) if after.op_type == "Pad"), None)
             names[pad.output[0] if pad else out] = f"skip {num_skips}"
@@ -126,7 +128,8 @@ def reference_layers(reference: Reference, images_NHWC: np.ndarray) -> list[Laye
         assert isinstance(block, ResidualBlock)
         norms = [(at, bn) for at, bn in block.branch.named_children() if isinstance(bn, nn.BatchNorm2d)]
         if block.projection is not None:
-            handles.append(block.projection[1].register_forward_hook(note(f"block {ell}, projection")))
+            bn = block.projection.get_submodule("bn")
+            handles.append(bn.register_forward_hook(note(f"block {ell}, projection")))
         elif block.shape.stride != 1 and not block.is_plain:
             num_skips += 1
             handles.append(block.register_forward_pre_hook(note_skip(f"skip {num_skips}")))
