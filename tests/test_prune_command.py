@@ -217,7 +217,7 @@ def test_a_command_that_fails_leaves_no_folder(runs: Path, tmp_path: Path) -> No
     (runs / "stochastic" / "model.onnx").rename(tmp_path / "model.onnx")
     before.remove(runs / "stochastic" / "model.onnx")
     result = call(*new)
-    assert (result.exit_code, "no such model file" in result.stderr) == (1, True)
+    assert (result.exit_code, "no run has a model.onnx" in result.stderr) == (1, True)
     assert sorted(runs.parent.rglob("*")) == before
     (tmp_path / "model.onnx").rename(runs / "stochastic" / "model.onnx")
     assert call(*new).exit_code == 0

@@ -134,13 +134,11 @@ class _Publisher:
         So what has finished stays, also where it is begun again, in another clone or on purpose. Not by the
         times alone, for a clock may have been ahead: what has trained further is newer.
         """
-        is_finished = record.status == "FINISHED"
-        if run.info.status == "FINISHED" and not is_finished:
-            return True
+        was_finished: bool = run.info.status == "FINISHED"
+        if was_finished != (record.status == "FINISHED"):
+            return was_finished
         has_ended = run.info.status != "RUNNING"  # one that goes on again keeps the time of its last end
         if not has_ended or record.ended_ms is None or record.ended_ms > (run.info.end_time or 0):
-            return False
-        if is_finished and run.info.status != "FINISHED":
             return False
         num_there = 0
         if record.epochs and (last := list(record.epochs[0])[-1]) in run.data.metrics:
