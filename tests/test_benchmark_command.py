@@ -66,6 +66,7 @@ def add_run(name: str, weights: Weights) -> Path:
     return folder / "weights.safetensors"
 
 
+@pytest.mark.slow
 def test_the_command_measures_all_that_is_deployed(deployed: Path, weights: Weights) -> None:
     """Table and JSON have every file, PyTorch on matching weights only, and finite positive figures."""
     add_run("other", replace(weights, info=replace(weights.info, fingerprint="f" * 16)))
@@ -132,6 +133,7 @@ def test_eager_computes_the_file_without_the_removed_branches(pruned: tuple[Path
     assert calls.count("Conv2d") == 1 + 2 * (9 - 2)
 
 
+@pytest.mark.slow
 def test_ctrl_c_prints_what_is_measured_so_far(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 130, and tables and JSON of the rounds that were over, which say that they are not complete."""
     real, calls = time.perf_counter, 0
@@ -184,6 +186,7 @@ def test_wrong_options_are_called_wrong(options: list[str], words: str) -> None:
     assert words in result.stderr
 
 
+@pytest.mark.slow
 def test_bad_files_fail_alone(deployed: Path, model_path: Path) -> None:
     """One line each, with exit 1, and the good one is still measured."""
     ensemble = onnx.load(model_path)
@@ -257,6 +260,7 @@ def test_an_engine_that_does_not_run_fails_alone(
     assert sorted(timed) == [("broken", 1), ("broken", 3), *others]
 
 
+@pytest.mark.slow
 def test_what_is_measured_outlives_damaged_weights(deployed: Path, weights: Weights) -> None:
     """Weights that say of which file they are, and lack tensors: one line, and the start-ups are shown."""
     path = add_run("stochastic", weights)

@@ -98,6 +98,7 @@ def numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
             yield f"{path}.{name}", value
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes_both_tables(tmp_path: Path) -> None:
     """Every figure in the file is finite and positive, and the tables printed hold each ratio."""
     out = tmp_path / "new" / "results.json"
@@ -209,6 +210,7 @@ def test_the_readme_has_the_tables_of_the_committed_measurement() -> None:
 
 
 # Those without a constant twin: with dropout there is none, and plain nets have no stochastic one.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "runs", "alone"),
     [

@@ -134,6 +134,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "crop_fraction", "kind"),
     [

@@ -56,6 +56,7 @@ def test_any_number_of_workers_gives_the_same_pixels(pictures: DataSet) -> None:
     assert uncropped[1] == (as_predicted.tobytes(), [pictures.train_labels_N[7]])
 
 
+@pytest.mark.slow
 def test_workers_decode_while_the_device_computes(pictures: DataSet) -> None:
     """Behind other work of three times as long, half the wait for a batch and less than without a worker."""
     wanted = [np.tile(np.arange(80), 4)] * 8
@@ -86,6 +87,7 @@ def test_abandoned_batches_are_not_seen_again(pictures: DataSet) -> None:
         next(given_up)
 
 
+@pytest.mark.slow
 def test_a_slot_is_not_used_again_while_it_is_written(
     pictures: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def fork_but(allowed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fork", refused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [0, 1])
 def test_a_decoder_that_cannot_be_started_is_one_line(
     pictures: DataSet, monkeypatch: pytest.MonkeyPatch, allowed: int

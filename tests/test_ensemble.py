@@ -21,6 +21,7 @@ from sdpipe.training.run_files import read_rows
 from sdpipe.training.weights import Weights, save_weights
 
 
+@pytest.mark.slow
 def test_the_average_of_many_is_that_over_all_sub_networks() -> None:
     """8 layers have 3 blocks and 2^3 sub-networks, with survival 5/6, 4/6, 3/6 at p_L 0.5.
 

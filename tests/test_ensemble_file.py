@@ -27,6 +27,7 @@ NETS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "net", [pytest.param(net, marks=pytest.mark.slow) if net == "bottleneck" else net for net in NETS]
 )
@@ -85,11 +86,13 @@ def test_the_graph_has_the_switches_as_an_input_and_nothing_drawn_in_it(deployed
     assert entries["sdpipe.scales"] == [1.0] * 9  # what is folded in
 
 
+@pytest.mark.slow
 def test_the_same_weights_give_the_same_bytes(tmp_path: Path, deployed: Path, weights: Weights) -> None:
     again = export_ensemble_to(tmp_path / "again.onnx", weights, 1.5)
     assert again.read_bytes() == (deployed.parent / "variants" / "ensemble.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_plain_net_has_an_ensemble_file_too(tmp_path: Path) -> None:
     """Stage export writes both files for every run; without skips the switches are all 1."""
     weights = make_weights(depth=8, skip="plain", p_L=1.0)

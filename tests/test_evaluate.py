@@ -28,7 +28,6 @@ from sdpipe.runtime.artifact import open_artifact
 from sdpipe.training.weights import Weights, load_weights, save_weights
 
 TOLERANCE = 2e-6
-
 CONFIG = EvaluateConfig(
     batch_sizes=(1, 7, 256),
     threads=(1, 2),
@@ -170,6 +169,7 @@ def test_planted_faults_fail_where_float32_is_coarse_too(
         evaluate_run(make_run(tmp_path / "faulty", weights, dataset), dataset, HISTORY, CONFIG, NUM_BINS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [
@@ -193,6 +193,7 @@ def test_planted_faults_fail_evaluate(
         judge(folder, deploy_config(max_test_error=1.0))
 
 
+@pytest.mark.slow
 def test_scores_against_plain_counting(run_folder: Path, dataset: DataSet) -> None:
     """Error, likelihood, precision, recall and confusion from the float64 network, counted by hand."""
     evaluate_run(run_folder, dataset, HISTORY, CONFIG, NUM_BINS)

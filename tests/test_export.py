@@ -78,6 +78,7 @@ def test_nothing_of_the_exporting_machine_is_in_the_file(model_path: Path) -> No
     assert not [node.name for node in model.graph.node if node.metadata_props or node.doc_string]
 
 
+@pytest.mark.slow
 def test_the_same_weights_give_the_same_bytes(tmp_path: Path, model_path: Path, weights: Weights) -> None:
     assert export_anew(tmp_path / "again.onnx", weights).read_bytes() == model_path.read_bytes()
 
@@ -105,6 +106,7 @@ def test_it_describes_itself(model_path: Path) -> None:
     } <= set(entries)
 
 
+@pytest.mark.slow
 def test_a_failed_export_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
@@ -155,6 +157,7 @@ def test_cuda_is_not_silently_replaced(model_path: Path, monkeypatch: pytest.Mon
     assert open_artifact(model_path, "auto").providers == ["CPUExecutionProvider"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["blocks.2.branch.bn2", "blocks.2.branch.bn1", "stem.bn", "head"])
 def test_a_bias_of_zero_is_in_the_file(tmp_path: Path, part: str) -> None:
     """As of a block that was never drawn, or a branch that collapsed; PyTorch's exporter leaves it out."""

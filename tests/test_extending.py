@@ -34,6 +34,7 @@ def test_more_epochs_continue_a_finished_run(
     assert "continuing" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_went_on_on_another_machine_names_both(
     dataset: DataSet,
     project: Path,
@@ -60,6 +61,7 @@ def test_the_longest_finished_run_is_extended(
     assert "continuing after step 12, 2 of 3 epochs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
@@ -162,6 +164,7 @@ def test_behind_a_damaged_end_a_shorter_one_is_extended(
     assert "continuing after step 6, 1 of 2 epochs" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("committed", [None, "of-an-older-training"])
 def test_a_finished_training_that_dvc_does_not_have_is_not_lost(
     project: Path,
@@ -250,6 +253,7 @@ def keep_and_extend(config: TrainConfig, dataset: DataSet, folder: Path) -> tupl
 
 
 # Every one of the 18 steps and 3 validations; the fast ones are about the ends of epochs.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked",
     [pytest.param(at, marks=() if at in (7, 20, 21) else pytest.mark.slow) for at in range(1, 22)],

@@ -155,6 +155,7 @@ def test_fashion_mnist_however_it_is_packed(tmp_path: Path, files: Files, kind: 
     assert meta["class_names"][9] == "Ankle boot"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "svhn"])
 @pytest.mark.parametrize(
     "trouble", ["none", "wrong digest", "resumed", "truncated", "truncated with its digest"]

@@ -105,6 +105,7 @@ def test_no_training_on_arrays_that_were_changed_in_place(
     assert not (project / ".sdpipe").exists()
 
 
+@pytest.mark.slow
 def test_two_fetches_at_once_take_turns(tmp_path: Path) -> None:
     """The second would take the first one's unfinished folder for a dead process's."""
     tree = make_tree(tmp_path / "mine")
@@ -131,6 +132,7 @@ def _open_files(pid: int) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_called_wrong_says_so() -> None:
     words = [sys.executable, "-m", "pipeline.fetch"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -183,6 +183,7 @@ def test_figure_8_left_shows_every_kind_of_training(tmp_path: Path) -> None:
     assert len(errorbars(axes)) == 8
 
 
+@pytest.mark.slow
 def test_numbers_of_figure_8_right_do_not_touch(tmp_path: Path) -> None:
     """On the grid of the recipe figure8-right with two seeds: 6 depths, 6 p_L, errors like 12.34 ± 12.34."""
     for run, overrides in with_seeds(load_recipes()["figure8-right"].runs, 2).items():
@@ -202,6 +203,7 @@ def apart(texts: Sequence[Text]) -> list[Bbox]:
     return boxes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "count"), [("Figure 5", 24), ("Figure 8 right", 24), ("Depths", 12)])
 def test_figures_of_many_depths_are_wide_enough_for_their_numbers(
     tmp_path: Path, number: str, count: int

@@ -35,6 +35,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_every_network_folds_and_exports(name: str, tmp_path: Path) -> None:
@@ -100,6 +101,7 @@ def test_unreadable_weights_are_named(tmp_path: Path, damage: str) -> None:
     assert not (tmp_path / "folded.safetensors").exists()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_removed_block_leaves_its_skip_only(tmp_path: Path) -> None:
     """Of depth 20, l = 2, 4 (transitional) and 9: 3 x 2 convolutions fewer, the logits of eq. (5)."""

@@ -116,6 +116,7 @@ def test_a_file_that_becomes_a_pipe_is_not_waited_for(
         decode(tmp_path / "pipe.png", 3, (8, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["iCCP", "zTXt", "iTXt"])
 def test_chunks_that_unfold_to_gigabytes_are_refused(kind: str) -> None:
     """1 GiB of zeros in a chunk of a megabyte, where a profile or a text stands."""

@@ -255,6 +255,7 @@ NO_SUPERUSER = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ant", "ant/more"])
 def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, name: str) -> None:
     tree = make_tree(tmp_path / "mine")

@@ -22,6 +22,7 @@ def test_a_second_sigterm_does_not_cut_the_saving_short() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_what_is_left_of_seven_seconds_is_for_mlflow() -> None:
     """Two at least; and who presses Ctrl-C twice waits no longer."""
     with noticing_signals(lambda: None) as interruption:
@@ -65,6 +66,7 @@ with interruption.ending_at_once(), interruption.noticing_signals(lambda: None) 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", ["pass", "asked.allow_last_words()", "asked.end()"])
 def test_who_decodes_pictures_ends_with_a_training_that_is_given_up(then: str) -> None:
     """They hold its output, for whose end `run` waits, as a supervisor does."""
@@ -86,6 +88,7 @@ with interruption.noticing_signals(lambda: interruption.tell_in_time("not closed
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", ["pass", "asked.allow_last_words()"])
 @pytest.mark.parametrize("fault", ["return 7", 'raise RuntimeError("can\'t start new thread")'])
 def test_a_training_without_memory_for_a_thread_ends_in_time(fault: str, then: str) -> None:

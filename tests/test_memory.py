@@ -26,6 +26,7 @@ def faults(before: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_a_training_on_the_processor_keeps_its_memory() -> None:
     of_training = "from sdpipe.training.compute import choose_compute\nchoose_compute('cpu', 'auto')\n"

@@ -27,6 +27,7 @@ from sdpipe.training.session import train_run
 from sdpipe.training.setting import Setting
 
 
+@pytest.mark.slow
 def test_other_threads_are_another_machine(
     dataset: DataSet, project: Path, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -167,6 +167,7 @@ MANY_PARTS = {  # a picture, where in it a part stands any number of times, and 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MANY_PARTS)
 def test_parts_are_counted(name: str) -> None:
     """Ten million would take Pillow up to 18 s; tens of thousands are read."""

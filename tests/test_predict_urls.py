@@ -114,6 +114,7 @@ def test_urls_need_the_flag(folder: Path, server: str, rgb_model_path: Path) -> 
     assert tops[0] == tops[1] == tops[2]
 
 
+@pytest.mark.slow
 def test_urls_that_are_refused(server: str, rgb_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other schemes, also by redirect, what is not there, too large, or slow in its body or its head."""
     monkeypatch.setattr(sources, "TIMEOUT_S", 1.0)
@@ -153,6 +154,7 @@ def test_an_answer_in_chunks_is_read_whole(server: str) -> None:
     assert sources.read_url(f"{server}/chunks.png?0") == Server.picture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["slow.png", "silent.png"])
 def test_no_fetch_ends_with_half_an_answer(server: str, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Whoever waits may be late: then the fetch itself gives up, and hands over nothing cut off."""

@@ -102,6 +102,7 @@ def test_a_spreadsheet_computes_no_file_name(
     assert rows[0]["file"] == "./=1+1.png"
 
 
+@pytest.mark.slow
 def test_a_spreadsheet_computes_no_class_name(folder: Path, rgb_weights: Weights) -> None:
     """A leading apostrophe makes text of it, as OWASP advises; numbers stay, and --json is as it is."""
     names = ("=1+1", "-1", "@x")

@@ -146,6 +146,7 @@ def test_a_history_without_the_best_epoch_is_refused(run: Path, dataset: DataSet
     assert not (run / "parity.csv").exists()
 
 
+@pytest.mark.slow
 def test_what_is_timed_computes_with_as_many_threads_each(
     run: Path, dataset: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +172,7 @@ def test_what_is_timed_computes_with_as_many_threads_each(
     assert latency["batch_1"].keys() == taken.keys()
 
 
+@pytest.mark.slow
 def test_a_file_with_a_wrong_claim_fails(
     run: Path, dataset: DataSet, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +217,7 @@ def test_pruned_weights_say_what_the_runs_do(run: Path, dataset: DataSet, claims
         evaluate(run, dataset)
 
 
+@pytest.mark.slow
 def test_the_ensembles_probabilities_are_proved(run: Path, dataset: DataSet) -> None:
     """Its graph divides the logits by 2.5 where it says 1.25: the same logits, other probabilities."""
     path = run / "ensemble.onnx"
@@ -224,6 +227,7 @@ def test_the_ensembles_probabilities_are_proved(run: Path, dataset: DataSet) -> 
         evaluate(run, dataset)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_rounded_file_that_computes_no_numbers_is_marked(
     run: Path, dataset: DataSet, capsys: pytest.CaptureFixture[str], value: float
@@ -239,6 +243,7 @@ def test_a_rounded_file_that_computes_no_numbers_is_marked(
     assert candidate.left_out["fp16"] == "its parity did not hold"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_float32_file_that_computes_no_numbers_fails(run: Path, dataset: DataSet, value: float) -> None:
     set_number(run / "model.onnx", "head.bias", value)
@@ -268,6 +273,7 @@ def test_weights_that_are_not_finite_are_refused(run: Path, name: str) -> None:
         load_weights(path)
 
 
+@pytest.mark.slow
 def test_a_network_that_rounds_too_coarsely_is_not_proved(tmp_path: Path, dataset: DataSet) -> None:
     """Logits about 2,000 that differ by 4: float32's steps there are 3e-5 of that; the file is sound."""
     weights = make_weights()
@@ -280,6 +286,7 @@ def test_a_network_that_rounds_too_coarsely_is_not_proved(tmp_path: Path, datase
     assert (metrics["parity"], metrics["allowed_relative_logit_diff"]) == (False, COARSEST)
 
 
+@pytest.mark.slow
 def test_a_pruned_networks_temperature_is_that_of_prune_json(run: Path, dataset: DataSet) -> None:
     path = run / "pruned" / "prune.json"
     facts = read_json(path)

@@ -29,6 +29,7 @@ def test_a_confusion_matrix_is_coloured_by_shares_of_its_rows(tmp_path: Path) ->
         assert [label.get_text() for label in labels] == list(CLASS_NAMES)
 
 
+@pytest.mark.slow
 def test_the_surest_mistakes_come_first(tmp_path: Path) -> None:
     """24 of 30, in the order of their probability; the image has the brightness of its number."""
     num = 32

@@ -141,6 +141,7 @@ def test_runs_of_older_data_are_passed_over(runs: Path) -> None:
     assert "data/gone" in call().stderr
 
 
+@pytest.mark.slow
 def test_a_size_made_with_other_settings_is_refused(runs: Path) -> None:
     """Beside a family that the stage made anew it would be compared with what it is no part of."""
     assert call("--keep", "2").exit_code == 0
@@ -240,6 +241,7 @@ def test_runs_of_one_name_stay_apart(runs: Path) -> None:
     assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == expected
 
 
+@pytest.mark.slow
 def test_each_run_is_validated_on_its_own_images(runs: Path) -> None:
     """Another seed holds out others; the numbers of a run do not depend on who stands beside it."""
     shutil.copytree(runs / "stochastic", runs / "other")

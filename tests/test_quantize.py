@@ -157,6 +157,7 @@ def test_all_variants_are_proved_and_stand_side_by_side(run: Path, dataset: Data
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("removed", [(), (5, 7)])  # 7: a transitional block
 def test_layers_of_file_and_reference_are_the_same(tmp_path: Path, removed: tuple[int, ...]) -> None:
     """By name, in order, and to rounding; a removed block has none."""
@@ -170,6 +171,7 @@ def test_layers_of_file_and_reference_are_the_same(tmp_path: Path, removed: tupl
     assert max(relative_difference(a.values, b.values) for a, b in zip(ours, theirs, strict=True)) < 1e-5
 
 
+@pytest.mark.slow
 def test_equal_branches_are_sound_in_int8(tmp_path: Path) -> None:
     """PyTorch's exporter keeps their equal biases once; as integers they differ, as their inputs do."""
     weights = make_weights()

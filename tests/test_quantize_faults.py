@@ -205,6 +205,7 @@ def test_ranges_of_other_images_are_caught(run: Path, tmp_path: Path, dataset: D
     assert "normalisation: its range clips" in said_of(model, run, tmp_path, dataset)
 
 
+@pytest.mark.slow
 def test_an_int8_file_of_another_training_is_caught(run: Path, tmp_path: Path, dataset: DataSet) -> None:
     other = export_to(tmp_path / "other.onnx", make_weights(seed=5), TEMPERATURE)
     ranges = observe_ranges(other, [dataset.test_images_NHWC], "minmax", 99.0)
@@ -227,6 +228,7 @@ def test_a_float16_overflow_is_caught_and_located(run: Path, tmp_path: Path, dat
     assert "block 2, conv 1: values" not in said
 
 
+@pytest.mark.slow
 def test_a_faulty_int8_file_is_named_and_marked(
     run: Path, tmp_path: Path, dataset: DataSet, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -229,6 +229,7 @@ NO_YAML = [
 """What the YAML library's own errors do not cover, or only when it reads for changing."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -250,6 +251,7 @@ def test_bad_params_yaml_is_named_and_left(project: Path, text: str | None, says
     assert not (project / "params.yaml.bak").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [*NO_YAML[:4], "- a", "\x00", None])
 def test_stages_name_a_bad_params_yaml_too(project: Path, text: str | None) -> None:
     if text is not None:

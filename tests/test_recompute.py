@@ -17,6 +17,7 @@ from sdpipe.training.compute import choose_compute
 from sdpipe.training.recompute import recompute_branches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

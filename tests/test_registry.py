@@ -44,8 +44,7 @@ def make_other(folder: Path) -> None:
 def test_a_version_for_each_file_and_the_alias_on_the_deployed_one(project: Path, mlflow_store: Path) -> None:
     """Twice the same file is one version; another file is a second one, and the alias goes with it.
 
-    A run that fails its gate is never registered, and the alias stays. The registered model answers like the
-    file.
+    A run that fails its gate is never registered, and the alias stays. The model answers like the file.
     """
     folder, models = make_run(project / "models" / "stochastic"), project / "models"
     deploy(folder, models)
@@ -131,6 +130,7 @@ def test_changed_code_is_a_version_of_its_own(
     assert register(models) == champion(client) == "3"  # what was not deployed is not registered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bring", [shutil.move, shutil.copytree])
 def test_a_project_that_is_moved_or_copied_takes_its_models_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bring: Callable[[Path, Path], object]
@@ -250,6 +250,7 @@ def test_a_server_that_is_down_costs_a_warning_and_is_made_up_for(
     assert (done.exit_code, done.output) == (0, "models: version 1 in MLflow's registry\n")
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_not_waited_for(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def test_equal_errors_are_equal_whatever_their_number(tmp_path: Path) -> None:
     assert "+0.00" in (tmp_path / "out" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_report_of_a_report_is_the_same(tmp_path: Path) -> None:
     """Every byte, also with an ensemble, validations within an epoch, and params that are mappings."""
     models = tmp_path / "models"
@@ -158,6 +159,7 @@ def test_cells_read_back_as_they_were(tmp_path: Path, value: Any) -> None:
     assert "a" not in second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["=1+1", "@SUM(A1)", "-cmd", "\t=1+1"])
 def test_no_name_is_a_formula_to_a_spreadsheet(tmp_path: Path, name: str) -> None:
     """In quotes of its own it is none, and reads back as it was."""

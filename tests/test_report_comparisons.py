@@ -30,6 +30,7 @@ def figures_of(models: Path) -> set[str]:
     return {drawing.number for drawing in plan_figures(group(read_runs([models])[0]))[0]}
 
 
+@pytest.mark.slow
 def test_what_differs_behind_six_digits_has_figures_of_its_own(tmp_path: Path) -> None:
     for depth in (8, 14):
         for p_L in (0.5, 0.8):
@@ -41,6 +42,7 @@ def test_what_differs_behind_six_digits_has_figures_of_its_own(tmp_path: Path) -
     assert len(list((tmp_path / "out").glob("p_L-depth-*.png"))) == 2
 
 
+@pytest.mark.slow
 def test_what_differs_is_named_beside_dropout(tmp_path: Path) -> None:
     """A half-finished sweep over dropout: of each learning rate one depth has a run without it, too.
 
@@ -64,6 +66,7 @@ def test_what_differs_is_named_beside_dropout(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").glob("p_L-depth-*learning-rate-0.*.png"))) == 2
 
 
+@pytest.mark.slow
 def test_no_figure_is_lost_where_names_of_files_are_alike(tmp_path: Path) -> None:
     """Data sets of names that differ in a blank have curves, bars and gradients of their own."""
     for name in ("my data", "my-data"):
@@ -110,6 +113,7 @@ def test_figure_4_is_of_1202_layers_on_cifar10(tmp_path: Path, params: dict[str,
     assert figures_of(tmp_path) == {number}
 
 
+@pytest.mark.slow
 def test_a_seed_that_was_run_more_than_once_is_said_wherever_seeds_are(tmp_path: Path) -> None:
     """In both tables of the page, and beside bars, p_L and heatmap; not where each seed is one run."""
     for depth, p_L in product((8, 14), (0.5, 0.8, 1.0)):

@@ -148,6 +148,7 @@ def run_with_ensemble(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "old", "new", "key"),
     [
@@ -167,6 +168,7 @@ def test_a_number_that_cannot_be_is_named_in_a_report_too(
     assert problem.startswith(f"{tmp_path / 'out' / name}: odd: {key}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "value", "says"),
     [
@@ -230,6 +232,7 @@ def test_a_fact_that_is_no_number_leaves_the_run_out(tmp_path: Path, fact: tuple
     assert problem == f"{path}: {fact[0]}: expected a number, got {str(fact[1])!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["run", "hardware", "dataset"])
 def test_a_text_with_half_a_character_in_it_is_named(tmp_path: Path, column: str) -> None:
     """Such as JSON can spell and no file can hold; the first table ended in a traceback."""

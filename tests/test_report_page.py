@@ -50,6 +50,7 @@ def drawn(models: Path) -> set[str]:
     return {drawing.number for drawing in plan_figures(group(read_runs([models])[0]))[0]}
 
 
+@pytest.mark.slow
 def test_each_figure_is_drawn_once_the_runs_suffice(tmp_path: Path) -> None:
     write_run(tmp_path / "c", p_L=1.0)
     assert drawn(tmp_path) == {"As figure 3"}
@@ -123,6 +124,7 @@ def draw(models: Path, number: str) -> list[Axes]:
     return list(figure.axes)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_a_long_legend_leaves_the_axes_their_size(tmp_path: Path) -> None:
     """figure8-left has 16 stochastic trainings, and so 32 lines; a sweep over dropout has 10 curves."""
@@ -254,6 +256,7 @@ def test_what_is_not_drawn_is_listed_with_the_command_that_makes_it(tmp_path: Pa
     assert "sdpipe ensemble" in page
 
 
+@pytest.mark.slow
 def test_every_recipe_named_beside_a_figure_makes_it(tmp_path: Path) -> None:
     """By its runs alone; the page named some of which the figure was still not drawn."""
     write_run(tmp_path / "other" / "s", p_L=0.5)

@@ -21,6 +21,7 @@ def test_different_hardware_is_warned_of(tmp_path: Path, machines: tuple[str, st
     assert row["warning"] in (tmp_path / "out" / "index.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unlike", [{"recompute": True}, {"compile": True}])
 def test_a_training_computed_in_another_way_is_warned_of(tmp_path: Path, unlike: dict[str, Any]) -> None:
     """1202 layers at constant depth may need their blocks computed twice: a saving of another kind."""

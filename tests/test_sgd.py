@@ -84,6 +84,7 @@ def test_gradients_begin_and_are_cleared_as_zeros_in_place() -> None:
     assert [gradient.data_ptr() for gradient in optimizer.gradients] == before
 
 
+@pytest.mark.slow
 def test_a_training_imports_no_compiler(tmp_path: object) -> None:
     """Which takes seconds and 150 MB."""
     code = (

@@ -47,6 +47,7 @@ def compare(path: Path, **inputs: tuple[int, ...]) -> None:
     assert ours == {name: expected[name] for name in ours}
 
 
+@pytest.mark.slow
 def test_shapes_are_those_that_onnx_infers(model_path: Path, ensemble_path: Path, tmp_path: Path) -> None:
     """Of every value in an fp32, an fp16, an int8 and an ensemble's file, and in a bottleneck network."""
     images = (BATCH, SIZE, SIZE, 1)

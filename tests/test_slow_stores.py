@@ -58,6 +58,7 @@ def dripping_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             thread.join(30)
 
 
+@pytest.mark.slow
 def test_an_answer_without_end_is_one_line_in_time(
     project: Path, dripping_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def silent_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield uri
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_delays_nothing(
     silent_server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +189,7 @@ def test_tables_that_cannot_be_made_are_one_warning(
     assert read_note(notes()[0]).status == "FINISHED"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", ["?timeout=60", "?timeout=60&check_same_thread=false"])
 def test_a_database_may_have_options(project: Path, monkeypatch: pytest.MonkeyPatch, query: str) -> None:
     """Those of SQLAlchemy, in the address; its file is made under its own name."""
@@ -196,6 +198,7 @@ def test_a_database_may_have_options(project: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(path.name for path in project.iterdir()) == [".mine.db.lock", ".sdpipe", "mine.db"]
 
 
+@pytest.mark.slow
 def test_an_empty_file_is_no_store_yet(project: Path) -> None:
     """SQLite takes 0 bytes for a database; it has none of MLflow's tables, and they are made."""
     (project / "mlflow.db").touch()
@@ -229,6 +232,7 @@ def test_a_store_in_memory_is_refused(project: Path, monkeypatch: pytest.MonkeyP
     assert [path.name for path in project.iterdir()] == [".sdpipe"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "beside"), [("jürgen", set()), ("100%25, why?", {"100%2525, why%3F"})])
 def test_the_store_is_in_the_project_whatever_its_folder_is_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, beside: set[str]

@@ -114,6 +114,7 @@ def test_what_a_killed_process_left_goes_with_the_next(model_path: Path, tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {"animals", ".animals.notes"}
 
 
+@pytest.mark.slow
 def test_a_process_that_lives_is_waited_for(model_path: Path, tmp_path: Path) -> None:
     """Its folder is not taken for one that was left."""
     with ThreadPoolExecutor(1) as pool, _beside(tmp_path / "animals") as beside:
@@ -155,6 +156,7 @@ def test_a_label_of_no_single_line_is_refused(model_path: Path, tmp_path: Path, 
         write_triton_repository(tmp_path / "model.onnx", tmp_path / "out", "animals", 8)
 
 
+@pytest.mark.slow
 def test_the_ensemble_is_refused(weights: Weights, tmp_path: Path) -> None:
     """Its second input is not in the config, so Triton would not load it; what was there stays."""
     export_ensemble(weights, tmp_path / "ensemble.onnx", ExportConfig(opset=20), temperature=1.0)

@@ -158,6 +158,7 @@ def test_the_ensemble_is_verified_as_the_model_is(tmp_path: Path, pictures: Path
     assert f"{beside}: not the file that was deployed" in refused(*arguments, "--verify")
 
 
+@pytest.mark.slow
 def test_constant_depth_has_no_spread(tmp_path: Path, pictures: Path) -> None:
     """Its ensemble file is written, with one sub-network, itself; predict says why it is of no use."""
     weights = make_weights(depth=8, p_L=1.0)
