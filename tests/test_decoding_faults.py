@@ -5,6 +5,8 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -100,6 +102,13 @@ def test_a_picture_for_which_memory_is_short_is_named(
     monkeypatch.setattr(PictureFiles, "read", fail)
     with pytest.raises(LoadingError, match=f"^{files_of(pictures).path(5)}: not enough memory to cut it$"):
         next(open_images(pictures, workers).batches([np.array([5])]))
+
+
+def test_a_process_whose_training_is_gone_does_not_begin() -> None:
+    """Killed before the other asked to be told of it, it leaves one that nothing would end."""
+    code = "from sdpipe.training.decoding import _start_worker\n_start_worker(None, None, 1)\nprint('began')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_a_process_that_dies_is_noticed_at_the_next_batch(pictures: DataSet) -> None:

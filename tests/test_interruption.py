@@ -73,6 +73,20 @@ def test_who_decodes_pictures_ends_with_a_training_that_is_given_up(then: str) -
     assert run_python(HELD.format(then=then)).returncode == 143
 
 
+FAILED = """
+import multiprocessing, time
+from sdpipe.training import interruption
+with interruption.ending_at_once():
+    multiprocessing.Process(target=time.sleep, args=(60,)).start()
+    raise SystemExit(1)
+"""
+
+
+def test_who_decodes_pictures_is_not_waited_for_at_any_end() -> None:
+    """It may read from a disk that hangs, and the error has been told."""
+    assert run_python(FAILED).returncode == 1
+
+
 SHORT_OF_MEMORY = """
 import _thread, os, signal, threading, time
 from sdpipe.training import interruption

@@ -60,7 +60,7 @@ class FileImages:
         batch_size: int,
         workers: int | None,
     ) -> None:
-        """batch_size: two such are decoded ahead. workers: processes; None: one a core, 0: this one."""
+        """batch_size: of this process, of which two are decoded ahead. workers: None: one a core, 0: none."""
         workers = count_workers() if workers is None else workers
         self.num_pixels = files.size_HW[0] * files.size_HW[1]
         self._image_shape_HWC = (*files.size_HW, files.channels)
@@ -191,15 +191,15 @@ class _Processes:
                     self._num,
                     multiprocessing.get_context("fork"),
                     _start_worker,
-                    (self._decoder, self._slots),
+                    (self._decoder, self._slots, os.getpid()),
                 )
             return self._pool.submit(_decode, slot, numbers, epoch)
         except OSError as error:
             for child in multiprocessing.active_children():  # those that were started wait for ever
                 child.kill()
             raise LoadingError(
-                f"no process can be started to decode pictures ({error.strerror}); memory, the number of "
-                "processes or of open files is short; fewer machine.workers need less"
+                f"no process can be started to decode pictures ({error.strerror}); memory, /dev/shm, the "
+                "number of processes or of open files is short; fewer machine.workers need less"
             ) from error
 
 
@@ -210,7 +210,7 @@ class _Worker:
     slots: np.ndarray
 
 
-def _start_worker(decoder: _Decoder, slots: np.ndarray) -> None:
+def _start_worker(decoder: _Decoder, slots: np.ndarray, parent: int) -> None:
     """Ctrl-C and the terminal's end are the parent's, which finishes its step and ends the workers.
 
     The parent keeps its memory for tensors; a worker has pictures.
@@ -220,6 +220,8 @@ def _start_worker(decoder: _Decoder, slots: np.ndarray) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler came along
     end_with_parent()
+    if os.getppid() != parent:  # it was killed before that, and nothing would end this process
+        os._exit(1)
     _Worker.decoder, _Worker.slots = decoder, slots
 
 

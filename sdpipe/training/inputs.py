@@ -12,6 +12,7 @@ from sdpipe.training.config import RandomScaleCrop, TrainConfig
 from sdpipe.training.decoding import FileImages
 from sdpipe.training.draws import Draws
 from sdpipe.training.images import ArrayImages, Images
+from sdpipe.training.world import World
 
 STATISTICS_IMAGES = 5_000  # over which mean and deviation are taken where pictures are decoded for it
 _STATISTICS_BATCH = 100
@@ -94,7 +95,9 @@ def split(config: TrainConfig, dataset: DataSet) -> tuple[np.ndarray, np.ndarray
     return train, validation
 
 
-def open_images(config: TrainConfig, dataset: DataSet, compute: Compute, workers: int | None) -> Images:
+def open_images(
+    config: TrainConfig, dataset: DataSet, compute: Compute, world: World, workers: int | None
+) -> Images:
     """The training images. workers: processes that decode picture files; None: one a core."""
     images, labels_N = dataset.train_images, dataset.train_labels_N
     if isinstance(images, np.ndarray):
@@ -105,7 +108,7 @@ def open_images(config: TrainConfig, dataset: DataSet, compute: Compute, workers
         compute,
         crop=config.crop,
         seed=config.seed,
-        batch_size=config.batch_size,
+        batch_size=-(-config.batch_size // world.size),
         workers=workers,
     )
 

@@ -179,7 +179,7 @@ def ending_at_once() -> Iterator[None]:
     """Where the block ends with the exit status of an interruption, end the process here.
 
     All is saved and said by then, and to take down PyTorch and MLflow in good order costs seconds of the 10
-    that are promised.
+    that are promised. Whatever the end, processes that decode pictures are not waited for: a disk may hang.
     """
     try:
         yield
@@ -191,12 +191,18 @@ def ending_at_once() -> Iterator[None]:
                 if stream is not None:
                     stream.flush()
         _end_now(int(ended.code))
+    finally:
+        _kill_children()
 
 
 def _end_now(status: int) -> NoReturn:
     """With the processes that decode pictures, which would hold this one's output for seconds."""
     try:
-        for child in multiprocessing.active_children():
-            child.kill()
+        _kill_children()
     finally:
         os._exit(status)
+
+
+def _kill_children() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
