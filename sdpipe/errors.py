@@ -118,7 +118,7 @@ def errors_on_one_line() -> Iterator[None]:
     try:
         yield
     except (SdpipeError, OSError) as error:
-        if os.environ.get("SDPIPE_DEBUG") == "1" or not _is_of_the_world(error):
+        if os.environ.get("SDPIPE_DEBUG") == "1" or not is_of_the_world(error):
             raise
         tell(f"error: {on_one_line(str(error))}")
         raise SystemExit(1) from None
@@ -148,7 +148,7 @@ def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _is_of_the_world(error: SdpipeError | OSError) -> bool:
+def is_of_the_world(error: SdpipeError | OSError) -> bool:
     """Of OSErrors a full disk and its like, and those that name a file, unless it is one of sdpipe's own."""
     if isinstance(error, SdpipeError) or error.errno in _OF_THE_WORLD:
         return True

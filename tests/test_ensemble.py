@@ -1,5 +1,7 @@
 """The implicit ensemble against an enumeration of all sub-networks."""
 
+import errno
+import os
 import shutil
 from itertools import product
 from pathlib import Path
@@ -126,15 +128,16 @@ def test_a_run_that_the_system_refuses_leaves_the_others_to_be_done(project: Pat
     assert (project / "models" / "b" / "ensemble.csv").is_file()
 
 
-def test_runs_end_where_nobody_reads_what_they_print() -> None:
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EBADF, os.strerror(errno.EBADF))])
+def test_runs_end_where_nobody_reads_what_they_print_and_at_a_bug(error: OSError) -> None:
     """Each may take an hour, and none of the others is asked for any more."""
     begun: list[Path] = []
 
     def work(folder: Path) -> None:
         begun.append(folder)
-        raise BrokenPipeError
+        raise error
 
-    with pytest.raises(BrokenPipeError):
+    with pytest.raises(type(error)):
         _for_each_run((Path("a"), Path("b")), "ensemble", lambda: work)
     assert begun == [Path("a")]
 

@@ -99,7 +99,7 @@ def test_no_training_on_arrays_that_were_changed_in_place(
     images_NHWC[7] = 255 - images_NHWC[7]
     images_NHWC.flush()
     with pytest.raises(
-        DataError, match="/train_images.npy: not what was fetched; run `dvc repro fetch@digits`"
+        DataError, match="/train_images.npy: not what was fetched; run `dvc repro -f -s fetch@digits`"
     ):
         stage.main("constant")
     assert not (project / ".sdpipe").exists()

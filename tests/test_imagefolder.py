@@ -21,6 +21,7 @@ from sdpipe.data.config import ImageFolderConfig
 from sdpipe.data.fetch import fetch
 from sdpipe.data.store import open_dataset
 from sdpipe.errors import DataError
+from sdpipe.runtime.folders import files_of_class
 from sdpipe.runtime.image import decode
 
 
@@ -228,6 +229,11 @@ def test_links_to_folders_are_followed(tmp_path: Path) -> None:
     meta = fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")
     assert meta["class_names"] == ["ant", "bee", "cow", "dog"]
     assert meta["num_train"] + meta["num_test"] == 16 + 8 + 8 + 8
+    (tmp_path / "project" / "more").mkdir(parents=True)
+    (tree / "ant" / "project").symlink_to(tmp_path / "project")
+    with pytest.MonkeyPatch.context() as elsewhere:  # `..` leads out of where the link leads to
+        elsewhere.chdir(tmp_path / "project")
+        assert len(list(files_of_class(Path("../mine/ant"), pytest.fail))) == 16
     (tree / "ant" / "round").symlink_to(tree / "ant")
     with pytest.raises(DataError, match=r"ant/round: a link to a folder that it lies in"):
         fetch("imagefolder", folder_config(tree), tmp_path / "out", tmp_path / "dl")

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from sdpipe.commands.options import MAX_MEMBERS, MAX_SEED, MAX_SEEDS, whole_numbers
-from sdpipe.errors import SdpipeError, on_one_line, training_packages
+from sdpipe.errors import SdpipeError, is_of_the_world, on_one_line, training_packages
 
 
 @click.command()
@@ -216,9 +216,9 @@ def _for_each_run(
         for folder in chosen:
             try:
                 work(folder)
-            except BrokenPipeError:  # who read our output has gone
-                raise
             except (SdpipeError, OSError) as error:
+                if isinstance(error, BrokenPipeError) or not is_of_the_world(error):
+                    raise  # who read our output has gone, or it is our bug
                 failed = True
                 click.echo(f"error: {on_one_line(str(error))}", err=True)
     if failed:

@@ -241,7 +241,7 @@ def check_arrays(folder: Path) -> None:
     for array, digest in json.loads((folder / "meta.json").read_text())["sha256"].items():
         if sha256_of(folder / f"{array}.npy") != digest:
             raise DataError(
-                f"{folder / array}.npy: not what was fetched; run `dvc repro fetch@{folder.name}`"
+                f"{folder / array}.npy: not what was fetched; run `dvc repro -f -s fetch@{folder.name}`"
             )
 
 

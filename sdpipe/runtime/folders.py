@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from sdpipe.errors import DataError
@@ -23,9 +23,14 @@ def files_of_class(folder: Path, unlisted: Callable[[OSError], object]) -> Itera
     """
     for parent, names in walk(str(folder), unlisted, through_links=True):
         here = Path(parent)
-        if here.is_symlink() and here.resolve() in [each.resolve() for each in here.parents]:
+        if here.is_symlink() and here.resolve() in [each.resolve() for each in _above(here)]:
             raise DataError(f"{here}: a link to a folder that it lies in")
         yield from (here / name for name in names)
+
+
+def _above(path: Path) -> Iterable[Path]:
+    """The folders that it lies in; of a path with `..`, not those that it leads out of."""
+    return Path(os.path.abspath(path)).parents  # noqa: PTH100  Path.absolute leaves `..`
 
 
 def walk(
