@@ -50,13 +50,5 @@ def files_of(dataset: DataSet) -> PictureFiles:
     return dataset.train_images
 
 
-def open_images(dataset: DataSet, workers: int, crop: Crop = RANDOM_SIZE, batch_size: int = 8) -> FileImages:
-    return FileImages(
-        files_of(dataset),
-        dataset.train_labels_N,
-        CPU,
-        crop=crop,
-        seed=0,
-        batch_size=batch_size,
-        workers=workers,
-    )
+def open_images(dataset: DataSet, workers: int, crop: Crop = RANDOM_SIZE) -> FileImages:
+    return FileImages(files_of(dataset), dataset.train_labels_N, CPU, crop=crop, seed=0, workers=workers)

@@ -1,10 +1,13 @@
 """Processes that decode pictures for a training, and their end."""
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +22,12 @@ from picture_files import (
     make_pictures,
     open_images,
 )
+from session_runs import in_mounts
 
-from sdpipe.data.pictures import ChooseBox, PictureFiles
 from sdpipe.data.store import DataSet, open_dataset
-from sdpipe.errors import LoadingError
+from sdpipe.errors import DataError, LoadingError
 from sdpipe.runtime.image import decode
-from sdpipe.training.decoding import CHUNK
+from sdpipe.training import inputs
 from sdpipe.training.interruption import Interruption
 from sdpipe.training.session import train_run
 from sdpipe.training.trainer import Trainer
@@ -62,8 +65,7 @@ def test_workers_decode_while_the_device_computes(pictures: DataSet) -> None:
     wanted = [np.tile(np.arange(80), 4)] * 8
 
     def median_wait_s(workers: int, other_work_s: float) -> float:
-        images = open_images(pictures, workers, batch_size=320)
-        waits, batches = [], images.batches(wanted, 0)
+        waits, batches = [], open_images(pictures, workers).batches(wanted, 0)
         for _ in wanted:
             started = time.perf_counter()
             next(batches)
@@ -79,49 +81,9 @@ def test_abandoned_batches_are_not_seen_again(pictures: DataSet) -> None:
     """After a validation that was broken off, the next epoch begins with its own first batch."""
     images = open_images(pictures, 2)
     everything = [np.array([number]) for number in range(60)]
-    given_up = images.batches(everything)
-    next(given_up)
+    next(images.batches(everything))
     again = [labels.tolist() for _, labels in images.batches(everything[:5])]
     assert again == [[label] for label in pictures.train_labels_N[:5].tolist()]
-    with pytest.raises(AssertionError, match="given up"):
-        next(given_up)
-
-
-@pytest.mark.slow
-def test_a_slot_is_not_used_again_while_it_is_written(
-    pictures: DataSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A picture of a batch that was given up comes late; the next has all slots in turn."""
-    read = PictureFiles.read
-
-    def slow(files: PictureFiles, number: int, choose_box: ChooseBox | None = None) -> np.ndarray:
-        time.sleep(1 if number == 89 else 0)
-        return read(files, number, choose_box)
-
-    monkeypatch.setattr(PictureFiles, "read", slow)
-    images = open_images(pictures, 2, batch_size=1)  # four slots
-    given_up = images.batches([np.array([number]) for number in (0, 89, 88, 87)])
-    next(given_up)
-    time.sleep(0.3)  # 89 has been begun
-    del given_up
-    batches = images.batches([np.array([number]) for number in range(1, 7)])
-    found = [next(batches)[0].numpy().tobytes()]
-    time.sleep(1.5)  # 89 has ended
-    found += [pixels.numpy().tobytes() for pixels, _ in batches]
-    assert found == [files_of(pictures).read(number).tobytes() for number in range(1, 7)]
-
-
-@pytest.mark.parametrize("batch_size", [1, 40, 200])
-def test_batches_of_any_size_pass_through_the_slots(pictures: DataSet, batch_size: int) -> None:
-    """Of more pictures than all slots hold, and of none, whatever the processes finish first."""
-    rng = np.random.default_rng(0)
-    sizes = (0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 200, 3)
-    wanted = [rng.integers(0, 80, size=size) for size in sizes]
-    images = open_images(pictures, 2, batch_size=batch_size)
-    for numbers, (found, labels) in zip(wanted, images.batches(wanted, 0), strict=True):
-        expected = list(open_images(pictures, 0).batches([numbers], 0))
-        assert torch.equal(found, expected[0][0])
-        assert labels.tolist() == pictures.train_labels_N[numbers].tolist()
 
 
 def test_a_training_on_files_resumes_to_the_same_weights(pictures: DataSet, tmp_path: Path) -> None:
@@ -144,11 +106,117 @@ def test_a_training_on_files_resumes_to_the_same_weights(pictures: DataSet, tmp_
     assert whole.progress.best.validation_error < 0.5, "three colours, where guessing misses two thirds"
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_picture_is_named_and_the_training_is_saved(tmp_path: Path, workers: int) -> None:
+    dataset = make_pictures(tmp_path)
+    config = train_config(**AUGMENTED, epochs=1, milestones=[], batch_size=8)
+    trainer = Trainer(config, dataset, CPU, World(0, 1, 0), workers=workers)
+    number = trainer.batches.indices(0, 4)[3]
+    path = files_of(dataset).path(number)
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(LoadingError, match=f"{path}: not a picture"):
+        for _ in trainer.steps():
+            pass
+    assert trainer.num_steps == 4
+    path.write_bytes(b"abc")
+    with pytest.raises(DataError, match=rf"{path}: 3 bytes, and \d+ when it was listed"):
+        files_of(dataset).read(number)
+    path.unlink()
+    with pytest.raises(DataError, match=f"{path}: No such file"):
+        files_of(dataset).read(number)
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN])
+def test_a_decoder_that_cannot_be_started_is_one_line(
+    pictures: DataSet, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As the kernel refuses it where memory or processes are short."""
+
+    def fork() -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(LoadingError, match="no process can be started to decode pictures"):
+        next(open_images(pictures, 1).batches([np.array([0])]))
+
+
+SMALL_SHM = """
+mount -t tmpfs -o size=64k none /dev/shm
+status=0; timeout 40 $TRAIN 3 2 pictures || status=$?
+echo "exit $status"
+"""
+
+
+@pytest.mark.slow
+def test_a_full_dev_shm_is_one_line(project: Path, mlflow_store: Path) -> None:
+    """As in a container with too little of it, where the training would wait for ever."""
+    make_pictures(project)
+    out = in_mounts(SMALL_SHM, project)
+    assert "exit 1\n" in out
+    assert out.count("error:") == 1
+    assert re.search("error: no memory for a batch of [0-9]+ pictures; they wait in /dev/shm", out)
+
+
+def shared_mappings() -> int:
+    """Blocks of /dev/shm that this process holds for tensors."""
+    return Path("/proc/self/maps").read_text().count("/torch_")
+
+
+def test_statistics_do_not_hold_all_batches_in_dev_shm(
+    pictures: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """72 pictures one by one, of which few wait; 5,000 would take hundreds of megabytes there."""
+    monkeypatch.setattr(inputs, "_STATISTICS_BATCH", 1)
+    most = 0
+    images = open_images(pictures, 1)
+    batches = images.batches
+
+    def counted(wanted: list[np.ndarray]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        nonlocal most
+        for batch in batches(wanted):
+            most = max(most, shared_mappings())
+            yield batch
+
+    monkeypatch.setattr(images, "batches", counted)
+    inputs.fit_to(train_config(**AUGMENTED), pictures, np.arange(72), images)
+    assert 1 <= most <= 8
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nsecond line"),
+            "by signal: Killed. )",
+        ),
+        (RuntimeError("Pin memory thread exited unexpectedly"), "(Pin memory thread exited unexpectedly)"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "Connection reset by peer)"),
+        (EOFError(), "(EOFError)"),
+        (RuntimeError("an operator of ours failed"), None),
+    ],
+)
+def test_each_word_of_a_dead_worker_is_understood(
+    pictures: DataSet, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str | None
+) -> None:
+    """Which of them comes depends on where its batch was; the second only with a CUDA device."""
+    images = open_images(pictures, 0)
+
+    def broken(_loader: object) -> Iterator[torch.Tensor]:
+        raise error
+        yield
+
+    monkeypatch.setattr(type(images._loader), "__iter__", broken)
+    with pytest.raises(type(error) if told is None else LoadingError) as raised:
+        next(images.batches([np.arange(4)]))
+    assert told is None or "a process that decodes pictures has died" in str(raised.value)
+    assert (told or "of ours failed") in str(raised.value)
+
+
 def start(project: Path, fault: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "session_worker.py"), "40", "0", fault],
         cwd=project,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TMPDIR": str(project)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -179,28 +247,6 @@ def test_decoders_that_end_before_the_first_step_are_no_failure_where_all_were_a
     with pytest.raises(SystemExit if asked else LoadingError) as ended:
         train_alone(train_config(**AUGMENTED), pictures, tmp_path, interruption=interruption)
     assert not asked or ended.value.code == 143
-
-
-def all_end(processes: list[int]) -> None:
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{process}").exists() for process in processes):
-        assert time.monotonic() < deadline, "a worker stayed"
-        time.sleep(0.1)
-
-
-@pytest.mark.slow
-def test_workers_end_with_a_training_that_is_killed(project: Path, mlflow_store: Path) -> None:
-    """Nothing tells them so: they hold the pipe by which they are asked, too."""
-    make_pictures(project)
-    process = start(project, "pictures")
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith("epoch"):
-        assert process.poll() is None
-    workers = children(process.pid)
-    assert len(workers) == 2
-    process.kill()
-    process.communicate(timeout=60)
-    all_end(workers)
 
 
 @pytest.mark.slow
@@ -234,16 +280,21 @@ def test_nothing_is_lost_when_workers_end(project: Path, mlflow_store: Path, num
     assert "Traceback" not in errors
     if number == signal.SIGKILL:
         assert process.returncode == 1
-        assert "error: a process that decodes pictures has died" in errors
+        assert "error: a process that decodes pictures has died (DataLoader worker" in errors
     else:
         assert process.returncode == 128 + number
         assert "continues from here" in out
-    all_end(workers)
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "a worker stayed"
+        time.sleep(0.1)
+    assert not list(project.glob("pymp-*")), "a folder for their sockets stayed"
     (saved,) = checkpoints(project)
     process = start(project, "pictures")
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert f"continuing after step {int(saved.name.split('-')[1])}," in out
+    assert not list(project.glob("pymp-*"))
     continued = (project / "out" / "weights.safetensors").read_bytes()
     config = train_config(**AUGMENTED, epochs=40, milestones=[])
     train_run("plain", config, machine(), open_dataset(Path("data")), "code", Path("out"))

@@ -12,7 +12,6 @@ from sdpipe.training.config import RandomScaleCrop, TrainConfig
 from sdpipe.training.decoding import FileImages
 from sdpipe.training.draws import Draws
 from sdpipe.training.images import ArrayImages, Images
-from sdpipe.training.world import World
 
 STATISTICS_IMAGES = 5_000  # over which mean and deviation are taken where pictures are decoded for it
 _STATISTICS_BATCH = 100
@@ -95,22 +94,12 @@ def split(config: TrainConfig, dataset: DataSet) -> tuple[np.ndarray, np.ndarray
     return train, validation
 
 
-def open_images(
-    config: TrainConfig, dataset: DataSet, compute: Compute, world: World, workers: int | None
-) -> Images:
+def open_images(config: TrainConfig, dataset: DataSet, compute: Compute, workers: int | None) -> Images:
     """The training images. workers: processes that decode picture files; None: one a core."""
     images, labels_N = dataset.train_images, dataset.train_labels_N
     if isinstance(images, np.ndarray):
         return ArrayImages(images, labels_N, compute)
-    return FileImages(
-        images,
-        labels_N,
-        compute,
-        crop=config.crop,
-        seed=config.seed,
-        batch_size=-(-config.batch_size // world.size),
-        workers=workers,
-    )
+    return FileImages(images, labels_N, compute, crop=config.crop, seed=config.seed, workers=workers)
 
 
 def fit_to(config: TrainConfig, dataset: DataSet, train_indices: np.ndarray, images: Images) -> Normalisation:
@@ -122,7 +111,7 @@ def fit_to(config: TrainConfig, dataset: DataSet, train_indices: np.ndarray, ima
     batches = np.array_split(train_indices[sample], -(-len(sample) // _STATISTICS_BATCH))
     decoded_NHWC = np.empty((len(sample), *dataset.image_shape_HWC), dtype=np.uint8)
     start = 0
-    for batch_NHWC, _ in images.batches(batches):
+    for batch_NHWC, _ in images.batches(batches):  # copied, since each lies in /dev/shm while it is held
         decoded_NHWC[start : start + len(batch_NHWC)] = batch_NHWC.cpu().numpy()
         start += len(batch_NHWC)
     return fit_normalisation(decoded_NHWC, np.arange(len(decoded_NHWC)), config.normalisation)

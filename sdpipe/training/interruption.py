@@ -5,6 +5,7 @@ import ctypes
 import multiprocessing
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -179,7 +180,7 @@ def ending_at_once() -> Iterator[None]:
     """Where the block ends with the exit status of an interruption, end the process here.
 
     All is saved and said by then, and to take down PyTorch and MLflow in good order costs seconds of the 10
-    that are promised. Whatever the end, processes that decode pictures are not waited for: a disk may hang.
+    that are promised.
     """
     try:
         yield
@@ -191,18 +192,18 @@ def ending_at_once() -> Iterator[None]:
                 if stream is not None:
                     stream.flush()
         _end_now(int(ended.code))
-    finally:
-        _kill_children()
 
 
 def _end_now(status: int) -> NoReturn:
-    """With the processes that decode pictures, which would hold this one's output for seconds."""
+    """With the processes that decode pictures, which would hold this one's output for seconds.
+
+    The folder where their sockets stand goes with them, unless its disk hangs.
+    """
     try:
-        _kill_children()
+        for child in multiprocessing.active_children():
+            child.kill()
+        folder = multiprocessing.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
+        if folder is not None:
+            _start(partial(shutil.rmtree, folder, ignore_errors=True)).wait(_LAST_WORD_S)
     finally:
         os._exit(status)
-
-
-def _kill_children() -> None:
-    for child in multiprocessing.active_children():
-        child.kill()

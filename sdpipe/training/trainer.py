@@ -52,7 +52,7 @@ class Trainer:
         self.draws = Draws(config.seed)
         self.train_indices, self.validation_indices = split(config, dataset)
         self.steps_per_epoch = len(self.train_indices) // config.batch_size
-        self.images = open_images(config, dataset, compute, world, workers)
+        self.images = open_images(config, dataset, compute, workers)
         self.normalisation = fit_to(config, dataset, self.train_indices, self.images)
         self.normalise = self.normalisation.to(compute.device)
         self.network = self._new_network()
