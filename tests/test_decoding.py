@@ -59,7 +59,6 @@ def test_any_number_of_workers_gives_the_same_pixels(pictures: DataSet) -> None:
     assert uncropped[1] == (as_predicted.tobytes(), [pictures.train_labels_N[7]])
 
 
-@pytest.mark.slow
 def test_workers_decode_while_the_device_computes(pictures: DataSet) -> None:
     """Behind other work of three times as long, half the wait for a batch and less than without a worker."""
     wanted = [np.tile(np.arange(80), 4)] * 8
