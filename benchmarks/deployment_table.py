@@ -1,4 +1,4 @@
-"""`python -m benchmarks.deployment_table FILE.json`: the Markdown table, as it stands in the README."""
+"""`python -m benchmarks.deployment_table FILE.json`: the Markdown table, as it stands in docs/deployed.md."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
