@@ -107,6 +107,8 @@ def open_artifact(
 def _check_structure(structure: OnnxFile, metadata: Metadata, path: Path) -> None:
     """It may hold what sdpipe exports, and make of each image what that takes."""
     foreign = list(structure.foreign)
+    uses = structure.operators.items()
+    foreign += [f"{count:,} times {name}" for name, count in uses if count > onnx_file.MAX_USES]
     if not foreign:
         height, width = metadata.image_size
         inputs: dict[str, Shape] = {INPUT: (BATCH, height, width, metadata.channels)}

@@ -32,6 +32,10 @@ OPERATORS = frozenset(
 )  # fmt: skip
 """Of ONNX's own domain. None runs a subgraph, reads a file or draws at random."""
 
+MAX_USES = 8192
+"""Of one operator; onnxruntime opens a file in time that grows with the square of it. The int8 file of 1202
+layers with learned skips has 6,000 of the commonest."""
+
 _MAX_FIELDS = 1_000_000  # a 1202-layer file has 60,000; each costs a microsecond
 _MAX_INTEGERS = 64  # in a list, or its bytes; a shape or an attribute has up to four
 _OWN_DOMAINS = frozenset({"", "ai.onnx"})

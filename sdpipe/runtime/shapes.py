@@ -122,7 +122,11 @@ def _output(node: Node, shapes: list[Shape], tensors: Mapping[str, Tensor]) -> S
     attributes = _read_attributes(node)
     shape: Shape
     match node.operator, shapes:
-        case ("Relu" | "Softmax" | "Cast", [shape]) | ("QuantizeLinear" | "DequantizeLinear", [shape, _, _]):
+        case "Relu" | "Cast", [shape]:
+            pass
+        case "Softmax", [shape] if attributes["axis"] in (-1, 1):  # along 0 an image's answer is the batch's
+            pass
+        case "QuantizeLinear" | "DequantizeLinear", [shape, _, _] if attributes["axis"] in (0, 1):
             pass
         case "Add" | "Sub" | "Mul" | "Div", [first, second]:
             shape = _broadcast(first, second)
