@@ -33,6 +33,9 @@ def _drawable(_context: click.Context, _parameter: click.Parameter, value: Path 
 
         if not value.is_file() or not is_contact_sheet(value):
             raise click.BadParameter(f"{name} exists and is no contact sheet; it is left alone.")
+    from sdpipe.commands.writable import check_can_be_written
+
+    check_can_be_written(value)  # now, not after all the pictures
     return value
 
 

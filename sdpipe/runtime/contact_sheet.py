@@ -60,7 +60,7 @@ def is_contact_sheet(path: Path) -> bool:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return bool(image.info.get("Software") == _SOFTWARE)
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 
 
