@@ -71,6 +71,14 @@ def test_what_no_manifest_vouches_for_is_refused(deployed: Path) -> None:
         check_against_manifest(path, path.read_bytes())
 
 
+def test_lines_may_end_as_on_windows(deployed: Path) -> None:
+    """As `sha256sum --check` takes them."""
+    manifest = deployed / "SHA256SUMS"
+    manifest.write_bytes(manifest.read_bytes().replace(b"\n", b"\r\n"))
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=deployed, check=True)
+    open_artifact(deployed / "model.onnx", "cpu", verify=True)
+
+
 def test_names_are_unescaped_as_sha256sum_escapes_them(tmp_path: Path) -> None:
     odd = tmp_path / "a\\b\nc.onnx"
     odd.write_bytes(b"x")

@@ -60,7 +60,7 @@ def read_manifest(manifest: Path) -> dict[str, str]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line:
             continue
-        match = _LINE.fullmatch(line)
+        match = _LINE.fullmatch(line.removesuffix("\r"))  # lines as Windows ends them
         if match is None:
             raise ModelError(f"{manifest}: line {number} is not as sha256sum writes it")
         name = _unescape(match["name"]) if match["escaped"] else match["name"]
