@@ -1,5 +1,6 @@
 """`sdpipe predict --allow-url`, and the addresses that it refuses."""
 
+import gzip
 import http.server
 import json
 import signal
@@ -38,6 +39,11 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(length))
             self.end_headers()
             self.wfile.write(self.picture)
+        elif self.path == "/packed.png":
+            self.send_response(200)
+            self.send_header("Content-Encoding", "gzip")
+            self.end_headers()
+            self.wfile.write(gzip.compress(self.picture))
         elif self.path.startswith("/cut-off.png?"):
             self.send_response(200)
             self.send_header("Content-Length", str(len(self.picture) + 1))
@@ -118,6 +124,8 @@ def test_urls_need_the_flag(folder: Path, server: str, rgb_model_path: Path) -> 
 def test_urls_that_are_refused(server: str, rgb_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other schemes, also by redirect, what is not there, too large, or slow in its body or its head."""
     monkeypatch.setattr(sources, "TIMEOUT_S", 1.0)
+    port = server.rpartition(":")[2]
+    wrong_port = f"http://127.0.0.1:{65536 + int(port)}/good.png"  # modulo 65,536 it is the server's
     expected = {
         "file:///etc/passwd": "only http:// and https:// are fetched",
         "ftp://127.0.0.1/x.png": "only http:// and https:// are fetched",
@@ -131,6 +139,9 @@ def test_urls_that_are_refused(server: str, rgb_model_path: Path, monkeypatch: p
         f"{server}/drip.png": "no whole answer in 1 s",
         "http://127.0.0.1:1/x.png": "cannot be fetched: ",
         "http://[/": "cannot be fetched: ",
+        f"{server}/packed.png": "cannot be fetched: the server packs it as gzip, which was not asked for",
+        wrong_port: "cannot be fetched: Port out of range 0-65535",
+        f"{server}/to/{wrong_port}": "cannot be fetched: Port out of range 0-65535",
     }
     result = call(*expected, "--allow-url", "--model", rgb_model_path, "--json")
     assert result.exit_code == 1

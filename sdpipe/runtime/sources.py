@@ -231,17 +231,30 @@ def _fetch(url: str) -> bytes | ImageError:
     from http.client import HTTPException, IncompleteRead
     from urllib import request
     from urllib.error import HTTPError, URLError
+    from urllib.parse import urlsplit
+
+    class PortCheck(request.BaseHandler):
+        """Of redirects, too: the system takes the rest of a port's division by 65,536."""
+
+        def http_request(self, asked: request.Request) -> request.Request:
+            _ = urlsplit(asked.full_url).port  # ValueError
+            return asked
+
+        https_request = http_request
 
     opener = request.OpenerDirector()  # not build_opener, which also reads ftp:, file: and data:
     for handler in (
         request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler, request.HTTPRedirectHandler,
         request.HTTPDefaultErrorHandler, request.HTTPErrorProcessor, request.UnknownHandler,
+        PortCheck,
     ):  # fmt: skip
         opener.add_handler(handler())
     opener.addheaders = [("User-Agent", "sdpipe")]
     deadline = time.monotonic() + TIMEOUT_S
     try:
         with opener.open(url, timeout=TIMEOUT_S) as answer:
+            if packing := answer.headers.get("Content-Encoding"):
+                return _not_fetched(f"the server packs it as {packing}, which was not asked for")
             announced = answer.length or 0  # None of an answer in chunks, which says itself where it ends
             check_size(announced)
             parts, num_bytes = [], 0
