@@ -2,6 +2,7 @@
 
 import struct
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,6 +107,15 @@ def test_a_transparent_grey_counts_in_its_own_bits_and_before_the_pixels() -> No
     start, key, end = raw.index(b"tRNS") - 4, raw.index(b"IDAT") - 4, raw.index(b"IEND") - 4
     late = raw[:start] + raw[key:end] + raw[start:key] + raw[end:]
     assert decode(late, 1, None).ravel().tolist() == [17, 34]
+
+
+def test_cielab_is_the_same_colours_and_their_grey(tmp_path: Path) -> None:
+    """Pillow has no way from it to grey but through colours."""
+    path = tmp_path / "lab.tiff"
+    Image.frombytes("LAB", (2, 1), bytes([200, 10, 240, 90, 128, 128])).save(path)
+    rgb = decode(path, 3, None)
+    assert len(np.unique(rgb)) > 2
+    np.testing.assert_array_equal(decode(path, 1, None)[..., 0], Image.fromarray(rgb).convert("L"))
 
 
 def test_a_palette_that_is_missing_is_one_line() -> None:

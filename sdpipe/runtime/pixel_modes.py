@@ -57,6 +57,8 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
             image = _in_strips(image, "L", _deep_to_eight(image))
         if image.has_transparency_data:
             return _in_strips(image, mode, lambda strip: _over_white(strip).convert(mode))
+        if image.mode == "LAB":
+            image = image.convert("RGB")  # from where alone there is a way to grey
         return image if image.mode == mode else image.convert(mode)
     except ImageError:
         raise
