@@ -189,6 +189,18 @@ def test_equal_branches_are_sound_in_int8(tmp_path: Path) -> None:
     assert check_numbers(model, insert_ranges(path, ranges)) == []
 
 
+@pytest.mark.slow
+def test_weights_below_what_float32_divides_are_sound_in_int8(tmp_path: Path) -> None:
+    """A convolution of which nothing but its bias is left, as if it were 0."""
+    weights = make_weights()
+    weights.state["blocks.1.branch.conv1.weight"] *= 1e-40
+    path, images_NHWC = export_to(tmp_path / "model.onnx", weights), random_images(16)
+    (tensor,) = [each for each in onnx.load(path).graph.initializer if "blocks.1.branch.conv1.w" in each.name]
+    assert 0 < np.abs(numpy_helper.to_array(tensor)).max() < 1e-37
+    made = insert_ranges(path, observe_ranges(path, [images_NHWC], "minmax", 99.0))
+    assert check_numbers(onnx.load(path), made) == []
+
+
 def test_signal_to_noise_by_hand() -> None:
     """Energy 3^2 + 4^2 = 25 over 0.5^2 = 0.25 is 100, 20 dB."""
     assert signal_to_noise_db(np.array([3.0, 4.0]), np.array([3.0, 4.5])) == pytest.approx(20)
