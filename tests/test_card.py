@@ -214,6 +214,11 @@ def test_the_card_says_where_there_was_nothing_to_fit_and_nothing_to_skip(tmp_pa
     deploy(folder, tmp_path / "models")
     card = (tmp_path / "models" / "README.md").read_text().replace("\n", " ")
     assert "T stays 1, since the network misclassifies none of the 144 pictures" in card
+    assert "at the end of" not in card
+    write(folder / "calibration.json", facts | {"temperature": 19.99994, "num_validation": 1})
+    deploy(folder, tmp_path / "models")
+    end = (tmp_path / "models" / "README.md").read_text().replace("\n", " ")
+    assert "validation part, 1 picture. It is at the end of what is tried, 0.05 to 20: the confid" in end
     assert "A plain network, one without skips, that was trained" in card
 
 

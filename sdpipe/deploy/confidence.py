@@ -14,7 +14,8 @@ from scipy.special import log_softmax, softmax
 from sdpipe.errors import DataError
 from sdpipe.files import read_json
 
-_LOWEST, _HIGHEST = 0.05, 20.0  # temperatures that are looked at
+LOWEST, HIGHEST = 0.05, 20.0
+"""Temperatures that are looked at."""
 
 
 def tempered(logits_NK: np.ndarray, temperature: float) -> np.ndarray:
@@ -52,10 +53,15 @@ def fit_temperature(logits_NK: np.ndarray, labels_N: np.ndarray) -> float:
         return 1.0
     found = minimize_scalar(
         lambda log_temperature: negative_log_likelihood(logits_NK, labels_N, float(np.exp(log_temperature))),
-        bounds=(np.log(_LOWEST), np.log(_HIGHEST)),
+        bounds=(np.log(LOWEST), np.log(HIGHEST)),
         method="bounded",
     )
     return float(np.exp(found.x))
+
+
+def is_at_bound(temperature: float) -> bool:
+    """Whether the search ended where it may look no further, which it approaches to five digits."""
+    return not LOWEST * 1.001 < temperature < HIGHEST / 1.001
 
 
 @dataclass(frozen=True, kw_only=True)

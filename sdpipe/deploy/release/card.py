@@ -11,6 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from sdpipe.deploy.confidence import HIGHEST, LOWEST, is_at_bound
 from sdpipe.deploy.files_of_run import FP32, MODEL, WEIGHTS
 from sdpipe.deploy.release.loading import loading_section
 from sdpipe.deploy.release.release import VARIANTS, Candidate
@@ -169,12 +170,9 @@ another class.
 
 def _confidence(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     rows = []
-    for when, name, temperature in (
-        ("before", "uncalibrated", 1.0),
-        ("after", "calibrated", facts["temperature"]),
-    ):
-        # metrics.json is of the file as it is, whose figures bear no ending.
-        ending = "_uncalibrated" if name == "uncalibrated" else ""
+    temperatures = {"uncalibrated": ("before", 1.0), "calibrated": ("after", facts["temperature"])}
+    for name, (when, temperature) in temperatures.items():
+        ending = "_uncalibrated" if name == "uncalibrated" else ""  # others in metrics.json bear none
         rows.append(
             [
                 f"{when}, T = {temperature:.4g}",
@@ -189,8 +187,10 @@ def _confidence(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         "negative log-likelihood",
         "test: expected calibration error",
     ]
-    pictures = f"{facts['num_validation']:,} pictures"
+    pictures = f"{(num := facts['num_validation']):,} picture{'s' * (num != 1)}"
     how = f"T was fitted on the validation part,\n{pictures}."
+    if is_at_bound(facts["temperature"]):
+        how += f" It is at the end of\nwhat is tried, {LOWEST:g} to {HIGHEST:g}: the confidence says little."
     if facts["temperature"] == 1:
         how = f"T stays 1, since the network\nmisclassifies none of the {pictures} of the validation part."
     return f"""## Confidence
