@@ -1,5 +1,6 @@
 """What is in the pictures of a run, and which pictures can be drawn."""
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,17 @@ def test_bars_of_reliability_are_accuracies_and_counts(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert points(axes[0], 1) == [(0.5, 0.25), (1.0, 0.5)]
     assert points(axes[1], 1) == [(0.75, 0.75)]
+
+
+def test_long_class_names_do_not_touch_their_neighbours(tmp_path: Path) -> None:
+    names = [f"a class whose name goes on and on, {at}" for at in range(3)]
+    labels_N, images_NHWC = np.arange(24) % 3, np.zeros((24, 5, 5, 1), np.uint8)
+    probabilities_NK = np.eye(3)[(labels_N + 1) % 3]
+    figure = draw_mistakes(tmp_path / "m.png", images_NHWC, labels_N, probabilities_NK, names, "title")
+    figure.draw_without_rendering()
+    drawn = [axes.title.get_window_extent() for axes in figure.axes]
+    assert figure.axes[0].get_title() == "a class ... on, 1 100%\nis a class ... on, 0"
+    assert not any(one.overlaps(other) for one, other in combinations(drawn, 2))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 1), (5, 1, 1), (1, 1, 3), (1, 5, 3)])

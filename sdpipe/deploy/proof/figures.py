@@ -12,6 +12,7 @@ from sdpipe.deploy.confidence import Bin, expected_calibration_error
 from sdpipe.drawing import STYLE, mark_drops, save_png
 
 _MAX_CLASSES_WITH_NUMBERS = 20
+_MOST_LETTERS = 17  # of a class name above a mistake
 
 
 def draw_confusion(path: Path, counts_KK: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
@@ -95,11 +96,16 @@ def draw_mistakes(
             is_grey = image.shape[2] == 1
             shown = image[:, :, 0] if is_grey else image
             axes.imshow(shown, cmap="gray" if is_grey else None, vmin=0, vmax=255)
-            taken, true = class_names[predicted_N[at]], class_names[labels_N[at]]
+            taken, true = (_short(class_names[each[at]]) for each in (predicted_N, labels_N))
             axes.set_title(f"{taken} {surety_N[at]:.0%}\nis {true}", fontsize=8)
         figure.suptitle(title if len(wrong) else f"{title}: none")
         save_png(figure, path)
     return figure
+
+
+def _short(name: str) -> str:
+    """Both ends of a long class name, since neighbours' names must not touch."""
+    return name if len(name) <= _MOST_LETTERS else f"{name[:8]}...{name[-6:]}"
 
 
 def draw_reliability(path: Path, bins: Mapping[str, Sequence[Bin]], temperature: float, title: str) -> Figure:
