@@ -5,7 +5,7 @@ DVC reads it: `1e-4` is a number and `yes` a string, in both or in neither.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -81,7 +81,17 @@ def parse_section(
 
 def describe(error: ValidationError, key: str = "", overrides: Mapping[str, str] | None = None) -> str:
     """A clause for each fault: key, expectation, value found. See `parse_section`."""
-    return "; ".join(_describe(fault, key, overrides or {}) for fault in error.errors())
+    faults = error.errors()
+    said = [fault for fault in faults if not _follows(fault, faults)]
+    return "; ".join(_describe(fault, key, overrides or {}) for fault in said)
+
+
+def _follows(fault: Any, faults: Sequence[Any]) -> bool:
+    """Whether a list is called too short only because an item of it is wrong, which is said already."""
+    where = fault["loc"]
+    return fault["type"] == "too_short" and any(
+        other["loc"][: len(where)] == where and other is not fault for other in faults
+    )
 
 
 _MOST_SHOWN = 200  # characters of a wrong value
@@ -94,10 +104,12 @@ def _describe(fault: Any, key: str, overrides: Mapping[str, str]) -> str:
     where = [str(part) for part in fault["loc"] if not _UNION_TAG.match(str(part))]
     base = overrides.get(where[0], key) if where else key
     message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "too_short":
+        message = f"expected at least {fault['ctx']['min_length']} of them"
     expectation = message.replace("Input should be", "expected", 1).replace(
         "Extra inputs are not", "key not", 1
     )
     says_it = fault["type"] in ("missing", "extra_forbidden", "value_error")
-    text = repr(fault["input"])
-    found = "" if says_it else f", got {text if len(text) <= _MOST_SHOWN else f'{text[:_MOST_SHOWN]}...'}"
+    text = "" if says_it else f", got {fault['input']!r}"
+    found = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
     return f"{'.'.join([base, *where]).strip('.')}: {expectation}{found}"

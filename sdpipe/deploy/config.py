@@ -1,16 +1,16 @@
 """The sections `calibrate`, `export`, `prune`, `quantize`, `evaluate` and `deploy` of params.yaml."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from sdpipe.config import Fraction, Section, Seed
 
 
-def _check_each_once(counts: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(counts)) < len(counts):
-        raise ValueError(f"expected each number once, got {list(counts)}")
-    return counts
+def _check_each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"expected each once, got {list(values)}")
+    return values
 
 
 Counts = Annotated[
@@ -53,7 +53,9 @@ class QuantizeConfig(Section):
     seed: Seed  # which ones
     # Those that are tried; the closest to float on the validation part is taken.
     methods: Annotated[
-        tuple[Literal["minmax", "entropy", "percentile"], ...], Field(strict=False, min_length=1)
+        tuple[Literal["minmax", "entropy", "percentile"], ...],
+        Field(strict=False, min_length=1),
+        AfterValidator(_check_each_once),
     ]
     percentile: Annotated[float, Field(gt=50, le=100)]  # of the values that the third covers
 
