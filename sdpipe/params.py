@@ -17,6 +17,9 @@ from sdpipe.deploy.config import (
 from sdpipe.errors import ConfigError
 from sdpipe.training.config import MachineConfig, TrainConfig, parse_run
 
+_TAKEN = ("variants", "SHA256SUMS")
+_MAX_NAME_BYTES = 200  # a file's may have 255, and some of a run's are longer than the run's
+
 
 class Params(Section):
     """The sections of params.yaml. `train` is checked once for each run, with the run's overrides."""
@@ -43,8 +46,10 @@ def check_params(values: Any) -> None:
     for run in params.runs:
         if not run.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(f"params.yaml: runs.{run}: expected letters, digits, - and _ in the name")
-        if run == "variants":
-            raise ConfigError("params.yaml: runs.variants: expected another name; models/variants is taken")
+        if run in _TAKEN:
+            raise ConfigError(f"params.yaml: runs.{run}: expected another name; models/{run} is taken")
+        if len(run.encode()) > _MAX_NAME_BYTES:
+            raise ConfigError(f"params.yaml: runs.{run}: expected a name of at most {_MAX_NAME_BYTES} bytes")
         config = parse_run(params.train, params.runs, run)
         if (twin := trained.setdefault(config.model_dump_json(), run)) != run:
             raise ConfigError(f"params.yaml: runs.{run}: is the same training as runs.{twin}")

@@ -13,11 +13,10 @@ def _check_each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-Counts = Annotated[
-    tuple[Annotated[int, Field(ge=1)], ...],
-    Field(strict=False, min_length=1),
-    AfterValidator(_check_each_once),  # a second time would prove and measure nothing new
-]
+_Several = (Field(strict=False, min_length=1), AfterValidator(_check_each_once))
+"""Of a list; a second time would prove and measure nothing new."""
+BatchSizes = Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], *_Several]
+Threads = Annotated[tuple[Annotated[int, Field(ge=1, le=256)], ...], *_Several]
 
 
 class ExportConfig(Section):
@@ -52,11 +51,7 @@ class QuantizeConfig(Section):
     images: Annotated[int, Field(ge=1)]  # of the training part
     seed: Seed  # which ones
     # Those that are tried; the closest to float on the validation part is taken.
-    methods: Annotated[
-        tuple[Literal["minmax", "entropy", "percentile"], ...],
-        Field(strict=False, min_length=1),
-        AfterValidator(_check_each_once),
-    ]
+    methods: Annotated[tuple[Literal["minmax", "entropy", "percentile"], ...], *_Several]
     percentile: Annotated[float, Field(gt=50, le=100)]  # of the values that the third covers
 
 
@@ -78,14 +73,14 @@ class Int8Parity(Section):
 class EvaluateConfig(Section):
     """What is proved of the ONNX files, and what is measured."""
 
-    batch_sizes: Counts  # the whole test set goes through at each, with threads[0]
-    threads: Counts  # of an operator; at the others the last batch size
+    batch_sizes: BatchSizes  # the whole test set goes through at each, with threads[0]
+    threads: Threads  # of an operator; at the others the last batch size
     max_relative_logit_diff: Fraction  # of float32 files, of the reference's logit spread
     max_probability_diff: Fraction  # from softmax(logits / T) in float64
     fp16: Fp16Parity
     int8: Int8Parity
     layer_images: Annotated[int, Field(ge=1)]  # of the test part, for what is looked at layer by layer
-    latency_batch_sizes: Counts
+    latency_batch_sizes: BatchSizes
     latency_repeats: Annotated[int, Field(ge=3)]  # timed calls of each kind, interleaved
 
 
