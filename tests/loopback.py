@@ -12,6 +12,7 @@ class Files:
     def __init__(self) -> None:
         self.content: dict[str, bytes] = {}
         self.status = 200
+        self.busy: list[int] = []  # statuses of the next answers, which bring nothing
         self.cut_after: int | None = None  # bytes of a body, then the connection breaks
         self.cuts_left = 0
         self.knows_ranges = True
@@ -34,8 +35,8 @@ def serve() -> Iterator[Files]:
             wanted = self.headers.get("Range")
             files.requests.append((self.path, wanted))
             body = files.content.get(self.path)
-            if body is None:
-                self.send_error(404)
+            if body is None or files.busy:
+                self.send_error(404 if body is None else files.busy.pop(0))
                 return
             if self.headers.get("If-Range") not in (None, files.etag):
                 wanted = None

@@ -88,6 +88,24 @@ def test_without_a_digest_the_same_version_is_continued(tmp_path: Path, files: F
     assert [wanted for _, wanted in files.requests] == [None, "bytes=20000-"]
 
 
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_server_that_is_busy_is_asked_again(tmp_path: Path, files: Files, status: int) -> None:
+    """Twice in all here."""
+    files.content["/a.zip"], files.busy = CONTENT, [status]
+    assert download(f"{files.url}a.zip", tmp_path, CONTENT) == CONTENT
+    files.content["/b.zip"], files.busy = CONTENT, [status] * 2
+    with pytest.raises(DataError, match=rf"/b\.zip: the server answered {status} .*; run again to continue"):
+        download(f"{files.url}b.zip", tmp_path, CONTENT)
+
+
+def test_without_a_digest_nothing_is_kept_that_would_not_be_used(tmp_path: Path, files: Files) -> None:
+    """Each time all of it is asked for again."""
+    files.content["/a.zip"], files.cut_after, files.cuts_left = CONTENT, 20_000, 4
+    with pytest.raises(DataError, match="the connection broke"):
+        download(f"{files.url}a.zip", tmp_path, None)
+    assert left_behind(tmp_path) == ["a.zip.lock"]
+
+
 def test_a_weak_etag_names_no_version(tmp_path: Path, files: Files) -> None:
     """Files of other bytes may have it (RFC 9110 8.8.1): as without any, all is asked for again."""
     files.content["/a.zip"], files.headers = CONTENT, {"ETag": 'W/"1"'}

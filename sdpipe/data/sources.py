@@ -22,6 +22,7 @@ from sdpipe.files import local_path, sha256_of
 CHUNK_BYTES = 1 << 14  # what is lost when a connection breaks within a chunk
 TIMEOUT_S = (10, 60)  # to connect, and between two chunks
 ATTEMPTS = 4
+_PASSING = (429, 500, 502, 503, 504)  # of a server that is busy, or beginning anew
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")  # Content-Range, RFC 9110 14.4
 FILE_ENDINGS = (".gz", ".tgz", ".tar", ".bz2", ".xz", ".zip", ".mat")
 
@@ -134,7 +135,7 @@ def _fetch_and_check(url: str, path: Path, check: Check | None) -> None:
     # The part's name carries its address, so that another URL never continues it.
     tag = hashlib.sha256(url.encode()).hexdigest()[:12]
     part = _Part(path.with_name(f"{path.name}.{tag}.part"))
-    shown = as_shown(url)
+    shown, is_whole = as_shown(url), False
     try:
         for attempt in Retrying(
             retry=retry_if_exception_type((_BrokenOffError, requests.ConnectionError, requests.Timeout)),
@@ -147,6 +148,7 @@ def _fetch_and_check(url: str, path: Path, check: Check | None) -> None:
                     part.discard()  # nothing would notice a file that changed on the server meanwhile
                 while not _transfer(url, part):
                     pass
+        is_whole = True
     except _BrokenOffError as error:
         again = "" if check is None else "; run again to continue"
         raise DataError(f"{shown}: {error}{again}") from error
@@ -154,6 +156,9 @@ def _fetch_and_check(url: str, path: Path, check: Check | None) -> None:
         raise DataError(f"{shown}: {_reason(error)}") from error
     except OSError as error:
         raise DataError(f"{part.path}: {error.strerror}") from error
+    finally:
+        if check is None and not is_whole:
+            part.discard()  # it will not be continued
     if check is not None:
         try:
             check(part.path, shown)
@@ -198,6 +203,8 @@ def _transfer(url: str, part: _Part) -> bool:
                 return True  # all of it had come already
             part.discard()
             raise _BrokenOffError("the file changed on the server")
+        if response.status_code in _PASSING:
+            raise _BrokenOffError(f"the server answered {response.status_code} {response.reason}")
         response.raise_for_status()
         total = _number(response.headers.get("Content-Length"))
         is_range = response.status_code == requests.codes.partial_content
