@@ -56,6 +56,14 @@ def test_a_label_that_svhn_has_not_is_refused(tmp_path: Path, label: float) -> N
         read_svhn(tmp_path / "x.mat")
 
 
+def test_labels_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    """A cell array, as MATLAB has it."""
+    y = np.array([1, 1], dtype=object)
+    savemat(tmp_path / "x.mat", {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": y})
+    with pytest.raises(DataError, match=r"x\.mat: y: expected labels from 1 to 10"):
+        read_svhn(tmp_path / "x.mat")
+
+
 def test_a_wrong_digest_is_refused_and_nothing_is_left(tmp_path: Path, files: Files) -> None:
     """One error with the address, the digest expected and the one found."""
     archive = cifar10_archive()
@@ -81,6 +89,17 @@ def test_a_wrong_fashion_digest_names_the_file(tmp_path: Path) -> None:
     for name, raw in fashion_files().items():
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(raw + b"x" if "t10k-labels" in name else raw))
     with pytest.raises(DataError, match="t10k-labels-idx1-ubyte.*SHA-256"):
+        fetch("fashion-mnist", fashion_config(str(tmp_path)), tmp_path / "out", tmp_path / "dl")
+
+
+def test_a_little_file_that_unpacks_to_much_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before all of it is in memory."""
+    monkeypatch.setattr("sdpipe.data.fetch.MAX_IDX_BYTES", 10**6)
+    for name, raw in fashion_files().items():
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(raw) + gzip.compress(bytes(10**6)))
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: unpacked it has over 1,000,000 bytes"):
         fetch("fashion-mnist", fashion_config(str(tmp_path)), tmp_path / "out", tmp_path / "dl")
 
 
@@ -208,6 +227,18 @@ def test_class_names_that_are_no_text(tmp_path: Path) -> None:
     archive = tar_of(members)
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(archive)
     with pytest.raises(DataError, match="batches.meta.txt: expected class names in UTF-8"):
+        fetch("cifar10", cifar10_config(str(tmp_path), archive), tmp_path / "data" / "x", tmp_path / "dl")
+
+
+@pytest.mark.parametrize("name", ["class 1", "class\x1b[2J"])
+def test_class_names_that_people_cannot_tell_apart(tmp_path: Path, name: str) -> None:
+    """As those of class folders."""
+    records = cifar_records(10, 1, 0)[0]
+    names = "\n".join([name, *(f"class {k}" for k in range(1, 10))]).encode()
+    members = {"data_batch_1.bin": records, "test_batch.bin": records, "batches.meta.txt": names}
+    archive = tar_of(members)
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(archive)
+    with pytest.raises(DataError, match=r"cifar10: class '.*': expected printable names, each once"):
         fetch("cifar10", cifar10_config(str(tmp_path), archive), tmp_path / "data" / "x", tmp_path / "dl")
 
 

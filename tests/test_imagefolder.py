@@ -128,6 +128,15 @@ def test_an_unreadable_picture_is_named_and_nothing_is_left(tmp_path: Path) -> N
     assert left_behind(tmp_path / "data") == []
 
 
+def test_unreadable_pictures_of_all_parts_are_named_at_once(tmp_path: Path) -> None:
+    """Those of the test part would else be told when the others are mended."""
+    tree = make_tree(tmp_path / "mine", ("train", "test"))
+    for split in ("train", "test"):
+        (tree / split / "cow" / "x.jpg").write_text("not a picture")
+    with pytest.raises(DataError, match=r"train/cow/x\.jpg: .*; .*test/cow/x\.jpg: not a picture"):
+        fetch("imagefolder", folder_config(tree), tmp_path / "data" / "out", tmp_path / "dl")
+
+
 def test_other_files_are_counted_not_read(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "mine")
     (tree / "bee" / "notes.txt").write_text("hello")

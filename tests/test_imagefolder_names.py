@@ -96,3 +96,4 @@ def test_what_a_server_sent_in_place_of_an_archive_is_named_by_its_address(
         fetch("imagefolder", config, tmp_path / "out", tmp_path / "dl")
     assert str(caught.value).startswith(f"{files.url}pictures.zip: damaged, truncated or no archive")
     assert str(tmp_path) not in str(caught.value)
+    assert not list((tmp_path / "dl").rglob("pictures.zip")), "it would be downloaded again"

@@ -139,15 +139,18 @@ def _open_zip(archive: Path) -> tuple[zipfile.ZipFile, bool]:
         return zip_file, False
 
 
-def read_gzip(path: Path) -> bytes:
+def read_gzip(path: Path, max_bytes: int) -> bytes:
     """The bytes of a file, unpacked if it is in gzip's format, whatever its name.
 
-    Raises DataError if it is damaged or truncated.
+    Raises DataError if it is damaged or truncated, or has more bytes.
     """
-    raw = path.read_bytes()
-    if not raw.startswith(_GZIP_MAGIC):
-        return raw
     try:
-        return gzip.decompress(raw)
+        with path.open("rb") as packed:
+            is_packed = packed.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+        with gzip.open(path) if is_packed else path.open("rb") as stream:
+            raw = stream.read(max_bytes + 1)
+        if len(raw) > max_bytes:
+            raise DataError(f"{path}: unpacked it has over {max_bytes:,} bytes")
+        return raw
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _damaged(path, error) from error

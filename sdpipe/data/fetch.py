@@ -21,7 +21,7 @@ from sdpipe.data.config import (
     check_apart,
 )
 from sdpipe.data.formats import read_cifar, read_idx, read_svhn
-from sdpipe.data.imagefolder import hold_out_test, list_pictures, write_pictures
+from sdpipe.data.imagefolder import hold_out_test, list_pictures, refuse_unreadable, write_pictures
 from sdpipe.data.sources import as_shown, has_sha256, is_url, locate
 from sdpipe.data.split import split_stratified
 from sdpipe.data.store import PICTURES, write_files, write_meta, write_part
@@ -31,6 +31,7 @@ from sdpipe.files import local_path, replacing_folder
 DIGITS_MAX = 16  # scikit-learn's digits have 17 grey levels, 0..16
 DIGIT_PICTURE_PX = 40  # of a digit as a picture file, enlarged from 8
 RGB = 3  # channels
+MAX_IDX_BYTES = 2**28  # what little may unpack to; Fashion-MNIST's largest file has 47,040,016
 
 FASHION_MNIST_CLASSES = [
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -89,12 +90,12 @@ def _read_checked_idx(config: ArchiveConfig, name: str, downloads: Path) -> np.n
     expected = _digest_of(config, name)
 
     def check(path: Path, shown: str) -> None:
-        if (found := hashlib.sha256(read_gzip(path)).hexdigest()) != expected:
+        if (found := hashlib.sha256(read_gzip(path, MAX_IDX_BYTES)).hexdigest()) != expected:
             raise DataError(f"{shown}: SHA-256 of the unpacked bytes expected {expected}, found {found}")
 
     unpacked = not is_url(config.source) and (local_path(config.source) / name).is_file()
     path = locate(config.source, name if unpacked else f"{name}.gz", downloads, check)
-    return read_idx(read_gzip(path), name)
+    return read_idx(read_gzip(path, MAX_IDX_BYTES), name)
 
 
 def _digest_of(config: ArchiveConfig, name: str) -> str:
@@ -172,6 +173,9 @@ def _fetch_imagefolder(config: ImageFolderConfig, folder: Path, downloads: Path)
             return _read_tree(Path(unpacked), config, folder)
         except DataError as error:  # the place where it was unpacked is gone when this is read
             raise DataError(str(error).replace(unpacked, shown).replace(str(archive), shown)) from error
+        finally:
+            if is_url(config.source) and check is None:
+                archive.unlink()  # it would be downloaded again all the same
 
 
 def _read_tree(tree: Path, config: ImageFolderConfig, folder: Path) -> dict[str, Any]:
@@ -182,8 +186,9 @@ def _read_tree(tree: Path, config: ImageFolderConfig, folder: Path) -> dict[str,
     else:
         train, test = hold_out_test(train, config.test_fraction, config.seed)
     size_HW = (config.image_size, config.image_size)
-    write_pictures(folder, "train", train + validation, size_HW, config.channels)
-    write_pictures(folder, "test", test, size_HW, config.channels)
+    unreadable = write_pictures(folder, "train", train + validation, size_HW, config.channels)
+    unreadable += write_pictures(folder, "test", test, size_HW, config.channels)
+    refuse_unreadable(unreadable)
     return write_meta(
         folder,
         name="imagefolder",
@@ -229,7 +234,7 @@ def _list_tree(
     validation = splits.get("validation", [])
     write_files(folder, splits["train"] + validation, tree)
     size_HW, crop_fraction = (config.image_size, config.image_size), config.image_size / config.resize
-    write_pictures(folder, "test", splits["test"], size_HW, RGB, crop_fraction)
+    refuse_unreadable(write_pictures(folder, "test", splits["test"], size_HW, RGB, crop_fraction))
     return write_meta(
         folder,
         name=name,

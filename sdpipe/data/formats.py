@@ -76,6 +76,6 @@ def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{path}: no SVHN file with X and y: {error}") from error
     if images_HWCN.dtype != np.uint8 or images_HWCN.ndim != 4 or images_HWCN.shape[3] != len(labels):
         raise DataError(f"{path}: X is {images_HWCN.dtype} {images_HWCN.shape} for {len(labels)} labels")
-    if not np.isin(labels, range(1, 11)).all():
+    if labels.dtype.kind not in "iuf" or not np.isin(labels, range(1, 11)).all():
         raise DataError(f"{path}: y: expected labels from 1 to 10, which stands for the digit 0")
     return images_HWCN.transpose(3, 0, 1, 2), labels.astype(np.int64) % 10

@@ -197,10 +197,10 @@ def write_pictures(
     size_HW: tuple[int, int],
     channels: int,
     crop_fraction: float = 1.0,
-) -> None:
+) -> list[str]:
     """Decode pictures into `<part>_images.npy` and `<part>_labels.npy`.
 
-    Raises DataError that names the unreadable ones.
+    Returns a sentence on each unreadable one; the files are of no use where there is any.
     """
     writer = ArrayWriter(folder, part, len(pictures), (*size_HW, channels))
     unreadable: list[str] = []
@@ -222,10 +222,16 @@ def write_pictures(
                 images = [result for result in results if not isinstance(result, str)]
                 writer.append(np.stack(images), np.array([label for _, label in chunk]))
             bar.update(len(chunk))
+    if not unreadable:
+        writer.close()
+    return unreadable
+
+
+def refuse_unreadable(unreadable: list[str]) -> None:
+    """Raise DataError, naming the first of them, if there are any: all parts are looked through before."""
     if unreadable:
         more = f" (and {len(unreadable) - _MAX_NAMED} more)" if len(unreadable) > _MAX_NAMED else ""
         raise DataError("; ".join(unreadable[:_MAX_NAMED]) + more)
-    writer.close()
 
 
 def _chunks(pictures: list[tuple[Path, int]]) -> Iterable[list[tuple[Path, int]]]:

@@ -150,7 +150,7 @@ def write_meta(
     if train == "train_images":
         _check_shapes(name, [arrays[train].shape[1:], arrays["test_images"].shape[1:]])
         shared = count_shared(arrays[train], arrays["test_images"])
-    _check_labels(name, class_names, arrays["train_labels"], arrays["test_labels"])
+    _check_classes(name, class_names, arrays["train_labels"], arrays["test_labels"])
     height, width, channels = arrays["test_images"].shape[1:]
     meta = {
         "name": name,
@@ -177,7 +177,7 @@ def _check_shapes(name: str, shapes_HWC: list[tuple[int, ...]]) -> None:
         raise DataError(f"{name}: all images must have one shape, found {sorted(set(shapes_HWC))}")
 
 
-def _check_labels(name: str, class_names: list[str], train_N: np.ndarray, test_N: np.ndarray) -> None:
+def _check_classes(name: str, class_names: list[str], train_N: np.ndarray, test_N: np.ndarray) -> None:
     for part, labels_N in (("train", train_N), ("test", test_N)):
         if len(labels_N) == 0:
             raise DataError(f"{name}: the {part} part has no image")
@@ -186,6 +186,9 @@ def _check_labels(name: str, class_names: list[str], train_N: np.ndarray, test_N
                 f"{name}: {part} labels run from {labels_N.min()} to {labels_N.max()}, "
                 f"expected 0 to {len(class_names) - 1}"
             )
+    for at, class_name in enumerate(class_names):
+        if not class_name.isprintable() or class_name in class_names[:at]:
+            raise DataError(f"{name}: class {class_name!r}: expected printable names, each once")
     missing = [
         class_names[k] for k in sorted(set(range(len(class_names))) - set(np.unique(train_N).tolist()))
     ]
