@@ -120,15 +120,20 @@ def test_too_little_memory_is_one_line(project: Path, mlflow_store: Path) -> Non
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError("could not create a primitive"),
-        RuntimeError("can't start new thread"),
     ],
     ids=repr,
 )
 def test_every_kind_of_too_little_memory_is_known(error: Exception) -> None:
-    """As Python, the kernel, CUDA's driver, cuDNN and oneDNN say it, and Python of a thread."""
+    """As Python, the kernel, CUDA's driver, cuDNN and oneDNN say it."""
     says = "^out of memory at train.batch_size 16 in 1 parts"
     with pytest.raises(TrainingError, match=says), memory_on_one_line(train_config()):
         raise error
+
+
+def test_a_thread_that_cannot_be_started_is_told_apart() -> None:
+    """Smaller parts of a batch would not help."""
+    with pytest.raises(TrainingError, match="^no thread can be started"), memory_on_one_line(train_config()):
+        raise RuntimeError("can't start new thread")
 
 
 def test_a_capture_that_was_given_up_for_lack_of_memory_is_one() -> None:

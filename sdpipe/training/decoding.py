@@ -4,18 +4,15 @@ PyTorch's DataLoader holds the processes and brings batches in order. What a cro
 (seed, epoch, sample), so any number of processes gives the same pixels.
 """
 
-import errno
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import current_process
-from multiprocessing.queues import Queue
 from multiprocessing.util import Finalize
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,21 +24,12 @@ from sdpipe.data.crops import random_scale_box, random_size_box
 from sdpipe.data.pictures import ChooseBox, PictureFiles
 from sdpipe.errors import DataError, LoadingError
 from sdpipe.runtime.cores import num_cores
-from sdpipe.runtime.memory import give_memory_back
 from sdpipe.training.compute import Compute
 from sdpipe.training.config import RandomScaleCrop, RandomSizeCrop
+from sdpipe.training.decoding_faults import faults_on_one_line, first_line
+from sdpipe.training.decoding_worker import UNSENT, Unreadable, start_worker
 from sdpipe.training.draws import Draws
 
-_SHORT = (errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EMFILE)
-_DEATHS = ("DataLoader worker", "Pin memory thread exited")
-"""How the DataLoader begins to tell of a process's death; the second, where its batch was being pinned."""
-_TOO_MANY_FILES = "Too many open files. "
-"""How it tells that it cannot take a batch for want of file descriptors."""
-_OF_A_WORKER = "Caught "
-"""How it begins to tell of an error within a worker, which is a bug."""
-_UNSENT = "no picture can be sent to the training"
-_LONGEST_TMPDIR = 75
-"""Bytes: a socket's path may have 107 (unix(7)), and `/pymp-xxxxxxxx/listener-xxxxxxxx` is 32 of them."""
 Crop = RandomSizeCrop | RandomScaleCrop | None
 Key = tuple[int, int | None]
 """A picture's number, and the epoch of its random crop."""
@@ -79,7 +67,7 @@ class FileImages:
             collate_fn=_stack,
             pin_memory=compute.device.type == "cuda",
             persistent_workers=workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
         )
 
     def batches(
@@ -88,12 +76,12 @@ class FileImages:
         """As `Images` says. Raises LoadingError if a picture cannot be read or a process has died."""
         numbers = list(wanted)
         self._keys.wanted = ([(int(number), epoch) for number in each] for each in numbers)
-        with _faults_on_one_line(), _death_noticed_when_waiting():
+        with faults_on_one_line(), _death_noticed_when_waiting():
             loaded = iter(self._loader)
         for each in numbers:
-            with _faults_on_one_line():
+            with faults_on_one_line():
                 images_NHWC = next(loaded)
-            if isinstance(images_NHWC, _Unreadable):
+            if isinstance(images_NHWC, Unreadable):
                 raise LoadingError(str(images_NHWC))
             indices = self._compute.upload(torch.from_numpy(each))
             yield (
@@ -102,7 +90,7 @@ class FileImages:
             )
 
 
-class _Loader(DataLoader["np.ndarray | _Unreadable"]):
+class _Loader(DataLoader["np.ndarray | Unreadable"]):
     """PyTorch's, whose processes may be refused by the system when only some of them are there."""
 
     def _get_iterator(self) -> _BaseDataLoaderIter:
@@ -110,6 +98,9 @@ class _Loader(DataLoader["np.ndarray | _Unreadable"]):
             return super()._get_iterator()
         _make_folder_for_sockets()
         return _Workers(self)
+
+    def check_worker_number_rationality(self) -> None:
+        """Warn of nothing: how many are fast is measured in docs/training.md, and said there."""
 
 
 def _make_folder_for_sockets() -> None:
@@ -123,14 +114,16 @@ def _make_folder_for_sockets() -> None:
     try:
         config["tempdir"] = folder = tempfile.mkdtemp(prefix="pymp-")
     except OSError as error:
-        raise LoadingError(f"{_UNSENT}: {error}") from error
+        raise LoadingError(f"{UNSENT}: {error}") from error
     Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-100)
 
 
 class _Workers(_MultiProcessingDataLoaderIter):
     def __del__(self) -> None:
-        if hasattr(self, "_workers_status"):  # made to the end; else it fails, and Python prints a traceback
-            super().__del__()
+        # Made to the end, and threads can be started; else it fails, and Python prints a traceback.
+        if hasattr(self, "_workers_status"):
+            with suppress(RuntimeError):
+                super().__del__()
 
 
 class _Keys:
@@ -142,26 +135,20 @@ class _Keys:
         return iter(self.wanted)
 
 
-class _Unreadable(str):
-    """Why a picture cannot be read, in place of its pixels; exceptions would come as tracebacks."""
-
-    __slots__ = ()
-
-
-class _Decoder(Dataset[np.ndarray | _Unreadable]):
+class _Decoder(Dataset[np.ndarray | Unreadable]):
     def __init__(self, files: PictureFiles, crop: Crop, draws: Draws) -> None:
         self._files = files
         self._crop = crop
         self._draws = draws
 
-    def __getitem__(self, key: Key) -> np.ndarray | _Unreadable:
+    def __getitem__(self, key: Key) -> np.ndarray | Unreadable:
         number, epoch = key
         try:
             return self._files.read(number, None if epoch is None else self._choose_box(number, epoch))
         except DataError as error:
-            return _Unreadable(error)
+            return Unreadable(error)
         except MemoryError:
-            return _Unreadable(f"{self._files.path(number)}: not enough memory to cut it")
+            return Unreadable(f"{self._files.path(number)}: not enough memory to cut it")
 
     def _choose_box(self, number: int, epoch: int) -> ChooseBox | None:
         generator, size_HW = self._draws.crop(epoch, number), self._files.size_HW
@@ -177,13 +164,13 @@ class _Decoder(Dataset[np.ndarray | _Unreadable]):
         return None
 
 
-def _stack(images: list[np.ndarray | _Unreadable]) -> Tensor | _Unreadable:
+def _stack(images: list[np.ndarray | Unreadable]) -> Tensor | Unreadable:
     """A batch, in a worker already in the memory that it shares with the training.
 
     Moved there by the thread that sends it, a batch that finds no room would never arrive, nor would a word.
     """
     for image in images:
-        if isinstance(image, _Unreadable):
+        if isinstance(image, Unreadable):
             return image
     try:
         batch_NHWC = torch.from_numpy(np.stack(images))
@@ -191,39 +178,10 @@ def _stack(images: list[np.ndarray | _Unreadable]) -> Tensor | _Unreadable:
             batch_NHWC.share_memory_()  # type: ignore[no-untyped-call]
         return batch_NHWC
     except (MemoryError, RuntimeError) as error:
-        return _Unreadable(
+        return Unreadable(
             f"no memory for a batch of {len(images)} pictures; they wait in /dev/shm, which a container may "
-            f"have too little of; fewer machine.workers need less ({_first_line(error)})"
+            f"have too little of; fewer machine.workers need less ({first_line(error)})"
         )
-
-
-def _start_worker(_worker: int) -> None:
-    """Ctrl-C and the terminal's end are the parent's, which finishes its step and ends the workers.
-
-    The parent keeps its memory for tensors; a worker has pictures.
-    """
-    give_memory_back()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler came along
-    Queue._on_queue_feeder_error = _tell_instead  # type: ignore[attr-defined]
-
-
-def _tell_instead(results: "Queue[Any]", error: Exception, unsent: tuple[int, object] | bytes) -> None:
-    """Tell why a batch cannot be sent, in its place: it would be waited for for ever, behind a traceback.
-
-    Called in the thread that sends it, which first makes a socket, through which memory is shared.
-    """
-    if not isinstance(unsent, tuple):
-        os._exit(1)  # nothing can be told, either; that a worker has died is noticed
-    reason = str(error)
-    if reason == "AF_UNIX path too long":
-        folder = tempfile.gettempdir()
-        reason = (
-            f"TMPDIR, {folder}, is of {len(os.fsencode(folder))} bytes, and the sockets that stand there let "
-            f"it have {_LONGEST_TMPDIR}"
-        )
-    results.put((unsent[0], _Unreadable(f"{_UNSENT}: {reason}")))
 
 
 @contextmanager
@@ -235,37 +193,3 @@ def _death_noticed_when_waiting() -> Iterator[None]:
     before = signal.getsignal(signal.SIGCHLD)
     yield
     signal.signal(signal.SIGCHLD, before)
-
-
-@contextmanager
-def _faults_on_one_line() -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, EOFError, ConnectionError) as error:
-        if str(error).startswith(_TOO_MANY_FILES):
-            raise LoadingError(
-                "too many files are open for pictures to come from the processes that decode them; a higher "
-                "`ulimit -n` lets them, fewer machine.workers need less"
-            ) from error
-        if isinstance(error, RuntimeError) and not str(error).startswith(_DEATHS):
-            raise
-        raise LoadingError(
-            f"a process that decodes pictures has died ({_first_line(error)}); memory may have been "
-            "short, also in /dev/shm; fewer machine.workers need less"
-        ) from error
-    except OSError as error:  # of fork(), or of the queues between the processes
-        if str(error).startswith(_OF_A_WORKER):
-            raise
-        if error.errno in _SHORT:
-            raise LoadingError(
-                f"no process can be started to decode pictures ({error.strerror}); memory, /dev/shm, the "
-                "number of processes or of open files is short; fewer machine.workers need less"
-            ) from error
-        raise LoadingError(
-            f"no picture comes from the processes that decode them ({error}); their sockets stand in "
-            f"{tempfile.gettempdir()}, from where they may have been removed"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -262,10 +262,15 @@ def _told_how_it_ends(tracker: LiveTracker, stopped: str, interruption: Interrup
 
 @contextmanager
 def memory_on_one_line(config: TrainConfig) -> Iterator[None]:
-    """Turn an allocation that fails, on the host or the device, into a TrainingError."""
+    """Turn an allocation that fails, on the host or the device, or a thread, into a TrainingError."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
+        if str(error) == "can't start new thread":
+            raise TrainingError(
+                "no thread can be started: memory or the number of processes (`ulimit -u`) is short; "
+                "a checkpoint, if there is one, is good"
+            ) from error
         if not _is_of_memory(error):
             raise
         raise TrainingError(
@@ -280,11 +285,10 @@ def _is_of_memory(error: BaseException | None) -> bool:
         return False
     # PyTorch has a class of its own for its allocator on the device only.
     phrases = ("can't allocate memory", "STATUS_ALLOC_FAILED", "out of memory", "bad_alloc")
-    sentences = ("could not create a primitive", "can't start new thread")  # oneDNN's; Python's, for a stack
     return (
         isinstance(error, MemoryError | torch.OutOfMemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or any(phrase in str(error) for phrase in phrases)
-        or str(error) in sentences
+        or str(error) == "could not create a primitive"  # oneDNN's
         or _is_of_memory(error.__context__)
     )
