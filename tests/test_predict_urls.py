@@ -39,11 +39,12 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(length))
             self.end_headers()
             self.wfile.write(self.picture)
-        elif self.path == "/packed.png":
+        elif self.path in ("/gzip.png", "/identity.png", "/aws-chunked.png"):
+            coding = self.path[1:].removesuffix(".png")
             self.send_response(200)
-            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Encoding", coding)
             self.end_headers()
-            self.wfile.write(gzip.compress(self.picture))
+            self.wfile.write(gzip.compress(self.picture) if coding == "gzip" else self.picture)
         elif self.path.startswith("/cut-off.png?"):
             self.send_response(200)
             self.send_header("Content-Length", str(len(self.picture) + 1))
@@ -139,7 +140,7 @@ def test_urls_that_are_refused(server: str, rgb_model_path: Path, monkeypatch: p
         f"{server}/drip.png": "no whole answer in 1 s",
         "http://127.0.0.1:1/x.png": "cannot be fetched: ",
         "http://[/": "cannot be fetched: ",
-        f"{server}/packed.png": "cannot be fetched: the server packs it as gzip, which was not asked for",
+        f"{server}/gzip.png": "cannot be fetched: the server packs it as gzip, which was not asked for",
         wrong_port: "cannot be fetched: Port out of range 0-65535",
         f"{server}/to/{wrong_port}": "cannot be fetched: Port out of range 0-65535",
     }
@@ -159,6 +160,12 @@ def test_a_connection_that_ends_early_is_said_to(server: str, path: str) -> None
     with pytest.raises(ImageError, match="the connection ended before the whole file") as caught:
         sources.read_url(f"{server}/{path}")
     assert caught.value.code == "not_fetched"
+
+
+@pytest.mark.parametrize("coding", ["identity", "aws-chunked"])
+def test_codings_that_leave_the_bytes_are_taken(server: str, coding: str) -> None:
+    """Pictures in object stores bear such a header."""
+    assert sources.read_url(f"{server}/{coding}.png") == Server.picture
 
 
 def test_an_answer_in_chunks_is_read_whole(server: str) -> None:

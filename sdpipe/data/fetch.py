@@ -175,7 +175,7 @@ def _fetch_imagefolder(config: ImageFolderConfig, folder: Path, downloads: Path)
             raise DataError(str(error).replace(unpacked, shown).replace(str(archive), shown)) from error
         finally:
             if is_url(config.source) and check is None:
-                archive.unlink()  # it would be downloaded again all the same
+                archive.unlink(missing_ok=True)  # it would be downloaded again all the same
 
 
 def _read_tree(tree: Path, config: ImageFolderConfig, folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ TIMEOUT_S = 10.0
 
 _CHUNK_BYTES = 2**16
 _LOOK_S = 0.1
+_PACKINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress")  # others, as aws-chunked, leave the bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +254,8 @@ def _fetch(url: str) -> bytes | ImageError:
     deadline = time.monotonic() + TIMEOUT_S
     try:
         with opener.open(url, timeout=TIMEOUT_S) as answer:
-            if packing := answer.headers.get("Content-Encoding"):
+            packing = answer.headers.get("Content-Encoding", "").lower()
+            if packing in _PACKINGS:
                 return _not_fetched(f"the server packs it as {packing}, which was not asked for")
             announced = answer.length or 0  # None of an answer in chunks, which says itself where it ends
             check_size(announced)
