@@ -1,7 +1,7 @@
 """What all figures share: style, saving, and marks. Matplotlib without a screen; same data, same bytes."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,6 @@ def save_png(figure: Figure, path: Path) -> None:
         # Letters that the font lacks are drawn as boxes; the tables beside the figures have them.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(beside, format="png", bbox_inches="tight", metadata={"Software": ""})
-
-
-def ticks_apart(values: Iterable[float]) -> list[float]:
-    """Of values for an axis those, in order, whose labels do not touch: a twentieth of their range apart."""
-    ordered = sorted(set(values))
-    ticks = ordered[:1]
-    for value in ordered[1:]:
-        if value - ticks[-1] > (ordered[-1] - ordered[0]) / 20.5:
-            ticks.append(value)
-    return ticks
 
 
 def mark_drops(axes: Any, *histories: Sequence[Mapping[str, float]]) -> None:

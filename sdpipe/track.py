@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sdpipe.errors import DataError
-from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
+from sdpipe.training.checkpoint import CheckpointFolder
 from sdpipe.training.progress import Progress
 from sdpipe.training.records import progress_metrics, record_from_files
 from sdpipe.training.run_record import RunRecord, read_note, remove_note
@@ -66,14 +66,6 @@ def _as_killed(record: RunRecord, note: Path, checkpoints: CheckpointFolder) -> 
     return replace(
         record,
         status="KILLED",
-        epochs=[] if newest is None else _epochs_of(newest),
+        epochs=[] if newest is None else progress_metrics(Progress.from_json(newest.state)),
         ended_ms=int(ended_s * 1000),
     )
-
-
-def _epochs_of(checkpoint: Checkpoint) -> list[dict[str, float]]:
-    """None are known where other code wrote it, with other fields: the run is KILLED all the same."""
-    try:
-        return progress_metrics(Progress.from_json(checkpoint.state))
-    except (KeyError, TypeError):
-        return []

@@ -16,7 +16,6 @@ from test_tracking import RECORD
 from sdpipe.cli import main
 from sdpipe.data.store import DataSet
 from sdpipe.training import tracking
-from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
 from sdpipe.training.run_record import RunRecord, notes, read_note, write_note
 from sdpipe.training.session import train_run
 from sdpipe.training.tracking import LiveTracker, publish
@@ -87,18 +86,6 @@ def test_a_run_that_was_killed_is_sent_with_what_it_saved(
     train_run("plain", config, machine(), dataset, "code", project / "out")
     assert the_run(mlflow_store).info.status == "FINISHED"
     assert not notes()
-
-
-def test_a_killed_run_of_other_code_is_sent_without_its_epochs(project: Path, mlflow_store: Path) -> None:
-    """What its checkpoint holds has other fields by now; further runs are sent, too."""
-    write_note(RECORD)
-    folder = project / ".sdpipe" / "runs" / RECORD.fingerprint
-    state = {"history": [{"epoch": 1, "of_old": 2}], "timing": [], "hardware": ["a CPU"]}
-    CheckpointFolder(folder, RECORD.fingerprint).save(Checkpoint(num_steps=3, tensors={}, state=state))
-    done = track()
-    run = the_run(mlflow_store)
-    assert (done.exit_code, done.output) == (0, f"run plain, killed: MLflow run {run.info.run_id}\n")
-    assert (run.info.status, notes()) == ("KILLED", [])
 
 
 def test_a_training_that_goes_on_is_left_to_itself(project: Path, mlflow_store: Path) -> None:

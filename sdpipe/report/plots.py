@@ -18,7 +18,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from sdpipe.colours import COLOURS, CONSTANT_COLOUR, compared_colours
-from sdpipe.drawing import STYLE, mark_drops, save_png, ticks_apart
+from sdpipe.drawing import STYLE, mark_drops, save_png
 from sdpipe.report.runs import Numbers
 from sdpipe.report.settings import Spread
 
@@ -201,8 +201,7 @@ def draw_p_L(sheet: Sheet, lines: Mapping[str, Mapping[float, Spread]], constant
         for colour, (name, points) in zip(compared_colours(len(lines)), lines.items(), strict=True):
             _errorbar(axes, {x: points[x] for x in sorted(points)}, name, colour, 100.0)
         axes.set(xlabel="p_L, survival probability of the last block", ylabel="test error (%)")
-        ticks = ticks_apart(p_L for points in lines.values() for p_L in points)
-        axes.set_xticks(ticks, [f"{p_L:g}" for p_L in ticks])
+        axes.set_xticks(sorted({p_L for points in lines.values() for p_L in points}))
         _legend(figure, axes)
     return figure
 
