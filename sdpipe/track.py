@@ -8,8 +8,7 @@ from filelock import FileLock, Timeout
 
 from sdpipe.errors import DataError
 from sdpipe.training.checkpoint import CheckpointFolder
-from sdpipe.training.progress import Progress
-from sdpipe.training.records import progress_metrics, record_from_files
+from sdpipe.training.records import epoch_metrics, record_from_files
 from sdpipe.training.run_record import RunRecord, read_note, remove_note
 from sdpipe.training.tracking import awaited, publish, quietly
 
@@ -60,12 +59,15 @@ def track_note(path: Path) -> tuple[RunRecord, str] | None:
 
 
 def _as_killed(record: RunRecord, note: Path, checkpoints: CheckpointFolder) -> RunRecord:
-    """A training whose process left no word: what it saved, and when."""
+    """A training whose process left no word: what it saved, and when.
+
+    Another code may have saved it, with other metrics of an epoch, so they are sent as they stand there.
+    """
     newest, _damaged = checkpoints.read_newest()
     ended_s = max(path.stat().st_mtime for path in (note, *checkpoints.paths()))
     return replace(
         record,
         status="KILLED",
-        epochs=[] if newest is None else progress_metrics(Progress.from_json(newest.state)),
+        epochs=[] if newest is None else epoch_metrics(newest.state["history"], newest.state["timing"]),
         ended_ms=int(ended_s * 1000),
     )

@@ -16,6 +16,7 @@ from test_tracking import RECORD
 from sdpipe.cli import main
 from sdpipe.data.store import DataSet
 from sdpipe.training import tracking
+from sdpipe.training.checkpoint import Checkpoint, CheckpointFolder
 from sdpipe.training.run_record import RunRecord, notes, read_note, write_note
 from sdpipe.training.session import train_run
 from sdpipe.training.tracking import LiveTracker, publish
@@ -86,6 +87,20 @@ def test_a_run_that_was_killed_is_sent_with_what_it_saved(
     train_run("plain", config, machine(), dataset, "code", project / "out")
     assert the_run(mlflow_store).info.status == "FINISHED"
     assert not notes()
+
+
+def test_what_another_code_saved_of_a_killed_run_is_sent_as_it_is(project: Path, mlflow_store: Path) -> None:
+    """Its epochs had a metric that ours lack, and lacked others."""
+    write_note(RECORD)
+    state = {
+        "history": [{"epoch": 1.0, "train_loss": 0.5, "margin": 0.25}],
+        "timing": [{"epoch": 1.0, "epoch_s": 2.0, "images_per_s": 100.0}],
+    }
+    checkpoints = CheckpointFolder(project / ".sdpipe" / "runs" / RECORD.fingerprint, RECORD.fingerprint)
+    checkpoints.save(Checkpoint(num_steps=6, tensors={}, state=state))
+    assert track().output.startswith("run plain, killed: MLflow run ")
+    metrics = the_run(mlflow_store).data.metrics
+    assert metrics == {"train_loss": 0.5, "margin": 0.25, "images_per_s": 100.0}
 
 
 def test_a_training_that_goes_on_is_left_to_itself(project: Path, mlflow_store: Path) -> None:

@@ -83,13 +83,13 @@ def start_record(
 
 def progress_metrics(progress: Progress) -> list[dict[str, float]]:
     """Of a training in progress, one mapping of metrics for each epoch."""
-    return _epoch_metrics([asdict(row) for row in progress.history], [asdict(row) for row in progress.timing])
+    return epoch_metrics([asdict(row) for row in progress.history], [asdict(row) for row in progress.timing])
 
 
-def _epoch_metrics(
+def epoch_metrics(
     history: Sequence[Mapping[str, float]], timing: Sequence[Mapping[str, float]]
 ) -> list[dict[str, float]]:
-    """Both have the same epochs."""
+    """The same, of rows with whatever metrics they have. Both have the same epochs."""
     return [
         {name: value for name, value in row.items() if name != "epoch"}
         | {"images_per_s": times["images_per_s"]}
@@ -175,7 +175,7 @@ def _epochs_of(folder: Path) -> list[dict[str, float]]:
         )
     for row in history:
         _numbers(folder / "history.csv", row)
-    return _epoch_metrics(history, timing)
+    return epoch_metrics(history, timing)
 
 
 def _numbers(path: Path, values: Mapping[str, Any]) -> dict[str, float]:
