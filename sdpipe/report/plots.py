@@ -201,7 +201,6 @@ def draw_p_L(sheet: Sheet, lines: Mapping[str, Mapping[float, Spread]], constant
         for colour, (name, points) in zip(compared_colours(len(lines)), lines.items(), strict=True):
             _errorbar(axes, {x: points[x] for x in sorted(points)}, name, colour, 100.0)
         axes.set(xlabel="p_L, survival probability of the last block", ylabel="test error (%)")
-        axes.set_xticks(sorted({p_L for points in lines.values() for p_L in points}))
         _legend(figure, axes)
     return figure
 
