@@ -55,6 +55,9 @@ def _drawing(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(_WIDTH, width), height), layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False, **options)
+        for axes in figure.axes:
+            if axes.get_ylim()[0] < 0 == axes.dataLim.ymax:  # all is 0, and the margins reach below
+                axes.set_ylim(0, 1)
         figure.suptitle(textwrap.fill(sheet.title, 80), fontsize=10)
         if sheet.mark:
             _write_mark(figure, textwrap.fill(sheet.mark, 95))
@@ -228,7 +231,7 @@ def draw_heatmap(
     low, high = np.nanmin(values), np.nanmax(values)
     with _drawing(sheet, 1.6 + 0.45 * len(p_Ls), width=2 + _CELL * len(depths)) as (figure, grid):
         axes = grid[0, 0]
-        image = axes.imshow(values, cmap="Blues", aspect="auto")
+        image = axes.imshow(values, cmap="Blues", aspect="auto", vmax=high or 1.0)  # all may be 0
         for (p_L, depth), found in errors.items():
             row, column = p_Ls.index(p_L), depths.index(depth)
             dark = high > low and (values[row, column] - low) / (high - low) > 0.6
