@@ -39,6 +39,6 @@ def test_a_process_that_decodes_for_a_training_gives_its_memory_back() -> None:
     """As a fork of the training, it starts with what that has set."""
     of_worker = (
         "from sdpipe.training.compute import choose_compute\nchoose_compute('cpu', 'auto')\n"
-        "from sdpipe.training.decoding import _start_worker\n_start_worker(0)\n"
+        "from sdpipe.training.decoding_worker import start_worker\nstart_worker(0)\n"
     )
     assert faults(of_worker) >= PAGES
