@@ -39,12 +39,12 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(length))
             self.end_headers()
             self.wfile.write(self.picture)
-        elif self.path in ("/gzip.png", "/identity.png", "/aws-chunked.png"):
-            coding = self.path[1:].removesuffix(".png")
+        elif self.path in ("/gzip.png", "/identity.png", "/aws-chunked.png", "/aws-chunked,%20gzip.png"):
+            coding = self.path[1:].removesuffix(".png").replace("%20", " ")
             self.send_response(200)
             self.send_header("Content-Encoding", coding)
             self.end_headers()
-            self.wfile.write(gzip.compress(self.picture) if coding == "gzip" else self.picture)
+            self.wfile.write(gzip.compress(self.picture) if "gzip" in coding else self.picture)
         elif self.path.startswith("/cut-off.png?"):
             self.send_response(200)
             self.send_header("Content-Length", str(len(self.picture) + 1))
@@ -141,6 +141,7 @@ def test_urls_that_are_refused(server: str, rgb_model_path: Path, monkeypatch: p
         "http://127.0.0.1:1/x.png": "cannot be fetched: ",
         "http://[/": "cannot be fetched: ",
         f"{server}/gzip.png": "cannot be fetched: the server packs it as gzip, which was not asked for",
+        f"{server}/aws-chunked,%20gzip.png": "cannot be fetched: the server packs it as gzip, which was not",
         wrong_port: "cannot be fetched: Port out of range 0-65535",
         f"{server}/to/{wrong_port}": "cannot be fetched: Port out of range 0-65535",
     }

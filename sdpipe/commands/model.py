@@ -35,7 +35,7 @@ def _drawable(_context: click.Context, _parameter: click.Parameter, value: Path 
             raise click.BadParameter(f"{name} exists and is no contact sheet; it is left alone.")
     from sdpipe.commands.writable import check_can_be_written
 
-    check_can_be_written(value)  # now, not after all the pictures
+    check_can_be_written(value.resolve())  # now, not after all the pictures
     return value
 
 

@@ -254,9 +254,9 @@ def _fetch(url: str) -> bytes | ImageError:
     deadline = time.monotonic() + TIMEOUT_S
     try:
         with opener.open(url, timeout=TIMEOUT_S) as answer:
-            packing = answer.headers.get("Content-Encoding", "").lower()
-            if packing in _PACKINGS:
-                return _not_fetched(f"the server packs it as {packing}, which was not asked for")
+            codings = ",".join(answer.headers.get_all("Content-Encoding", [])).lower().split(",")
+            if packings := [each.strip() for each in codings if each.strip() in _PACKINGS]:
+                return _not_fetched(f"the server packs it as {packings[0]}, which was not asked for")
             announced = answer.length or 0  # None of an answer in chunks, which says itself where it ends
             check_size(announced)
             parts, num_bytes = [], 0
