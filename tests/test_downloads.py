@@ -88,6 +88,14 @@ def test_without_a_digest_the_same_version_is_continued(tmp_path: Path, files: F
     assert [wanted for _, wanted in files.requests] == [None, "bytes=20000-"]
 
 
+def test_a_part_that_cannot_be_made_is_a_data_error(tmp_path: Path, files: Files) -> None:
+    """Its name is longer than the file's, which the system still takes."""
+    name = f"{'x' * 240}.zip"
+    files.content[f"/{name}"] = CONTENT
+    with pytest.raises(DataError, match="File name too long"):
+        download(f"{files.url}{name}", tmp_path, None)
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_a_server_that_is_busy_is_asked_again(tmp_path: Path, files: Files, status: int) -> None:
     """Twice in all here."""

@@ -6,6 +6,7 @@ A download is resumed where it stopped, and gets its final name only after its c
 import hashlib
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -158,7 +159,8 @@ def _fetch_and_check(url: str, path: Path, check: Check | None) -> None:
         raise DataError(f"{part.path}: {error.strerror}") from error
     finally:
         if check is None and not is_whole:
-            part.discard()  # it will not be continued
+            with suppress(OSError):  # of a part that cannot be touched the first error tells
+                part.discard()  # it will not be continued
     if check is not None:
         try:
             check(part.path, shown)
