@@ -159,6 +159,13 @@ def repeat(model: onnx.ModelProto) -> None:
     add(model, *(helper.make_node("Add", [one, one], [other]) for one, other in pairwise(values)))
 
 
+def scale_each_image(model: onnx.ModelProto) -> None:
+    picture = first(model, "Sub").output[0]
+    quantise = helper.make_node("QuantizeLinear", [picture, "scales", "zeros"], ["small"], axis=0)
+    scales, zeros = np.array([1, 20], np.float32), np.zeros(2, np.uint8)
+    add(model, quantise, scales=scales, zeros=zeros)
+
+
 PLANTED: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "padding of a window": (lambda model: give(first(model, "Conv"), "pads", [4096] * 4), "pads [4096"),
     "a pixel of it": (lambda model: give(first(model, "Conv"), "pads", [3, 1, 1, 1]), "pads [3, 1, 1, 1]"),
@@ -180,6 +187,7 @@ PLANTED: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "one image with another": (mix_images, "Add that makes"),
     "the mean of all images": (average_over_images, "ReduceMean of"),
     "probabilities of all images": (lambda model: give(first(model, "Softmax"), "axis", 0), "Softmax of"),
+    "a scale for each image": (scale_each_image, "QuantizeLinear of images with several scales"),
     "an operator too often": (repeat, "times Add"),
     "a terabyte of weights": (empty_weights, "a tensor of the shape [1099511627776]"),
 }

@@ -56,6 +56,7 @@ _ALLOWED: dict[str, tuple[Attribute, ...]] = {
     "perm": ([0, 3, 1, 2],),
     "to": (1, 10),  # float32, float16
 }
+_QUANTISING = ("QuantizeLinear", "DequantizeLinear")
 _MAX_SIDE = 4096  # of a window and of its steps
 _MAX_CHANNELS = 4096  # that Pad adds
 _PADDING = struct.Struct("<8q")  # before N, C, H, W and behind them
@@ -89,6 +90,9 @@ def infer_shapes(model: OnnxFile, inputs: Mapping[str, Shape], limit: int) -> di
         is_fixed = values.keys().isdisjoint(node.inputs)
         if is_fixed and node.operator != "DequantizeLinear":  # would be computed and kept at opening
             raise ValueError(f"{node.operator} of weights alone")
+        if not is_fixed and node.operator in _QUANTISING and any(map(weights.get, node.inputs[1:])):
+            # Along axis 0 each image of a batch would have its own.
+            raise ValueError(f"{node.operator} of images with several scales")
         for name in node.outputs:
             if name in values or name in weights:
                 raise ValueError(f"{name!r:.40}, which is made twice")
